@@ -1,0 +1,25 @@
+# Thin: each target is one command that can be typed by hand. The environment is .venv, made by tools/setup.sh.
+
+.PHONY: setup demo test check generate bench clean
+
+setup:             ## make .venv and install edge-sdk with all extras (EXTRAS=coordinator,dev for less)
+	@tools/setup.sh
+
+demo: setup        ## 200 devices, ten private rounds, with dropouts and a crash
+	@.venv/bin/edge demo
+
+test: setup check  ## everything that must pass
+	@.venv/bin/python -m pytest --cov
+
+check: setup       ## generated code, style, types, layers
+	@tools/check.sh
+
+generate: setup    ## rewrite the generated code from edge_sdk/schema/*.fbs
+	@tools/generate.sh
+
+bench: setup       ## what we claim about speed
+	@.venv/bin/python -m benchmarks
+
+clean:             ## remove what runs leave behind; .venv stays
+	@rm -rf build dist work .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +

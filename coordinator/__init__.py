@@ -1,0 +1,1 @@
+"""What an operator runs: rounds, secure aggregation, the registry, the service and its tools."""

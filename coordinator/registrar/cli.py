@@ -1,0 +1,171 @@
+"""`edge registrar` and `edge signer`: making the keys that everything else trusts.
+
+Light to import: what signs is imported when a handler runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edge_sdk.cli import Subparsers
+from edge_sdk.errors import ConfigError
+
+_BROKER_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+def add_verb(subparsers: Subparsers) -> None:
+    """Add `edge registrar` with its actions."""
+    parser = subparsers.add_parser(
+        "registrar",
+        help="issue the certificates of devices, coordinators and brokers",
+        description="A deployment's certificate authority. Keep it apart from the coordinator's machine.",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    init = actions.add_parser("init", help="make a registrar: a CA key and a certificate for ten years")
+    init.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for it")
+    init.add_argument(
+        "--name", default="edge-sdk registrar", help="its name in every certificate (%(default)s)"
+    )
+    init.set_defaults(handler=_init)
+
+    request = actions.add_parser(
+        "request", help="make a key and a request for its certificate, on the device itself"
+    )
+    request.add_argument("--id", required=True, help="the id: a-z, 0-9 and '-', at most 63")
+    request.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for both")
+    request.set_defaults(handler=_request)
+
+    issue = actions.add_parser("issue", help="issue a certificate")
+    issue.add_argument("--registrar", type=Path, required=True, metavar="DIR", help="the registrar's folder")
+    issue.add_argument("--role", choices=("device", "coordinator", "broker"), required=True)
+    source = issue.add_mutually_exclusive_group(required=True)
+    source.add_argument("--csr", type=Path, metavar="FILE", help="for the key and the id of this request")
+    source.add_argument("--new-key", action="store_true", help="for a key made here; needs --id")
+    issue.add_argument("--id", help="the id; with --csr it must agree with the request")
+    issue.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a new folder for what is issued"
+    )
+    issue.add_argument("--days", type=int, default=90, help="how long it is valid (%(default)s)")
+    issue.add_argument(
+        "--host",
+        nargs="+",
+        metavar="NAME",
+        help=f"names and addresses of a TLS server (a broker's default: {' '.join(_BROKER_HOSTS)})",
+    )
+    issue.add_argument(
+        "--replace", action="store_true", help="even if another key has a valid certificate for the id"
+    )
+    issue.set_defaults(handler=_issue)
+
+    listing = actions.add_parser("list", help="show what was issued")
+    listing.add_argument(
+        "--registrar", type=Path, required=True, metavar="DIR", help="the registrar's folder"
+    )
+    listing.set_defaults(handler=_list)
+
+
+def add_signer_verb(subparsers: Subparsers) -> None:
+    """Add `edge signer` with its one action."""
+    parser = subparsers.add_parser("signer", help="make the key that signs model bundles")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    init = actions.add_parser("init", help="make signer.key, and signer.pub for devices to pin")
+    init.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for both")
+    init.set_defaults(handler=_init_signer)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from coordinator.registrar.folder import CA_KEY_FILE, init_folder
+    from edge_sdk.credentials import CA_FILE
+
+    init_folder(arguments.out, name=arguments.name, now=time.time())
+    print(f"wrote {arguments.out / CA_KEY_FILE} (keep it secret)")
+    print(f"wrote {arguments.out / CA_FILE} (for everybody else to pin)")
+
+
+def _request(arguments: argparse.Namespace) -> None:
+    from edge_sdk.credentials import KEY_FILE, REQUEST_FILE, NewFile, private_key_file, write_folder
+    from edge_sdk.identity import create_request
+    from edge_sdk.signing import new_private_key
+
+    key = new_private_key()
+    request = create_request(key, arguments.id)
+    write_folder(arguments.out, [private_key_file(KEY_FILE, key), NewFile(REQUEST_FILE, request)])
+    print(f"wrote {arguments.out / KEY_FILE} (it stays here)")
+    print(f"wrote {arguments.out / REQUEST_FILE} (for edge registrar issue --csr)")
+
+
+def _issue(arguments: argparse.Namespace) -> None:
+    from coordinator.registrar.authority import read_request
+    from coordinator.registrar.folder import issue_logged, open_folder
+    from edge_sdk.credentials import KEY_FILE, certificate_files, private_key_file, write_folder
+    from edge_sdk.identity import check_id
+    from edge_sdk.signing import new_private_key
+
+    if arguments.out.exists():
+        raise ConfigError(f"{arguments.out} exists already", hint="name a folder that does not exist yet")
+    authority = open_folder(arguments.registrar)
+    if arguments.new_key:
+        if arguments.id is None:
+            raise ConfigError("--new-key needs --id", hint="pass the id that the certificate is to name")
+        key = new_private_key()
+        identity_id, public_key = check_id(arguments.id), key.public_key()
+        secrets = [private_key_file(KEY_FILE, key)]
+    else:
+        request = read_request(_read(arguments.csr))
+        if arguments.id not in (None, request.id):
+            raise ConfigError(
+                f"the request is for {request.id!r}, not {arguments.id!r}",
+                hint="leave --id out, or find the right file",
+            )
+        identity_id, public_key = request.id, request.public_key
+        secrets = []
+    certificate = issue_logged(
+        arguments.registrar,
+        authority,
+        public_key,
+        identity_id=identity_id,
+        role=arguments.role,
+        now=time.time(),
+        lifetime_days=arguments.days,
+        hosts=arguments.host or (_BROKER_HOSTS if arguments.role == "broker" else ()),
+        replace=arguments.replace,
+    )
+    write_folder(arguments.out, [*secrets, *certificate_files(certificate, authority.certificate)])
+    until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+    print(f"issued to {identity_id} as {arguments.role}, valid until {until}: {arguments.out}")
+    if not secrets:
+        print(f"copy both files beside the {KEY_FILE} that the request was made with")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from coordinator.registrar.folder import open_folder, read_log
+
+    open_folder(arguments.registrar)
+    print(f"{'id':<32} {'role':<12} {'issued':<11} {'valid until':<12} serial")
+    for line in read_log(arguments.registrar):
+        issued, until = (
+            f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d}" for when in (line.issued_at, line.not_after)
+        )
+        print(f"{line.id:<32} {line.role:<12} {issued:<11} {until:<12} {line.serial}")
+
+
+def _init_signer(arguments: argparse.Namespace) -> None:
+    from edge_sdk.credentials import NewFile, private_key_file, write_folder
+    from edge_sdk.signing import new_private_key, public_key_to_pem
+
+    key = new_private_key()
+    files = [private_key_file("signer.key", key), NewFile("signer.pub", public_key_to_pem(key.public_key()))]
+    write_folder(arguments.out, files)
+    print(f"wrote {arguments.out / 'signer.key'} (keep it secret)")
+    print(f"wrote {arguments.out / 'signer.pub'} (for devices to pin)")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
