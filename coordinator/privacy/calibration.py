@@ -1,0 +1,238 @@
+"""Choose noise, scale and bits for a task, so that its rounds together cost at most epsilon at delta.
+
+Formulas after Kairouz, Liu and Steinke 2021 (rounding, modulus) and Agarwal, Kairouz and Liu 2021 (Skellam).
+Knows no rounds and no ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sdk.errors import PrivacyError
+from edge_sdk.privacy.accounting import ORDERS, SkellamRelease, epsilon_of, renyi_divergences
+from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, draw_error
+from edge_sdk.privacy.quantize import l1_bound, rounded_norm_bound
+from edge_sdk.privacy.rotate import padded_length
+from edge_sdk.secagg.modular import MAXIMUM_BITS, MINIMUM_BITS
+
+MODULUS_DEVIATIONS = 6
+"""k_s: half the modulus is this many standard deviations of a coordinate of the worst sum."""
+
+QUANTISATION_COST = 0.02
+"""The smallest modulus is chosen whose noise multiplier is within this of the Gaussian mechanism's."""
+
+_MARGIN = 1e-6  # relative, of epsilon, so that another accountant's last digits do not overdraw the budget
+_LARGEST_DRAW_ERROR = 0.01  # share of delta that the sampler's error may take
+_NOISELESS_STEPS = 32.0  # integer steps per root-mean-square coordinate where noise is off
+_FINEST_STEPS, _FINEST_NORM = 16.0, 1000.0  # with noise more only makes the tables larger
+_LARGEST_MULTIPLIER = 1e4
+_LARGEST_EPSILON = 50.0
+_WRAP_SLACK = 1.01  # the devices' variance is rounded up after the scale is chosen
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyPlan:
+    """The noise and the encoding of a task's rounds.
+
+    Attributes:
+        noise_multiplier: z, the standard deviation of the noise in the smallest sum, over the clip norm;
+            0 where noise is off.
+        bits: b of the modulus 2^b.
+        scale: s, integer steps per unit.
+        norm_bound: D2, the largest 2-norm of a rounded update.
+        l1_bound: D1, its largest 1-norm.
+        honest_reports: devices whose noise is counted on, ceil((1 - corrupt_share) * min_reports).
+        device_variance: variance of the integer noise that each device adds, ceil(V / honest_reports).
+        variance: V' = device_variance * honest_reports, at least V = (z C s)^2.
+        epsilon: what `rounds` releases cost at the task's delta; infinity where noise is off.
+    """
+
+    noise_multiplier: float
+    bits: int
+    scale: float
+    norm_bound: float
+    l1_bound: float
+    honest_reports: int
+    device_variance: int
+    variance: int
+    epsilon: float
+
+
+def calibrate(
+    *,
+    clip_norm: float,
+    dimension: int,
+    min_reports: int,
+    max_devices: int,
+    rounds: int,
+    epsilon: float,
+    delta: float,
+    corrupt_share: float,
+    bits: int | None = None,
+) -> PrivacyPlan:
+    """Return the plan with the least noise that keeps the promise.
+
+    Args:
+        clip_norm: C, the largest 2-norm of an update.
+        dimension: coordinates of an update, before padding.
+        min_reports: n_min, the fewest reports ever released together.
+        max_devices: the most reports in one sum; the modulus holds them.
+        rounds: K, the most releases that one device takes part in.
+        epsilon: device-level budget for all of them; infinity turns noise off.
+        delta: at which epsilon holds.
+        corrupt_share: gamma, the share of a sum whose noise is not counted on.
+        bits: fix the modulus instead of choosing the smallest that costs at most QUANTISATION_COST.
+
+    Raises:
+        PrivacyError: an argument is out of range, or no modulus up to 32 bits keeps the promise.
+    """
+    counts = (dimension, min_reports, max_devices, rounds)
+    if min(counts) < 1 or min_reports > max_devices:
+        raise PrivacyError(
+            f"dimension, min_reports, max_devices and rounds of {counts} are unusable",
+            hint="all are at least 1, and min_reports is at most max_devices",
+        )
+    if not (math.isfinite(clip_norm) and clip_norm > 0 and 0 < delta < 1 and 0 <= corrupt_share < 1):
+        raise PrivacyError(
+            f"clip norm {clip_norm}, delta {delta} and corrupt share {corrupt_share} are unusable",
+            hint="give clip_norm > 0, 0 < delta < 1 and 0 <= corrupt_share < 1",
+        )
+    if not 0 < epsilon <= _LARGEST_EPSILON and not epsilon == math.inf:
+        raise PrivacyError(
+            f"an epsilon of {epsilon} promises nothing or cannot be kept",
+            hint=f"give 0 < epsilon <= {_LARGEST_EPSILON:g}, or infinity to turn noise off",
+        )
+    if bits is not None and not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
+        raise PrivacyError(f"a modulus of {bits} bits is not supported", hint="use 8 to 32 bits")
+    honest = math.ceil((1 - corrupt_share) * min_reports)
+    search = _Search(clip_norm, padded_length(dimension), honest, max_devices, rounds, epsilon, delta)
+    choices = range(MINIMUM_BITS, MAXIMUM_BITS + 1) if bits is None else range(bits, bits + 1)
+    if math.isinf(epsilon):
+        least_scale = search.noiseless_scale() if bits is None else 0.0
+        plans = (search.without_noise(choice, least_scale) for choice in choices)
+    else:
+        gaussian = search.gaussian_multiplier()
+        largest = gaussian * (1 + QUANTISATION_COST) if bits is None else _LARGEST_MULTIPLIER
+        plans = (search.with_noise(choice, gaussian, largest) for choice in choices)
+    plan = next((plan for plan in plans if plan is not None), None)
+    if plan is None:
+        raise PrivacyError(
+            f"no modulus of {choices[0]} to {choices[-1]} bits keeps epsilon {epsilon:g} at delta {delta:g}",
+            hint="raise epsilon or min_reports, or lower rounds or max_devices",
+        )
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What does not change while bits and noise are looked for."""
+
+    clip_norm: float
+    length: int
+    honest_reports: int
+    max_devices: int
+    rounds: int
+    epsilon: float
+    delta: float
+
+    def gaussian_multiplier(self) -> float:
+        """Return the z of the continuous Gaussian mechanism, which no integer one undercuts."""
+        orders = np.array(ORDERS, np.float64)
+        z = _least(lambda z: self._fits(epsilon_of(self.rounds * orders / (2 * z * z), self.delta)))
+        if z is None:
+            raise PrivacyError(f"no noise keeps epsilon {self.epsilon:g} at delta {self.delta:g}", hint="raise epsilon")
+        return z
+
+    def with_noise(self, bits: int, least: float, largest: float) -> PrivacyPlan | None:
+        """Return the plan of the least noise multiplier in the range given, or None."""
+        if not self._room(bits):
+            return None
+        z = _least(lambda z: self._serves(self._plan(z, bits)), least, largest)
+        plan = self._plan(z, bits) if z is not None else None
+        return plan if plan and plan.noise_multiplier <= largest * (1 + _MARGIN) else None
+
+    def without_noise(self, bits: int, least_scale: float) -> PrivacyPlan | None:
+        """Return the plan without noise, or None where the modulus leaves too small a scale."""
+        if not self._room(bits):
+            return None
+        return self._plan(0.0, bits) if self._scale(0.0, bits) >= least_scale else None
+
+    def _fits(self, epsilon: float) -> bool:
+        return epsilon <= self.epsilon * (1 - _MARGIN)
+
+    def _serves(self, plan: PrivacyPlan) -> bool:
+        """Return whether a plan keeps the promise, and its modulus the sum with the noise it ended with."""
+        signal = (plan.scale * self.clip_norm * self.max_devices) ** 2 / self.length
+        spread = math.sqrt(signal + self.max_devices * (plan.device_variance + 0.25))
+        holds = 2 * MODULUS_DEVIATIONS * spread <= _WRAP_SLACK * 2.0**plan.bits
+        return holds and self._fits(plan.epsilon)
+
+    def _plan(self, z: float, bits: int) -> PrivacyPlan:
+        scale = self._scale(z, bits)
+        total = math.ceil((z * self.clip_norm * scale) ** 2)
+        device_variance = -(-total // self.honest_reports)
+        variance = device_variance * self.honest_reports
+        norm_bound = rounded_norm_bound(self.clip_norm, scale, self.length)
+        release = SkellamRelease(norm_bound, l1_bound(norm_bound, self.length), variance)
+        return PrivacyPlan(
+            noise_multiplier=math.sqrt(variance) / (self.clip_norm * scale),
+            bits=bits,
+            scale=scale,
+            norm_bound=norm_bound,
+            l1_bound=release.l1_bound,
+            honest_reports=self.honest_reports,
+            device_variance=device_variance,
+            variance=variance,
+            epsilon=self._epsilon(release, device_variance) if variance else math.inf,
+        )
+
+    def _room(self, bits: int) -> float:
+        """Return what rounding alone leaves of the squared modulus: zero where that is nothing."""
+        return max(0.0, 4.0**bits - self.max_devices * MODULUS_DEVIATIONS**2)
+
+    def _scale(self, z: float, bits: int) -> float:
+        """Return s from 2^b >= 2 k_s s sqrt(C^2 n^2/d + n (z^2 C^2/n_h + 1/(4 s^2))), n = max_devices.
+
+        No more than is of use, and no more than keeps the devices' noise within the sampler's tables.
+        """
+        clip, count = self.clip_norm, self.max_devices
+        spread = math.sqrt((clip * count) ** 2 / self.length + count * (z * clip) ** 2 / self.honest_reports)
+        scale = math.sqrt(self._room(bits)) / (2 * MODULUS_DEVIATIONS * spread)
+        if not z:
+            return min(scale, self.noiseless_scale())
+        finest = max(_FINEST_STEPS * math.sqrt(self.length), _FINEST_NORM) / clip
+        # A little less than the tables hold, since the device's variance is rounded up.
+        largest = math.sqrt((MAXIMUM_VARIANCE - 1) * self.honest_reports) / (z * clip)
+        return min(scale, finest, largest * (1 - _MARGIN))
+
+    def noiseless_scale(self) -> float:
+        """Return the scale that rounds finely enough where there is no noise to hide the rounding."""
+        return _NOISELESS_STEPS * math.sqrt(self.length) / self.clip_norm
+
+    def _epsilon(self, release: SkellamRelease, device_variance: int) -> float:
+        """Return the cost of all rounds at delta less the sampler's error; infinity if that is too much."""
+        draws = self.rounds * self.max_devices * self.length
+        log_error = math.log(draws * draw_error(device_variance)) + math.log1p(math.exp(-self.epsilon))
+        error = math.exp(min(log_error + self.epsilon, 0.0))
+        if error > _LARGEST_DRAW_ERROR * self.delta:
+            return math.inf
+        return epsilon_of(self.rounds * renyi_divergences(release), self.delta - error)
+
+
+def _least(serves: Callable[[float], bool], lowest: float = 1e-3, highest: float = _LARGEST_MULTIPLIER) -> float | None:
+    """Return the least value in the range that serves, to 1e-9 relative, or None if the highest does not."""
+    if not serves(highest):
+        return None
+    if serves(lowest):
+        return lowest
+    while highest / lowest > 1 + 1e-9:
+        middle = math.sqrt(lowest * highest)
+        if serves(middle):
+            highest = middle
+        else:
+            lowest = middle
+    return highest
