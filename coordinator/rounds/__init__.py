@@ -1,0 +1,1 @@
+"""The round on the coordinator's side: pure states and transitions."""
