@@ -7,7 +7,7 @@ themselves. The library imports slowly and is loaded by the first call that need
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,8 +19,14 @@ from edge_sdk.privacy.accounting import ORDERS
 SKELLAM, NO_NOISE = "skellam", "none"
 
 
-def epsilon(events: Sequence[ReleaseEvent], delta: float) -> float:
+def epsilon(events: Sequence[ReleaseEvent], delta: float, *, participations: int | None = None) -> float:
     """Return the epsilon at `delta` of all releases together; 0 for none, infinity if one had no noise.
+
+    Args:
+        events: the ledger.
+        delta: in (0, 1).
+        participations: the most releases that one device took part in, held by the devices themselves; only
+            the costliest so many of each kind then count.
 
     Raises:
         PrivacyError: an event's mechanism is unknown or its numbers make no sense, or delta is not in (0, 1).
@@ -33,13 +39,29 @@ def epsilon(events: Sequence[ReleaseEvent], delta: float) -> float:
         return 0.0
     if any(event.mechanism == NO_NOISE for event in events):
         return math.inf
+    counted = events if participations is None else _costliest(events, participations)
     # Each of the theorem's two bounds holds alone; take the better for the whole ledger.
-    return min(_composed(events, delta, bound) for bound in (_first_bound, _second_bound))
+    return min(_composed(counted, delta, bound) for bound in (_first_bound, _second_bound))
 
 
-def would_exceed(events: Sequence[ReleaseEvent], event: ReleaseEvent, epsilon_budget: float, delta: float) -> bool:
+def would_exceed(
+    events: Sequence[ReleaseEvent],
+    event: ReleaseEvent,
+    epsilon_budget: float,
+    delta: float,
+    *,
+    participations: int | None = None,
+) -> bool:
     """Return whether releasing `event` too would spend more than the budget."""
-    return epsilon((*events, event), delta) > epsilon_budget
+    return epsilon((*events, event), delta, participations=participations) > epsilon_budget
+
+
+def _costliest(events: Sequence[ReleaseEvent], count: int) -> list[ReleaseEvent]:
+    """Return of every kind the events with the least noise, which bound any `count` events of that kind."""
+    kinds: defaultdict[tuple[float, int], list[ReleaseEvent]] = defaultdict(list)
+    for event in sorted(events, key=lambda event: event.variance):
+        kinds[event.norm_bound, event.dimension].append(event)
+    return [event for kind in kinds.values() for event in kind[:count]]
 
 
 def _check(event: ReleaseEvent) -> None:

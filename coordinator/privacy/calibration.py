@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.errors import PrivacyError
-from edge_sdk.privacy.accounting import ORDERS, SkellamRelease, epsilon_of, renyi_divergences
+from edge_sdk.privacy.accounting import ORDERS, SkellamRelease, epsilon_of, honest_reports, renyi_divergences
 from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, draw_error
 from edge_sdk.privacy.quantize import l1_bound, rounded_norm_bound
 from edge_sdk.privacy.rotate import padded_length
@@ -108,7 +108,7 @@ def calibrate(
         )
     if bits is not None and not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
         raise PrivacyError(f"a modulus of {bits} bits is not supported", hint="use 8 to 32 bits")
-    honest = math.ceil((1 - corrupt_share) * min_reports)
+    honest = honest_reports(min_reports, corrupt_share)
     search = _Search(clip_norm, padded_length(dimension), honest, max_devices, rounds, epsilon, delta)
     choices = range(MINIMUM_BITS, MAXIMUM_BITS + 1) if bits is None else range(bits, bits + 1)
     if math.isinf(epsilon):

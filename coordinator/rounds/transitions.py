@@ -30,6 +30,7 @@ from coordinator.rounds.states import (
     Unmasking,
     config_of,
 )
+from edge_sdk.errors import RemoteProtocolError
 from edge_sdk.privacy.rotate import padded_length
 from edge_sdk.protocol.messages import (
     AbandonReason,
@@ -40,6 +41,7 @@ from edge_sdk.protocol.messages import (
     Message,
     Neighbour,
     Outcome,
+    PublicKey,
     Receipt,
     ReceiptStatus,
     Rejection,
@@ -54,7 +56,9 @@ from edge_sdk.protocol.messages import (
     members,
 )
 from edge_sdk.protocol.session import BOX_BYTES, SHARE_BYTES, survivors_digest
-from edge_sdk.secagg import client, graph, merkle, modular, suite
+from edge_sdk.secagg import client, graph, keys, merkle, modular, suite
+
+_ANY_PRIVATE_KEY = bytes(range(keys.KEY_BYTES))
 
 VerifyPeer = Callable[[bytes, bytes, bytes, float], bool]
 """(certificate DER, message, signature, now) -> whether a good certificate's key signed the message."""
@@ -67,6 +71,7 @@ class Fault(StrEnum):
     WRONG_ROUND = "wrong_round"
     WRONG_STAGE = "wrong_stage"
     BAD_SIGNATURE = "bad_signature"
+    BAD_KEY = "bad_key"
     NOT_THE_NEIGHBOURS = "not_the_neighbours"
     CHANGED_ITS_MIND = "changed_its_mind"
     WRONG_SIZE = "wrong_size"
@@ -254,7 +259,7 @@ def _take(state: State, event: From, now: float, verify_peer: VerifyPeer) -> Ste
         case Unmasking(), UnmaskingShares():
             return _take_answer(state, device_id, message, now)
         case ((Unmasking() | Releasing()), MaskedInput()):
-            return state, (_late_receipt(state, device_id, message),)
+            return state, _too_late(state, device_id, message)
         case _:
             # A stage that is over: a repetition crossing our answer, or a device that fell behind. Either way it
             # gets what it lacks.
@@ -263,9 +268,9 @@ def _take(state: State, event: From, now: float, verify_peer: VerifyPeer) -> Ste
 
 def _drop(state: State, device_id: str) -> State:
     match state:
-        case Advertising():
+        case Advertising() if device_id not in state.gone:
             return replace(state, gone=state.gone | {device_id})
-        case Sharing() | Reporting() | Unmasking():
+        case Sharing() | Reporting() | Unmasking() if state.cohort.index_of[device_id] not in state.gone:
             return replace(state, gone=state.gone | {state.cohort.index_of[device_id]})
         case _:
             return state
@@ -278,7 +283,18 @@ def _take_keys(state: Advertising, device_id: str, message: AdvertiseKeys, now: 
     signed = client.advertisement(state.config.context, message.channel_public, message.mask_public)
     if not verify_peer(state.selected[device_id], signed, message.signature, now):
         return state, (Refuse(device_id, Fault.BAD_SIGNATURE),)
+    if not (_is_agreeable(message.channel_public) and _is_agreeable(message.mask_public)):
+        return state, (Refuse(device_id, Fault.BAD_KEY),)
     return replace(state, advertised={**state.advertised, device_id: message}, last_at=now), ()
+
+
+def _is_agreeable(public: PublicKey) -> bool:
+    """Whether a secret can be agreed on with this key; with a point of low order no device could."""
+    try:
+        keys.agree(_ANY_PRIVATE_KEY, public)
+    except RemoteProtocolError:
+        return False
+    return True
 
 
 def _take_shares(state: Sharing, device_id: str, message: ShareKeys, now: float) -> Step:
@@ -293,29 +309,29 @@ def _take_shares(state: Sharing, device_id: str, message: ShareKeys, now: float)
     return replace(state, shared={**state.shared, index: message}, last_at=now), ()
 
 
-def refusal_of_input(state: State, device_id: str, message: MaskedInput) -> Effect | None:
-    """What to say to an offered masked input that is not wanted; None where it is, and its vector may be pulled."""
+def refusal_of_input(state: State, device_id: str, message: MaskedInput) -> tuple[Effect, ...]:
+    """What to say to an offered masked input that is not wanted; nothing where it is, and its vector may be pulled."""
     if message.rid != config_of(state).plan.rid:
-        return Refuse(device_id, Fault.WRONG_ROUND)
+        return (Refuse(device_id, Fault.WRONG_ROUND),)
     if not _belongs(state, device_id):
-        return Refuse(device_id, Fault.NOT_SELECTED)
+        return (Refuse(device_id, Fault.NOT_SELECTED),)
     match state:
         case Reporting():
             index = state.cohort.index_of[device_id]
             if index not in state.shared:
-                return Refuse(device_id, Fault.NOT_SELECTED)
+                return (Refuse(device_id, Fault.NOT_SELECTED),)
             known = state.reported.get(index)
             if known is not None:
                 if known != message.vector.sha256:
-                    return Refuse(device_id, Fault.CHANGED_ITS_MIND)
-                return Send(device_id, Receipt(message.rid, known, ReceiptStatus.DUPLICATE))
+                    return (Refuse(device_id, Fault.CHANGED_ITS_MIND),)
+                return (Send(device_id, Receipt(message.rid, known, ReceiptStatus.DUPLICATE)),)
             if message.vector.size_bytes != vector_bytes(state.config):
-                return Refuse(device_id, Fault.WRONG_SIZE)
-            return None
+                return (Refuse(device_id, Fault.WRONG_SIZE),)
+            return ()
         case Unmasking() | Releasing():
-            return _late_receipt(state, device_id, message)
+            return _too_late(state, device_id, message)
         case _:
-            return Refuse(device_id, Fault.WRONG_STAGE)
+            return (Refuse(device_id, Fault.WRONG_STAGE),)
 
 
 def vector_bytes(config: RoundConfig) -> int:
@@ -323,17 +339,22 @@ def vector_bytes(config: RoundConfig) -> int:
     return modular.packed_bytes(padded_length(config.plan.dimension), config.plan.bits)
 
 
-def _late_receipt(state: Unmasking | Releasing, device_id: str, message: MaskedInput) -> Effect:
+def _too_late(state: Unmasking | Releasing, device_id: str, message: MaskedInput) -> tuple[Effect, ...]:
+    """The receipt of a masked input after reporting, and the survivors for a device that may not have heard of them."""
     unmasking = state.unmasking if isinstance(state, Releasing) else state
-    known = unmasking.reported.get(unmasking.cohort.index_of[device_id])
-    status = ReceiptStatus.DUPLICATE if known == message.vector.sha256 else ReceiptStatus.LATE
-    return Send(device_id, Receipt(message.rid, message.vector.sha256, status))
+    index = unmasking.cohort.index_of[device_id]
+    if unmasking.reported.get(index) != message.vector.sha256:
+        return (Send(device_id, Receipt(message.rid, message.vector.sha256, ReceiptStatus.LATE)),)
+    receipt = Receipt(message.rid, message.vector.sha256, ReceiptStatus.DUPLICATE)
+    if index in unmasking.answers:
+        return (Send(device_id, receipt),)
+    return Send(device_id, receipt), Send(device_id, unmasking.survivors)
 
 
 def _take_input(state: Reporting, device_id: str, message: MaskedInput, now: float) -> Step:
     refusal = refusal_of_input(state, device_id, message)
-    if refusal is not None:
-        return state, (refusal,)
+    if refusal:
+        return state, refusal
     index = state.cohort.index_of[device_id]
     reported = {**state.reported, index: message.vector.sha256}
     receipt = Receipt(message.rid, message.vector.sha256, ReceiptStatus.ACCEPTED)

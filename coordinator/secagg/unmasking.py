@@ -28,6 +28,8 @@ def rebuild_self_seed(shares: Mapping[int, bytes], threshold: int, commitment: b
 def rebuild_mask_key(shares: Mapping[int, bytes], threshold: int, mask_public: bytes) -> bytes:
     """Return a dropped device's mask key s_sk from its neighbours' shares by x, checked against s_pk.
 
+    It equals the device's key but for the bits that X25519 ignores, should a bad share have changed those.
+
     Raises:
         RemoteProtocolError: too few of the shares are good; see `_rebuild` for what is tried.
     """

@@ -1,0 +1,1 @@
+"""What becomes of the released mean: pure server optimizers."""

@@ -1,0 +1,187 @@
+"""A task's configuration: what an operator asks for, validated once, and kept with the task as JSON.
+
+The privacy numbers in `Encoding` are computed from the rest when the task is created (coordinator.privacy), so that a
+task runs to its end on the parameters it was announced with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from coordinator.rounds.states import Pacing
+from edge_sdk.errors import ConfigError
+from edge_sdk.protocol.limits import COHORT_MAX, NEIGHBOURS_MAX
+from edge_sdk.protocol.messages import BlobRef, Digest, Mechanism
+from edge_sdk.protocol.topics import is_id
+from edge_sdk.secagg import graph
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What each device does with the checkpoint.
+
+    Attributes:
+        epochs: passes over the device's examples.
+        batch_size: examples a step.
+        max_steps: no more steps than this, whatever the device holds.
+        learning_rate: of the step's optimizer.
+    """
+
+    epochs: int
+    batch_size: int
+    max_steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Privacy:
+    """What the task promises its devices.
+
+    Attributes:
+        epsilon: device-level budget over all participations; infinity turns the noise off, explicitly.
+        delta: at which epsilon is stated.
+        clip_norm: largest L2 norm of an update.
+        participation_cap: the most rounds one device takes part in; epsilon holds for this many.
+        corrupt_share: colluding devices to protect against.
+        dropout_share: dropouts after advertise_keys that a round survives.
+    """
+
+    epsilon: float
+    delta: float
+    clip_norm: float
+    participation_cap: int
+    corrupt_share: float
+    dropout_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How updates become integers, from the privacy plan; see privacy/encode."""
+
+    mechanism: Mechanism
+    bits: int
+    scale: float
+    norm_bound: float
+    device_variance: int
+    noise_multiplier: float
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskConfig:
+    """One computation over one population.
+
+    Attributes:
+        task, population: names, 1 to 63 of a-z, 0-9 and '-'.
+        bundle: the signed artifact.
+        dimension: trainable parameters in the bundle's layout.
+        rounds: how many to commit.
+        goal_count: devices that selection fills to.
+        min_check_ins: the fewest check-ins worth a round.
+        min_reports: the fewest reports that are ever released together.
+        server_optimizer: name and options, such as "fedavgm:learning_rate=1,momentum=0.9".
+        signer: the public key that the bundle must be signed with, PEM.
+        evaluation: an .npz with x and y, held out, at the coordinator's side; empty for none.
+        max_abandoned: this many rounds abandoned in a row pause the task.
+    """
+
+    task: str
+    population: str
+    bundle: BlobRef
+    dimension: int
+    rounds: int
+    goal_count: int
+    min_check_ins: int
+    min_reports: int
+    training: Training
+    privacy: Privacy
+    encoding: Encoding
+    pacing: Pacing
+    server_optimizer: str
+    signer: str
+    evaluation: str = ""
+    max_abandoned: int = field(default=10)
+
+    def __post_init__(self) -> None:
+        for name in ("task", "population"):
+            value = getattr(self, name)
+            if not is_id(value):
+                raise ConfigError(
+                    f"{value[:80]!r} cannot name a {name}",
+                    hint="use 1 to 63 of the characters a-z, 0-9 and '-', beginning with a letter or a digit",
+                )
+        for name in ("dimension", "rounds", "goal_count", "min_check_ins", "min_reports", "max_abandoned"):
+            _positive(name, getattr(self, name))
+        if not 2 <= self.min_reports <= self.min_check_ins <= self.goal_count:
+            raise ConfigError(
+                f"min_reports {self.min_reports}, min_check_ins {self.min_check_ins} and goal_count "
+                f"{self.goal_count} are out of order",
+                hint="choose 2 <= min_reports <= min_check_ins <= goal_count",
+            )
+        for part in (self.training, self.pacing):
+            for entry in dataclasses.fields(part):
+                _positive(entry.name, getattr(part, entry.name))
+        privacy = self.privacy
+        _positive("clip_norm", privacy.clip_norm)
+        _positive("participation_cap", privacy.participation_cap)
+        if not privacy.epsilon > 0 or not 0 < privacy.delta < 1:
+            raise ConfigError(
+                f"epsilon {privacy.epsilon} and delta {privacy.delta} make no promise",
+                hint="choose epsilon > 0 and 0 < delta < 1",
+            )
+        if not (0 <= privacy.corrupt_share <= 1 / 3 and 0 <= privacy.dropout_share < 0.5):
+            raise ConfigError(
+                f"corrupt_share {privacy.corrupt_share} and dropout_share {privacy.dropout_share} are out of range",
+                hint="no graph protects against more than a third of corrupt devices; drop out may fewer than half",
+            )
+        if self.goal_count > COHORT_MAX:
+            raise ConfigError(f"goal_count is {self.goal_count}", hint=f"choose at most {COHORT_MAX}")
+        degree = graph.parameters(self.goal_count, privacy.corrupt_share, privacy.dropout_share).degree
+        if degree > NEIGHBOURS_MAX:
+            raise ConfigError(
+                f"each of {self.goal_count} devices would need {degree} neighbours; a message holds {NEIGHBOURS_MAX}",
+                hint="choose a smaller dropout_share, corrupt_share or goal_count",
+            )
+
+    def to_json(self) -> str:
+        """The configuration as JSON, digests in hexadecimal."""
+        return json.dumps(dataclasses.asdict(self), default=_plain, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> TaskConfig:
+        """The inverse of `to_json`.
+
+        Raises:
+            ConfigError: it is not such a configuration.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            bundle = data.pop("bundle")
+            encoding = data.pop("encoding")
+            return TaskConfig(
+                bundle=BlobRef(Digest(bytes.fromhex(bundle["sha256"])), bundle["size_bytes"]),
+                training=Training(**data.pop("training")),
+                privacy=Privacy(**data.pop("privacy")),
+                encoding=Encoding(mechanism=Mechanism(encoding.pop("mechanism")), **encoding),
+                pacing=Pacing(**data.pop("pacing")),
+                **data,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the stored task configuration cannot be read: {error}", hint="create the task anew"
+            ) from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.hex()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value}", hint=f"give a positive {name}")

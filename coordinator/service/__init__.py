@@ -1,0 +1,1 @@
+"""The coordinator at work: it carries out what the pure rounds decide."""

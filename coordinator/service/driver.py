@@ -1,0 +1,110 @@
+"""The coordinator's loop: broker messages and timers in, the engine's publications out, releases in a thread.
+
+The only asyncio of the coordinator. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from coordinator.service.engine import Coordinator, Publication
+from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult, release
+from edge_sdk.clock import Clock, SystemClock
+from edge_sdk.runtime.broker_url import BrokerUrl
+from edge_sdk.runtime.dial import TlsFiles
+from edge_sdk.runtime.mqtt import MqttTransport
+
+log = logging.getLogger("edge.coordinator")
+
+LOOK_FOR_TASKS_S = 0.5
+BATCH = 256
+
+
+async def serve(
+    coordinator: Coordinator,
+    broker: BrokerUrl,
+    client_id: str,
+    *,
+    stop: asyncio.Event,
+    tls: TlsFiles | None = None,
+    until_idle: bool = False,
+    clock: Clock | None = None,
+) -> None:
+    """Run until `stop` is set, or with `until_idle` until every task has ended.
+
+    Raises:
+        TransportError: the broker cannot be reached at the start; later losses are waited out.
+        StoreError: the store failed; nothing that it does not hold was published.
+    """
+    await _Loop(coordinator, broker, client_id, tls, clock or SystemClock()).run(stop, until_idle)
+
+
+class _Loop:
+    def __init__(
+        self, coordinator: Coordinator, broker: BrokerUrl, client_id: str, tls: TlsFiles | None, clock: Clock
+    ) -> None:
+        self._coordinator = coordinator
+        self._clock = clock
+        self._inbox: asyncio.Queue[tuple[str, bytes] | ReleaseResult | ReleaseFailed | None] = asyncio.Queue()
+        self._releases: set[asyncio.Task[None]] = set()
+        self._transport = MqttTransport(
+            broker,
+            client_id,
+            coordinator.subscriptions,
+            lambda topic, payload: self._inbox.put_nowait((topic, payload)),
+            on_connected=lambda: self._inbox.put_nowait(None),
+            on_disconnected=lambda reason: log.warning("lost the broker: %s", reason),
+            tls=tls,
+            queue_messages=65_536,
+            reconnect_max_s=10.0,
+        )
+
+    async def run(self, stop: asyncio.Event, until_idle: bool) -> None:
+        self._publish(self._coordinator.start(self._clock.now()))
+        await self._transport.start()
+        stopped = asyncio.create_task(stop.wait())
+        stopped.add_done_callback(lambda _: self._inbox.put_nowait(None))
+        try:
+            while not stop.is_set() and not (until_idle and self._coordinator.idle):
+                await self._turn()
+        finally:
+            stopped.cancel()
+            await self._transport.stop()
+
+    async def _turn(self) -> None:
+        """Wait for something, then take in all that is there, in one transaction."""
+        due = self._coordinator.next_deadline()
+        wait_s = LOOK_FOR_TASKS_S if due is None else min(LOOK_FOR_TASKS_S, max(0.0, due - self._clock.now()))
+        try:
+            async with asyncio.timeout(wait_s):
+                items = [await self._inbox.get()]
+        except TimeoutError:
+            items = []
+        while len(items) < BATCH and not self._inbox.empty():
+            items.append(self._inbox.get_nowait())
+        messages: list[tuple[str, bytes]] = []
+        for item in items:
+            match item:
+                case None:
+                    self._publish(self._coordinator.republish(self._clock.now()))
+                case ReleaseResult() | ReleaseFailed():
+                    self._publish(self._coordinator.finished(item, self._clock.now()))
+                case _:
+                    messages.append(item)
+        now = self._clock.now()
+        if messages:
+            self._publish(self._coordinator.receive(messages, now))
+        if not items or (due is not None and now >= due):
+            self._publish(self._coordinator.tick(now))
+        for job in self._coordinator.take_jobs():
+            task = asyncio.create_task(self._release(job))
+            self._releases.add(task)
+            task.add_done_callback(self._releases.discard)
+
+    async def _release(self, job: ReleaseJob) -> None:
+        self._inbox.put_nowait(await asyncio.to_thread(release, job))
+
+    def _publish(self, publications: tuple[Publication, ...]) -> None:
+        for p in publications:
+            self._transport.publish(p.topic, p.payload, retain=p.retain, expiry_s=p.expiry_s)

@@ -1,0 +1,148 @@
+"""From a masked sum to a new model: take off the masks, decode, apply the server optimizer, evaluate.
+
+The heavy part of a round, run beside the loop that talks to devices. It reads a frozen state and returns a value; what
+becomes durable, and when, is the engine's business. The only place that sees the unmasked (noised) sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.aggregation.server_optimizers import server_optimizer
+from coordinator.config import TaskConfig
+from coordinator.rounds.states import Unmasking
+from coordinator.rounds.transitions import live
+from coordinator.secagg import unmasking as secrets
+from edge_sdk.errors import EdgeError, RemoteProtocolError
+from edge_sdk.privacy.encode import decode
+from edge_sdk.protocol.messages import AbandonReason
+from edge_sdk.protocol.policy import encoding_of
+from edge_sdk.protocol.session import SHARE_BYTES, sharers_digest
+from edge_sdk.secagg.modular import Words
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseJob:
+    """What the release needs.
+
+    Attributes:
+        rid: the round.
+        config: the task's.
+        unmasking: the round with enough answers.
+        total: the sum of the masked vectors modulo 2^bits.
+        parameters: the checkpoint that devices started from, float32 in layout order.
+        optimizer_state: as the server optimizer left it.
+        bundle: the artifact's bytes, for evaluation.
+    """
+
+    rid: bytes
+    config: TaskConfig
+    unmasking: Unmasking
+    total: Words
+    parameters: NDArray[np.float32]
+    optimizer_state: bytes
+    bundle: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseResult:
+    """A new model, ready to be stored."""
+
+    rid: bytes
+    parameters: NDArray[np.float32]
+    optimizer_state: bytes
+    reports: int
+    loss: float | None
+    accuracy: float | None
+    warning: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseFailed:
+    """Nothing can be released from this round."""
+
+    rid: bytes
+    reason: AbandonReason
+    detail: str
+
+
+def release(job: ReleaseJob) -> ReleaseResult | ReleaseFailed:
+    """Do the job; every failure is a value, as the loop must go on."""
+    try:
+        total = unmask(job.unmasking, job.total)
+    except RemoteProtocolError as error:
+        return ReleaseFailed(job.rid, AbandonReason.BAD_SHARES, str(error))
+    plan = job.unmasking.config.plan
+    reports = len(job.unmasking.reported)
+    try:
+        mean = decode(total, encoding_of(plan), job.unmasking.config.context, reports)
+    except RemoteProtocolError as error:
+        return ReleaseFailed(job.rid, AbandonReason.AGGREGATE_UNUSABLE, str(error))
+    optimizer = server_optimizer(job.config.server_optimizer)
+    parameters, state = optimizer.apply(job.parameters, mean, optimizer.load(job.optimizer_state, mean.size))
+    if not np.all(np.isfinite(parameters)):
+        return ReleaseFailed(job.rid, AbandonReason.AGGREGATE_UNUSABLE, "the new parameters are not finite")
+    loss, accuracy, warning = None, None, ""
+    if job.config.evaluation:
+        try:
+            loss, accuracy = evaluate(job.bundle, job.config.signer, parameters, Path(job.config.evaluation))
+        except (EdgeError, OSError, KeyError, ValueError) as error:
+            # The devices' work is good whatever becomes of the operator's test set.
+            warning = f"the evaluation failed: {error}"
+    return ReleaseResult(job.rid, parameters, optimizer.dump(state), reports, loss, accuracy, warning)
+
+
+def unmask(state: Unmasking, total: Words) -> Words:
+    """The sum of the survivors' vectors without masks, modulo 2^bits.
+
+    Raises:
+        RemoteProtocolError: too few good shares came to rebuild some device's secret.
+    """
+    config, cohort = state.config, state.cohort
+    threshold = cohort.parameters.threshold
+    survivors = live(state)
+    # Shares by whose secret they are of; a share's point is the holder's index + 1.
+    shares: dict[int, dict[int, bytes]] = {index: {} for index in state.shared}
+    for holder, answer in state.answers.items():
+        for position, owner in enumerate(answer.indices):
+            shares[owner][holder + 1] = answer.shares[SHARE_BYTES * position : SHARE_BYTES * (position + 1)]
+    self_seeds = {
+        index: secrets.rebuild_self_seed(
+            shares[index], threshold, state.shared[index].commitment, config.context, index
+        )
+        for index in survivors
+    }
+    dropped = {}
+    for index in state.shared.keys() - survivors:
+        key = secrets.rebuild_mask_key(shares[index], threshold, cohort.entries[index].message.mask_public)
+        publics = {
+            neighbour: cohort.entries[neighbour].message.mask_public
+            for neighbour in cohort.neighbours[index]
+            if neighbour in survivors
+        }
+        dropped[index] = (key, publics)
+    return secrets.unmask(
+        total,
+        config.plan.bits,
+        config.context,
+        cohort.root,
+        sharers_digest(state.survivors.sharers),
+        self_seeds,
+        dropped,
+    )
+
+
+def evaluate(bundle: bytes, signer: str, parameters: NDArray[np.float32], path: Path) -> tuple[float, float | None]:
+    """Loss and accuracy of a checkpoint on held-out examples at the coordinator's side."""
+    from edge_sdk.signing import public_key_from_pem
+    from edge_sdk.training.artifact import parse_artifact
+    from edge_sdk.training.evaluation import evaluate as run
+
+    with np.load(path) as data:
+        x, y = data["x"], data["y"]
+    found = run(parse_artifact(bundle, signer=public_key_from_pem(signer.encode())), parameters, x, y)
+    return found.loss, found.accuracy

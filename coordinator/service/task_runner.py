@@ -1,0 +1,496 @@
+"""One task at work: its open round, the running sum, and the writes that the next transaction makes durable.
+
+The runner applies events to the pure round and collects what must be written; the engine commits all runners' writes in
+one transaction and only then publishes. Knows no broker, topic or signature.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from coordinator.config import TaskConfig
+from coordinator.privacy import accountant
+from coordinator.privacy.ledger import ReleaseEvent
+from coordinator.rounds import transitions
+from coordinator.rounds.states import (
+    Abandoned,
+    Committed,
+    Releasing,
+    RoundConfig,
+    State,
+    config_of,
+    counts,
+    phase,
+    survivors_fixed,
+)
+from coordinator.rounds.transitions import Accumulate, Effect, Event, Fault, Refuse, Release, VerifyPeer
+from coordinator.service import journal
+from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult
+from coordinator.store import tables
+from coordinator.store.blobs import Blobs
+from coordinator.store.database import Database
+from edge_sdk.errors import LocalProtocolError
+from edge_sdk.privacy.rotate import padded_length
+from edge_sdk.protocol import codec
+from edge_sdk.protocol.messages import (
+    NO_ROUND,
+    AbandonReason,
+    Announcement,
+    BlobRef,
+    Decline,
+    Digest,
+    Plan,
+    RoundId,
+    TaskState,
+)
+from edge_sdk.protocol.policy import honest_survivors
+from edge_sdk.secagg import modular, suite
+
+Write = Callable[[sa.Connection], object]
+SOFTWARE = "1"
+"""Rises when the transitions change meaning: a round that older code opened is abandoned, not reinterpreted."""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What people see of a round; nothing here decides anything."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    declined: dict[str, int] = field(default_factory=dict)
+    loss: float | None = None
+    accuracy: float | None = None
+    epsilon: float | None = None
+    detail: str = ""
+
+
+class TaskRunner:
+    """A task's rounds, one after the other.
+
+    Args:
+        config: the task's.
+        database, blobs: the store.
+        verify_peer: checks the signature over an advertisement.
+    """
+
+    def __init__(self, config: TaskConfig, database: Database, blobs: Blobs, verify_peer: VerifyPeer) -> None:
+        self.config = config
+        self._database = database
+        self._blobs = blobs
+        self._verify_peer = verify_peer
+        self.state: State | None = None
+        self.task_state = TaskState.OPEN
+        self.reason = ""
+        self.sequence = 0
+        self.statistics = Statistics()
+        self.model_version = 0
+        self.checkpoint = config.bundle
+        self._optimizer_sha256 = Digest(b"")
+        self._position = 0
+        self._opened_at = 0.0
+        self._total: modular.Words | None = None
+        self._total_changed = False
+        self._summed = 0
+        self._abandoned_in_a_row = 0
+        self._committed = 0
+        self._ledger: list[ReleaseEvent] = []
+        self._writes: list[Write] = []
+        self._rows: list[dict[str, object]] = []
+        self._touched = False
+
+    # ---- loading
+
+    def load(self, now: float) -> None:
+        """Read the task and fold its open round.
+
+        A round that other software opened, or whose survivors would now come out differently from those that were
+        published, is abandoned and its id burnt.
+        """
+        self._database.run_tx("read the task", self._load_task)
+        found = self._database.run_tx("read the open round", self._read_open_round)
+        if found is None:
+            return
+        row, rows, total = found
+        plan = codec.decode(Plan, row.plan)
+        self._opened_at = row.opened_at
+        config = self._round_config(plan, row.plan)
+        self._position = len(rows)
+        self.statistics = _statistics_from(row.statistics)
+        if row.software != SOFTWARE:
+            self.state = transitions.open_round(config, row.opened_at)
+            self.apply(transitions.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
+            return
+        self.state = journal.fold(config, row.opened_at, rows, self._verify_peer)
+        self._summed = len(getattr(self.state, "reported", ()))
+        if isinstance(self.state, Releasing):
+            self._summed = len(self.state.unmasking.reported)
+        self._total = None
+        if total is not None:
+            self._total = np.frombuffer(total.vector, modular.work_dtype(plan.bits)).copy()
+        fixed = survivors_fixed(self.state)
+        published = codec.encode(fixed) if fixed else None
+        if row.survivors != published or (0 if total is None else total.count) != self._summed:
+            self.apply(transitions.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
+
+    def _load_task(self, connection: sa.Connection) -> None:
+        t, m, r, led = tables.tasks.c, tables.models.c, tables.rounds.c, tables.ledger.c
+        name = self.config.task
+        row = connection.execute(sa.select(tables.tasks).where(t.task == name)).one()
+        self.task_state, self.sequence, self.reason = TaskState(row.state), row.sequence, row.reason
+        model = connection.execute(
+            sa.select(tables.models).where(m.task == name).order_by(m.version.desc()).limit(1)
+        ).one()
+        self.model_version = model.version
+        self.checkpoint = BlobRef(Digest(model.checkpoint_sha256), model.checkpoint_bytes)
+        self._optimizer_sha256 = Digest(model.optimizer_sha256)
+        self._ledger = [
+            ReleaseEvent.from_json(text)
+            for (text,) in connection.execute(sa.select(led.event).where(led.task == name).order_by(led.position))
+        ]
+        phases = connection.execute(
+            sa.select(r.phase).where(r.task == name, r.closed_at.is_not(None)).order_by(r.closed_at)
+        ).scalars()
+        for ended in phases:
+            self._count_end(ended == "committed")
+
+    def _read_open_round(
+        self, connection: sa.Connection
+    ) -> tuple[sa.Row[Any], list[journal.Row], sa.Row[Any] | None] | None:
+        r, j, a = tables.rounds.c, tables.journal.c, tables.accumulators.c
+        row = connection.execute(
+            sa.select(tables.rounds).where(r.task == self.config.task, r.closed_at.is_(None))
+        ).one_or_none()
+        if row is None:
+            return None
+        rows = [
+            journal.Row(e.position, e.at, e.kind, e.device_id, e.payload)
+            for e in connection.execute(sa.select(tables.journal).where(j.rid == row.rid).order_by(j.position))
+        ]
+        total = connection.execute(sa.select(tables.accumulators).where(a.rid == row.rid)).one_or_none()
+        return row, rows, total
+
+    # ---- a round's life
+
+    @property
+    def plan(self) -> Plan | None:
+        """The open round's plan."""
+        return None if self.state is None else config_of(self.state).plan
+
+    @property
+    def wants_round(self) -> bool:
+        """Whether a new round should open."""
+        return self.state is None and self.task_state is TaskState.OPEN
+
+    def open_round(self, rid: RoundId, now: float) -> None:
+        """Open the next round, or end the task where its rounds are done or its budget would not bear another."""
+        if self._committed >= self.config.rounds:
+            self._end_task(TaskState.COMPLETE, "all rounds are committed")
+            return
+        plan = self._plan(rid)
+        if self._would_exceed(plan):
+            self._end_task(TaskState.COMPLETE, "the privacy budget is spent")
+            return
+        body = codec.encode(plan)
+        self.sequence += 1
+        self.state = transitions.open_round(self._round_config(plan, body), now)
+        self._opened_at, self._position = now, 0
+        self._total, self._total_changed, self._summed = None, False, 0
+        self.statistics = Statistics()
+        values = {
+            "rid": rid,
+            "task": self.config.task,
+            "number": plan.round_number,
+            "software": SOFTWARE,
+            "plan": body,
+            "opened_at": now,
+            "phase": phase(self.state),
+            "reason": 0,
+            "statistics": "{}",
+        }
+        self._writes.append(lambda c: c.execute(tables.rounds.insert().values(**values)))
+        self._write_task()
+
+    def apply(self, event: Event, now: float, vector: modular.Words | None = None) -> tuple[Effect, ...]:
+        """Apply an event to the open round, noting what to write; returns what is left for the engine to do.
+
+        Args:
+            event: what happened.
+            now: seconds since the epoch.
+            vector: the unpacked masked vector, with a masked input.
+        """
+        if self.state is None:
+            return ()
+        before = self.state
+        self.state, effects = transitions.step(before, event, now, self._verify_peer)
+        if isinstance(event, transitions.From) and isinstance(event.message, Decline) and self.state is not before:
+            _count_one(self.statistics.declined, event.message.reason.name.lower())
+        left: list[Effect] = []
+        for effect in effects:
+            match effect:
+                case Accumulate():
+                    if vector is None:
+                        raise LocalProtocolError("a masked input without its vector")
+                    self._accumulate(vector)
+                case Refuse(_, fault):
+                    self.count(fault)
+                case _:
+                    left.append(effect)
+        if self.state is not before:
+            row = journal.to_row(self._position, event, now)
+            self._position += 1
+            rid = config_of(self.state).plan.rid
+            self._rows.append({"rid": rid, **asdict(row)})
+            self._touched = True
+            if isinstance(self.state, Committed | Abandoned):
+                self._close(self.state, now)
+        return tuple(left)
+
+    def count(self, fault: Fault) -> None:
+        """Count a device's fault in the open round."""
+        _count_one(self.statistics.faults, fault)
+        self._touched = True
+
+    def _accumulate(self, vector: modular.Words) -> None:
+        if self._total is None:
+            self._total = vector.copy()
+        else:
+            self._total += vector
+        self._summed += 1
+        self._total_changed = True
+
+    def _close(self, state: Committed | Abandoned, now: float) -> None:
+        committed = isinstance(state, Committed)
+        self._count_end(committed)
+        reason = AbandonReason.NONE if isinstance(state, Committed) else state.reason
+        self._write_round(state, closed_at=now, reason=reason)
+        rid = config_of(state).plan.rid
+        # The journal has served; what it held of devices goes with it. Their ids were never tied to a value.
+        self._writes.append(lambda c: c.execute(tables.accumulators.delete().where(tables.accumulators.c.rid == rid)))
+        self._writes.append(lambda c: c.execute(tables.journal.delete().where(tables.journal.c.rid == rid)))
+        self.state = None
+        if self._abandoned_in_a_row >= self.config.max_abandoned:
+            self._end_task(
+                TaskState.PAUSED,
+                f"{self._abandoned_in_a_row} rounds in a row were abandoned: {reason.name.lower()}",
+            )
+
+    def _count_end(self, committed: bool) -> None:
+        if committed:
+            self._committed += 1
+            self._abandoned_in_a_row = 0
+        else:
+            self._abandoned_in_a_row += 1
+
+    # ---- releasing
+
+    def release_job(self) -> ReleaseJob:
+        """The frozen input of the release."""
+        if not isinstance(self.state, Releasing) or self._total is None:
+            raise LocalProtocolError("there is nothing to release")
+        return ReleaseJob(
+            rid=config_of(self.state).plan.rid,
+            config=self.config,
+            unmasking=self.state.unmasking,
+            total=self._total.copy(),
+            parameters=np.frombuffer(self._blobs.get(self.checkpoint.sha256), "<f4"),
+            optimizer_state=self._blobs.get(self._optimizer_sha256),
+            bundle=self._blobs.get(self.config.bundle.sha256),
+        )
+
+    def released(self, result: ReleaseResult | ReleaseFailed, now: float) -> tuple[Effect, ...]:
+        """Make a release durable: ledger, model, round state and sequence in the same transaction."""
+        if not isinstance(self.state, Releasing) or config_of(self.state).plan.rid != result.rid:
+            return ()
+        if isinstance(result, ReleaseFailed):
+            self.statistics.detail = result.detail
+            return self.apply(transitions.Stopped(result.reason), now)
+        plan = config_of(self.state).plan
+        checkpoint = self._blobs.put(result.parameters.astype("<f4").tobytes())
+        optimizer = self._blobs.put(result.optimizer_state)
+        event = self._release_event(plan, result.reports)
+        position = len(self._ledger)
+        self._ledger.append(event)
+        self.statistics.loss, self.statistics.accuracy = result.loss, result.accuracy
+        self.statistics.detail = result.warning
+        self.statistics.epsilon = self._epsilon()
+        self.model_version += 1
+        self.checkpoint, self._optimizer_sha256 = checkpoint, optimizer.sha256
+        model = {
+            "task": self.config.task,
+            "version": self.model_version,
+            "checkpoint_sha256": checkpoint.sha256,
+            "checkpoint_bytes": checkpoint.size_bytes,
+            "optimizer_sha256": optimizer.sha256,
+            "loss": result.loss,
+            "accuracy": result.accuracy,
+            "created_at": now,
+        }
+        entry = {"task": self.config.task, "position": position, "rid": plan.rid, "event": event.to_json()}
+        self._writes.append(lambda c: c.execute(tables.models.insert().values(**model)))
+        self._writes.append(lambda c: c.execute(tables.ledger.insert().values(**entry)))
+        return self.apply(transitions.Released(), now)
+
+    def _release_event(self, plan: Plan, reports: int) -> ReleaseEvent:
+        honest = honest_survivors(plan)
+        return ReleaseEvent(
+            mechanism=plan.mechanism.name.lower(),
+            norm_bound=plan.norm_bound,
+            dimension=padded_length(plan.dimension),
+            variance=plan.device_variance * honest,
+            reports=reports,
+        )
+
+    def _would_exceed(self, plan: Plan) -> bool:
+        event = self._release_event(plan, plan.min_reports)
+        privacy = self.config.privacy
+        return accountant.would_exceed(
+            self._ledger, event, privacy.epsilon, privacy.delta, participations=privacy.participation_cap
+        )
+
+    def _epsilon(self) -> float:
+        """What the releases so far cost a device that took part in as many of them as it may."""
+        privacy = self.config.privacy
+        return accountant.epsilon(self._ledger, privacy.delta, participations=privacy.participation_cap)
+
+    # ---- what is announced and planned
+
+    def announcement(self) -> Announcement:
+        """What the population hears of this task now."""
+        plan = self.plan
+        return Announcement(
+            sequence=self.sequence,
+            population=self.config.population,
+            task=self.config.task,
+            state=self.task_state,
+            rid=plan.rid if plan else NO_ROUND,
+            round_number=plan.round_number if plan else 0,
+            rounds=self.config.rounds,
+            selection_window_s=self.config.pacing.selection_timeout_s,
+            model_version=self.model_version,
+            bundle=self.config.bundle,
+            checkpoint=self.checkpoint,
+        )
+
+    def _plan(self, rid: RoundId) -> Plan:
+        config, privacy, encoding, training = (
+            self.config,
+            self.config.privacy,
+            self.config.encoding,
+            self.config.training,
+        )
+        pacing = config.pacing
+        return Plan(
+            rid=rid,
+            suite=suite.SUITE,
+            task=config.task,
+            round_number=self._committed + 1,
+            model_version=self.model_version,
+            bundle=config.bundle,
+            checkpoint=self.checkpoint,
+            goal_count=config.goal_count,
+            min_reports=config.min_reports,
+            corrupt_share=privacy.corrupt_share,
+            dropout_share=privacy.dropout_share,
+            two_survivor_sets=True,
+            dimension=config.dimension,
+            bits=encoding.bits,
+            mechanism=encoding.mechanism,
+            clip_norm=privacy.clip_norm,
+            scale=encoding.scale,
+            norm_bound=encoding.norm_bound,
+            device_variance=encoding.device_variance,
+            noise_multiplier=encoding.noise_multiplier,
+            epsilon=encoding.epsilon,
+            delta=privacy.delta,
+            participation_cap=privacy.participation_cap,
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            max_steps=training.max_steps,
+            learning_rate=training.learning_rate,
+            expires_after_s=2.0
+            * (pacing.advertise_timeout_s + pacing.share_timeout_s + pacing.report_timeout_s + pacing.unmask_timeout_s),
+        )
+
+    def _round_config(self, plan: Plan, body: bytes) -> RoundConfig:
+        digest = Digest(suite.digest(body))
+        model = suite.digest(plan.bundle.sha256, plan.checkpoint.sha256)
+        context = suite.context(plan.rid, digest, model)
+        return RoundConfig(plan, digest, context, self.config.min_check_ins, self.config.pacing)
+
+    # ---- writing
+
+    def take_writes(self) -> list[Write]:
+        """All that the next transaction must write; the caller commits it or stops the process."""
+        if self._touched and self.state is not None:
+            self._write_round(self.state)
+        if self._total_changed and self.state is not None and self._total is not None:
+            self._write_total(self.state, self._total)
+        self._touched = self._total_changed = False
+        writes, self._writes = self._writes, []
+        rows, self._rows = self._rows, []
+        if rows:
+            # First: a round that ended in this batch deletes its journal after.
+            writes.insert(0, lambda c: c.execute(tables.journal.insert(), rows))
+        return writes
+
+    def _write_total(self, state: State, total: modular.Words) -> None:
+        rid, count, vector = config_of(state).plan.rid, self._summed, total.tobytes()
+        table = tables.accumulators
+
+        def write(connection: sa.Connection) -> None:
+            changed = connection.execute(table.update().where(table.c.rid == rid).values(count=count, vector=vector))
+            if changed.rowcount == 0:
+                connection.execute(table.insert().values(rid=rid, count=count, vector=vector))
+
+        self._writes.append(write)
+
+    def _write_round(
+        self, state: State, closed_at: float | None = None, reason: AbandonReason = AbandonReason.NONE
+    ) -> None:
+        fixed = survivors_fixed(state)
+        values = {
+            "phase": phase(state),
+            "survivors": codec.encode(fixed) if fixed else None,
+            "closed_at": closed_at,
+            "reason": int(reason),
+            "statistics": json.dumps({**asdict(self.statistics), **asdict(counts(state))}),
+        }
+        rid = config_of(state).plan.rid
+        table = tables.rounds
+        self._writes.append(lambda c: c.execute(table.update().where(table.c.rid == rid).values(**values)))
+
+    def _write_task(self) -> None:
+        values = {"state": int(self.task_state), "reason": self.reason, "sequence": self.sequence}
+        table = tables.tasks
+        self._writes.append(
+            lambda c: c.execute(table.update().where(table.c.task == self.config.task).values(**values))
+        )
+
+    def _end_task(self, state: TaskState, reason: str) -> None:
+        self.task_state, self.reason = state, reason
+        self.sequence += 1
+        self._write_task()
+
+
+def _count_one(counts: dict[str, int], what: str) -> None:
+    counts[what] = counts.get(what, 0) + 1
+
+
+def _statistics_from(text: str) -> Statistics:
+    data = json.loads(text)
+    return Statistics(
+        bytes_up=data.get("bytes_up", 0),
+        bytes_down=data.get("bytes_down", 0),
+        faults=data.get("faults", {}),
+        declined=data.get("declined", {}),
+    )
+
+
+__all__ = ["SOFTWARE", "Release", "Statistics", "TaskRunner", "Write"]

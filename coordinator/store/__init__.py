@@ -1,0 +1,1 @@
+"""What the coordinator keeps: a relational database and a folder of content-addressed blobs."""

@@ -1,0 +1,155 @@
+"""A fleet's folders on one machine: registrar, signer, coordinator and devices, each with what it would own in the field.
+
+    work/registrar    the certificate authority
+    work/signer       the model-signing key
+    work/coordinator  the coordinator's work folder
+    work/devices/ID   a device's folder: identity, signer.pub, example store
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from coordinator.registrar.authority import DEFAULT_LIFETIME_DAYS, Authority
+from coordinator.registrar.folder import init_folder, issue_logged, open_folder
+from edge_sdk.client import EXAMPLES_FILE, IDENTITY_FOLDER, SIGNER_FILE
+from edge_sdk.credentials import NewFile, private_key_file, save_identity, write_folder
+from edge_sdk.errors import ConfigError
+from edge_sdk.identity import Role, make_identity
+from edge_sdk.signing import new_private_key, public_key_to_pem
+from edge_sdk.training.examples import ExampleStore
+
+Shard = tuple[NDArray[Any], NDArray[Any]]
+"""One device's (x, y)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFolders:
+    """Where everything is.
+
+    Args:
+        work: the folder of it all.
+    """
+
+    work: Path
+
+    @property
+    def registrar(self) -> Path:
+        return self.work / "registrar"
+
+    @property
+    def signer_key(self) -> Path:
+        return self.work / "signer" / "signer.key"
+
+    @property
+    def signer_public(self) -> Path:
+        return self.work / "signer" / "signer.pub"
+
+    @property
+    def coordinator(self) -> Path:
+        return self.work / "coordinator"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.work / "coordinator" / "test.npz"
+
+    @property
+    def bundle(self) -> Path:
+        return self.work / "digits.edge"
+
+    @property
+    def logs(self) -> Path:
+        return self.work / "logs"
+
+    def device(self, device_id: str) -> Path:
+        return self.work / "devices" / device_id
+
+
+def device_ids(count: int) -> tuple[str, ...]:
+    """device-0000, device-0001, ..."""
+    return tuple(f"device-{number:04d}" for number in range(count))
+
+
+def make_authorities(folders: FleetFolders, now: float) -> None:
+    """Make the registrar, the model signer and the coordinator's identity, as three separate parties.
+
+    Raises:
+        IdentityError: a folder cannot be written or is not empty.
+    """
+    authority = init_folder(folders.registrar, name="Demo Registrar", now=now)
+    key = new_private_key()
+    public = NewFile("signer.pub", public_key_to_pem(key.public_key()), secret=False)
+    write_folder(folders.signer_key.parent, [private_key_file("signer.key", key), public])
+    _issue(folders, authority, "coordinator", "coordinator", folders.coordinator / IDENTITY_FOLDER, now)
+
+
+def make_devices(folders: FleetFolders, shards: Mapping[str, Shard], now: float) -> None:
+    """Make each device's folder: its own key and certificate, the pinned signer, and its examples.
+
+    Raises:
+        IdentityError, StoreError: a folder cannot be written.
+    """
+    authority = open_folder(folders.registrar)
+    signer = folders.signer_public.read_bytes()
+    for device_id, (x, y) in shards.items():
+        home = folders.device(device_id)
+        _issue(folders, authority, device_id, "device", home / IDENTITY_FOLDER, now)
+        (home / SIGNER_FILE).write_bytes(signer)
+        with ExampleStore.create_for(home / EXAMPLES_FILE, x, y) as store:
+            store.add_many(x, y)
+
+
+def _issue(
+    folders: FleetFolders, authority: Authority, identity_id: str, role: Role, target: Path, now: float
+) -> None:
+    key = new_private_key()
+    certificate = issue_logged(
+        folders.registrar,
+        authority,
+        key.public_key(),
+        identity_id=identity_id,
+        role=role,
+        now=now,
+        lifetime_days=DEFAULT_LIFETIME_DAYS,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_identity(target, make_identity(key, certificate, authority.certificate, role=role, now=now))
+
+
+def split_over(items: Sequence[str], parts: int) -> Iterator[tuple[str, ...]]:
+    """Deal items out to `parts` processes, as evenly as can be."""
+    for part in range(parts):
+        yield tuple(items[part::parts])
+
+
+def empty_work_folder(work: Path, marker: str) -> None:
+    """Make a work folder empty, unless it holds something that is not this program's.
+
+    Args:
+        work: the folder.
+        marker: a file that only this program writes there.
+
+    Raises:
+        ConfigError: it holds other things, or cannot be written.
+    """
+    try:
+        if work.exists() and any(work.iterdir()):
+            if not (work / marker).is_file():
+                raise ConfigError(
+                    f"{work} is not empty and not a work folder of this command", hint="name another with --work"
+                )
+            shutil.rmtree(work)
+        work.mkdir(parents=True, exist_ok=True)
+        probe = work / marker
+        probe.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use {work} as a work folder: {error.strerror or error}",
+            hint="name one that this user may write with --work",
+        ) from error

@@ -1,0 +1,87 @@
+"""The digits job: what the demo trains, with the numbers that were chosen for it.
+
+The model has 1,370 parameters, as noise on the mean grows with the square root of their number and falls as one over the
+devices. Each device takes a few full-batch steps on its handful of examples; the server takes large, decaying steps on
+the mean. How the numbers were found, and what other cohorts reach, is in docs/utility.md.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from coordinator.config import Privacy, TaskConfig, Training
+from coordinator.rounds.states import Pacing
+from coordinator.service.tasks import encoding_for
+from edge_sdk.protocol.messages import BlobRef, Digest
+
+TASK = "digits"
+MODEL = "exporters.examples.digits:build"
+DELTA = 1e-5
+CLIP_NORM = 0.5
+EPSILON = 8.0
+TRAINING = Training(epochs=6, batch_size=32, max_steps=6, learning_rate=0.3)
+SERVER_OPTIMIZER = "fedavg:learning_rate=8,decay=0.85"
+MIN_REPORTS_SHARE = 0.7
+
+
+def min_reports(devices: int) -> int:
+    """The fewest devices whose updates are ever released together."""
+    return max(2, math.ceil(MIN_REPORTS_SHARE * devices))
+
+
+def digits_task(
+    *,
+    devices: int,
+    rounds: int,
+    epsilon: float,
+    dropout_share: float,
+    dimension: int,
+    signer_pem: str,
+    evaluation: Path,
+) -> TaskConfig:
+    """The digits job as a task, paced for devices that are all awake on one machine.
+
+    Args:
+        devices: goal count.
+        rounds: to commit.
+        epsilon: device-level, over all rounds; infinity turns the noise off.
+        dropout_share: dropouts inside a round that it survives.
+        dimension: trainable parameters of the bundle.
+        signer_pem: public key that the bundle is signed with.
+        evaluation: .npz with the held-out x and y.
+    """
+    floor = min_reports(devices)
+    privacy = Privacy(
+        epsilon=epsilon,
+        delta=DELTA,
+        clip_norm=CLIP_NORM,
+        # One more than the rounds, so that an abandoned round costs no device its last one.
+        participation_cap=rounds + 1,
+        corrupt_share=0.05,
+        dropout_share=dropout_share,
+    )
+    return TaskConfig(
+        task=TASK,
+        population=TASK,
+        bundle=BlobRef(Digest(bytes(32)), 0),
+        dimension=dimension,
+        rounds=rounds,
+        goal_count=devices,
+        min_check_ins=floor,
+        min_reports=floor,
+        training=TRAINING,
+        privacy=privacy,
+        encoding=encoding_for(privacy, dimension=dimension, min_reports=floor, goal_count=devices),
+        pacing=Pacing(
+            selection_timeout_s=20.0,
+            advertise_timeout_s=15.0,
+            share_timeout_s=15.0,
+            report_timeout_s=20.0,
+            unmask_timeout_s=15.0,
+            quiet_s=0.7,
+        ),
+        server_optimizer=SERVER_OPTIMIZER,
+        signer=signer_pem,
+        evaluation=str(evaluation.resolve()),
+    )

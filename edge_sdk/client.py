@@ -1,0 +1,125 @@
+"""The app developer's door: one object that owns a device's folder and wires the agent to its ports.
+
+    client = EdgeClient(Path("~/.myapp/edge").expanduser(), population="digits")
+    client.examples.add(x=image, y=label)
+    client.predict(images)
+    asyncio.run(client.run("mqtt://broker:1883"))
+
+The folder holds `identity/` (key, certificate, registrar's certificate), `signer.pub` (who may sign models), the
+example store, the device's own journal and ledger, fetched blobs and installed models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from edge_sdk.clock import Clock, SystemClock
+from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_identity, load_public_key
+from edge_sdk.inference.installed import InstalledModels
+from edge_sdk.protocol.policy import DevicePolicy
+from edge_sdk.runtime.agent import DeviceAgent, Pace
+from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.broker_url import parse_broker_url
+from edge_sdk.runtime.device_store import DeviceStore, Participation
+from edge_sdk.runtime.dial import TlsFiles
+from edge_sdk.training.examples import ExampleStore
+from edge_sdk.training.learner import LocalLearner
+
+IDENTITY_FOLDER = "identity"
+SIGNER_FILE = "signer.pub"
+EXAMPLES_FILE = "examples.sqlite"
+
+
+class EdgeClient:
+    """One device.
+
+    Args:
+        home: the device's folder, with `identity/` and `signer.pub` in it.
+        population: whose tasks it takes part in.
+        policy: the device's own floors; the defaults ask for noise, secure aggregation and a cohort.
+        pace: how patient it is.
+        clock: tells the time.
+
+    Raises:
+        IdentityError: key, certificate or signer are missing, wrong or expired.
+        StoreError: the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        population: str,
+        policy: DevicePolicy | None = None,
+        pace: Pace | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.home = home
+        self._clock = clock or SystemClock()
+        self.identity = load_identity(home / IDENTITY_FOLDER, role="device", now=self._clock.now())
+        signer = load_public_key(home / SIGNER_FILE)
+        path = home / EXAMPLES_FILE
+        self.examples = ExampleStore.open(path) if path.exists() else None
+        self.store = DeviceStore(home / "device.sqlite")
+        self.learner = LocalLearner(signer, self.examples, InstalledModels(home / "models", signer=signer))
+        self.agent = DeviceAgent(
+            self.identity,
+            population,
+            self.store,
+            BlobCache(home / "blobs"),
+            self.learner,
+            policy=policy or DevicePolicy(),
+            random_bytes=os.urandom,
+            pace=pace,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the device's files."""
+        self.store.close()
+        if self.examples is not None:
+            self.examples.close()
+
+    def predict(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The newest installed model's output for a batch.
+
+        Raises:
+            ArtifactError: no model is installed yet, or it cannot be used.
+        """
+        return self.learner.predict(x)
+
+    def participations(self) -> list[Participation]:
+        """What left this device, when, for which task, and what it cost."""
+        return self.store.participations()
+
+    @property
+    def tls_files(self) -> TlsFiles:
+        """The device's certificate as the broker sees it."""
+        folder = self.home / IDENTITY_FOLDER
+        return TlsFiles(folder / CA_FILE, folder / CERTIFICATE_FILE, folder / KEY_FILE)
+
+    async def run(self, broker: str, *, stop: asyncio.Event | None = None) -> None:
+        """Take part until `stop` is set.
+
+        Args:
+            broker: mqtt(s)://host[:port].
+
+        Raises:
+            ConfigError: the URL cannot be read.
+        """
+        from edge_sdk.runtime.driver import mqtt, run_devices
+
+        url = parse_broker_url(broker)
+        transports = mqtt(url, lambda agent: self.tls_files if url.tls else None)
+        await run_devices([self.agent], transports, stop=stop or asyncio.Event(), clock=self._clock)

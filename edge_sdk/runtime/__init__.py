@@ -1,0 +1,1 @@
+"""What runs a device: transport, stores, driver. The only part of the device side that does I/O."""

@@ -1,0 +1,669 @@
+"""A device without I/O loops: messages and time in, publications and training jobs out, everything durable in between.
+
+The agent carries out what the pure session decides: it authenticates, journals each accepted event before its effects,
+fetches blobs, repeats what may be lost, installs models. The asyncio driver and the simulator's in-memory fleet drive
+the same object. It holds no socket, reads no clock, and never trains inside a call: training is handed out as a job.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+from edge_sdk import __version__
+from edge_sdk.errors import (
+    ArtifactError,
+    EdgeError,
+    IdentityError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+    StoreError,
+)
+from edge_sdk.identity import Identity, verify_certificate
+from edge_sdk.privacy.accounting import SkellamRelease
+from edge_sdk.protocol import chunks, codec, session, topics
+from edge_sdk.protocol.limits import (
+    BLOB_MAX_BYTES,
+    CHUNK_DEFAULT_BYTES,
+    CHUNK_DIGEST_BYTES,
+    CONTROL_FRAME_MAX_BYTES,
+    EXPIRY_CHUNK_S,
+    EXPIRY_CONTROL_UP_S,
+    LARGE_FRAME_MAX_BYTES,
+)
+from edge_sdk.protocol.messages import (
+    NO_ROUND,
+    Announcement,
+    BlobRef,
+    CheckIn,
+    Decline,
+    DeclineReason,
+    DeviceId,
+    Digest,
+    Large,
+    Message,
+    Outcome,
+    Plan,
+    Pull,
+    Receipt,
+    Rejection,
+    Roster,
+    ShareDelivery,
+    Survivors,
+    TaskState,
+)
+from edge_sdk.protocol.policy import DevicePolicy, Spending, composed_epsilon, release_of
+from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.device_store import DeviceStore, JournalEntry, Participation
+from edge_sdk.secagg import suite
+from edge_sdk.signing import verify_raw
+
+log = logging.getLogger("edge.device")
+
+WORKER = 0
+RETRY_MAX_S = 86_400.0
+"""A rejected device comes again after a day at the latest, whatever it was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message for the broker."""
+
+    topic: str
+    payload: bytes
+    expiry_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """Train by this plan from this checkpoint; the result goes to `trained` or `failed`."""
+
+    plan: Plan
+    bundle: bytes = field(repr=False)
+    checkpoint: bytes = field(repr=False)
+    seed: bytes = field(repr=False)
+
+
+class Learner(Protocol):
+    """Training and serving on this device, as the agent needs them."""
+
+    @property
+    def runtime_version(self) -> str:
+        """What runs the graphs, such as "onnxruntime 1.31.1"."""
+        ...
+
+    @property
+    def example_count(self) -> int:
+        """Examples that could be trained on now."""
+        ...
+
+    def check(self, bundle: bytes, checkpoint: bytes) -> int:
+        """Authenticate the bundle, see that this runtime computes it right; return the layout's dimension.
+
+        Raises:
+            ArtifactError: not signed by a pinned signer, tampered with, or not for this runtime.
+        """
+        ...
+
+    def train(self, job: TrainingJob) -> bytes:
+        """The update, float32 little-endian in layout order.
+
+        Raises:
+            TrainingError: it failed.
+        """
+        ...
+
+    def install(self, version: int, bundle: bytes, checkpoint: bytes) -> None:
+        """Serve predictions from this model from now on.
+
+        Raises:
+            ArtifactError, StoreError: it cannot be served; the last one stays.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How patient the agent is.
+
+    Attributes:
+        resend_s: a message that brought no answer is repeated after this long, up to twice as long by jitter.
+    """
+
+    resend_s: float = 10.0
+
+
+class DeviceAgent:
+    """One device's part in one population.
+
+    Args:
+        identity: the device's key, certificate and pinned registrar.
+        population: whose announcements it follows.
+        store, blobs: what it must not forget.
+        learner: training and serving.
+        policy: the device's own floors.
+        random_bytes: secret randomness from the operating system.
+        pace: see there.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        population: str,
+        store: DeviceStore,
+        blobs: BlobCache,
+        learner: Learner,
+        *,
+        policy: DevicePolicy,
+        random_bytes: Callable[[int], bytes],
+        pace: Pace | None = None,
+    ) -> None:
+        self.device_id = DeviceId(identity.id)
+        self.population = population
+        self.store = store
+        self.policy = policy
+        self._identity = identity
+        self._blobs = blobs
+        self.learner = learner
+        self._random_bytes = random_bytes
+        self._pace = pace or Pace()
+        self._environment = session.Environment(
+            device_id=identity.id,
+            certificate=identity.certificate_der,
+            sign=identity.sign,
+            verify_peer=self._verify_peer,
+            policy=policy,
+        )
+        self._state: session.State = session.Waiting()
+        self._position = 0
+        self._announcement: Announcement | None = None
+        self._coordinator: bytes | None = None
+        self._checked_in = False
+        self._left = False  # the announced round, by declining or otherwise
+        self._not_before = 0.0
+        self._resend_at: float | None = None
+        self._downloads: dict[bytes, _Download] = {}
+        self._job: TrainingJob | None = None
+        self._out: list[Outgoing] = []
+        self.installed_version = int(store.get("installed_version") or 0)
+
+    # ---- what the driver calls
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """The topics that the driver subscribes to."""
+        return topics.device_subscriptions(self.device_id, self.population)
+
+    @property
+    def state(self) -> session.State:
+        """Where the session stands, for status displays and tests."""
+        return self._state
+
+    @property
+    def announcement(self) -> Announcement | None:
+        """The newest announcement heard."""
+        return self._announcement
+
+    def start(self, now: float) -> tuple[Outgoing, ...]:
+        """Fold the journal of a round that was open when the process ended, and take it up again."""
+        known = self.store.get("coordinator")
+        self._coordinator = bytes.fromhex(known) if known else None
+        self._fold(self.store.journal(), now)
+        if session.base_of(self._state) is not None:
+            self._carry_out(session.resume(self._state), now)
+        return self.tick(now)
+
+    def _fold(self, entries: Sequence[JournalEntry], now: float) -> None:
+        """Set the state that the journal gives, or leave a round that this process cannot take up again.
+
+        Another version, policy or certificate than the one that wrote the journal may not come to the same state.
+        """
+        rid, problem = NO_ROUND, ""
+        for entry in entries:
+            try:
+                event = _to_event(entry)
+                if isinstance(event, session.PlanReceived):
+                    rid = event.plan.rid
+                self._state, _ = session.step(self._environment, self._state, event, entry.at, entry.entropy)
+            except (ProtocolError, StoreError) as error:
+                problem = str(error)
+                break
+            self._position = entry.position + 1
+        if isinstance(self._state, session.Ended):
+            problem = self._state.detail
+        if problem:
+            log.warning("%s cannot take its open round up again: %s", self.device_id, problem)
+            self.store.end_round(rid, now, committed=False, detail=problem)
+            self._state, self._position = session.Waiting(), 0
+
+    def connected(self, now: float) -> tuple[Outgoing, ...]:
+        """The broker is reachable (again): repeat at once what may have been lost."""
+        for download in self._downloads.values():
+            download.assembly.connection_lost()
+        self._resend_at = now if self._awaiting_answer else self._resend_at
+        return self.tick(now)
+
+    def receive(self, topic: str, payload: bytes, now: float) -> tuple[Outgoing, ...]:
+        """Take in one message. What is not authentic or has no place is logged and changes nothing."""
+        try:
+            match topics.parse(topic):
+                case topics.TaskTopic():
+                    self._announced(payload, now)
+                case topics.ControlDown(device_id) if device_id == self.device_id:
+                    self._control(payload, now)
+                case topics.ChunkDown(device_id) if device_id == self.device_id:
+                    self._chunk(payload, now)
+                case other:
+                    raise RemoteProtocolError(f"nothing is expected on {other}")
+        except (RemoteProtocolError, IdentityError) as error:
+            log.info("%s refused a message on %s: %s", self.device_id, topic[:200], error)
+        return self.tick(now)
+
+    def tick(self, now: float) -> tuple[Outgoing, ...]:
+        """Let time pass."""
+        base = session.base_of(self._state)
+        if base is not None and now >= base.expires_at:
+            self._apply(session.Tick(), now)
+        self._consider(now)
+        self._request(now)
+        if self._awaiting_answer and self._resend_at is not None and now >= self._resend_at:
+            self._repeat(now)
+        out, self._out = tuple(self._out), []
+        return out
+
+    def take_job(self) -> TrainingJob | None:
+        """The training to run beside the loop, once."""
+        job, self._job = self._job, None
+        return job
+
+    def trained(self, job: TrainingJob, update: bytes, now: float) -> tuple[Outgoing, ...]:
+        """A job ended well."""
+        if session.round_id(self._state) == job.plan.rid:
+            self._apply(session.Trained(update), now)
+        return self.tick(now)
+
+    def failed(self, job: TrainingJob, error: EdgeError, now: float) -> tuple[Outgoing, ...]:
+        """A job ended badly."""
+        if session.round_id(self._state) == job.plan.rid:
+            self._apply(session.Failed(DeclineReason.TRAINING_FAILED, str(error)), now)
+        return self.tick(now)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is next needed if nothing comes."""
+        base = session.base_of(self._state)
+        times: list[float | None] = [d.assembly.next_deadline for d in self._downloads.values()]
+        times.append(base.expires_at if base else None)
+        times.append(self._resend_at if self._awaiting_answer else None)
+        if self._may_check_in:
+            times.append(self._not_before)
+        return min((t for t in times if t is not None), default=None)
+
+    # ---- what comes in
+
+    def _announced(self, payload: bytes, now: float) -> None:
+        frame = codec.read_frame(payload)
+        peer = verify_certificate(frame.certificate, self._identity.ca, "coordinator", now)
+        if not verify_raw(peer.public_key, frame.signature, frame.signed_for(codec.BROADCAST)):
+            raise RemoteProtocolError("an announcement whose signature is not the coordinator's")
+        message = codec.parse_for_device(frame)
+        if not isinstance(message, Announcement) or message.population != self.population:
+            raise RemoteProtocolError("not an announcement to this population")
+        if not topics.is_id(message.task):
+            raise RemoteProtocolError(f"an announcement of a task that cannot be named {message.task[:80]!r}")
+        if message.sequence < int(self.store.get(f"sequence/{message.task}") or 0):
+            raise RemoteProtocolError("an announcement older than one already heard")
+        if self._coordinator != frame.certificate:
+            self._coordinator = frame.certificate
+            self.store.put("coordinator", frame.certificate.hex())
+        known = self._announcement
+        if known is not None and known.task == message.task and known.sequence == message.sequence:
+            return
+        self.store.put(f"sequence/{message.task}", str(message.sequence))
+        self._announcement = message
+        self._checked_in = False
+        self._left = self.store.has_ended(message.rid)
+        self._not_before = now
+        base = session.base_of(self._state)
+        if base is not None and message.task == base.plan.task and message.rid != base.plan.rid:
+            self._apply(session.Superseded(), now)
+        if message.state is TaskState.COMPLETE and message.model_version > self.installed_version:
+            self._fetch((message.bundle, message.checkpoint), now)
+
+    def _control(self, payload: bytes, now: float, *, large: bool = False) -> None:
+        if self._coordinator is None:
+            raise RemoteProtocolError("a message before any announcement: whose is it?")
+        frame = codec.read_frame(payload, large=large)
+        peer = verify_certificate(self._coordinator, self._identity.ca, "coordinator", now)
+        if not verify_raw(peer.public_key, frame.signature, frame.signed_for(self.device_id)):
+            raise RemoteProtocolError("the signature is not the coordinator's")
+        message = codec.parse_for_device(frame)
+        match message:
+            case Plan():
+                self._planned(message, frame.body, now)
+            case Roster() | ShareDelivery() | Survivors() | Receipt() | Outcome():
+                if message.rid == session.round_id(self._state):
+                    self._apply(session.Received(message), now, frame.body)
+            case Rejection():
+                self._rejected(message, now)
+            case Pull():
+                self._serve(message)
+            case Large():
+                if message.frame.size_bytes > LARGE_FRAME_MAX_BYTES:
+                    raise RemoteProtocolError(f"a frame of {message.frame.size_bytes} bytes is over the limit")
+                # One at a time: what this device lacks is the newest, and its memory is bounded.
+                for digest in [d for d, download in self._downloads.items() if download.frame_of_coordinator]:
+                    if digest != message.frame.sha256:
+                        del self._downloads[digest]
+                self._download(message.frame, frame_of_coordinator=True)
+            case Announcement():
+                raise RemoteProtocolError("an announcement on a device's own topic")
+
+    def _planned(self, plan: Plan, body: bytes, now: float) -> None:
+        if session.round_id(self._state) not in (None, plan.rid):
+            raise RemoteProtocolError("a plan while another round is under way")
+        if self.store.has_ended(plan.rid):
+            raise RemoteProtocolError("a plan of a round that this device already left")
+        if self.learner.example_count < self.policy.min_examples:
+            detail = "too few examples on this device"
+            self._leave(plan, now, committed=False, detail=detail)
+            self._send(Decline(plan.rid, DeclineReason.NOT_ENOUGH_EXAMPLES, detail))
+            return
+        digest = Digest(suite.digest(body))
+        self._apply(session.PlanReceived(plan, digest, self.store.spending(plan.task)), now, body)
+
+    def _rejected(self, message: Rejection, now: float) -> None:
+        if self._announcement is None or message.task != self._announcement.task:
+            return
+        self._checked_in = False
+        share = int.from_bytes(self._random_bytes(4), "little") / 2**32
+        after_s, spread_s = (
+            min(max(0.0, seconds), RETRY_MAX_S) for seconds in (message.retry_after_s, message.retry_spread_s)
+        )
+        self._not_before = now + after_s + share * spread_s
+        log.info("%s was rejected: %s", self.device_id, message.reason.name.lower())
+
+    # ---- the session
+
+    def _apply(self, event: session.Event, now: float, body: bytes = b"") -> None:
+        """Step the session; journal the event before anything of it is carried out.
+
+        Args:
+            event: what happened.
+            now: seconds since the epoch.
+            body: of the message in the event, as it came.
+        """
+        entropy = self._random_bytes(32)
+        before = self._state
+        after, effects = session.step(self._environment, before, event, now, entropy)
+        if after is before:
+            self._carry_out(effects, now)
+            return
+        if isinstance(after, session.Ended):
+            self._leave(after.plan, now, committed=after.committed, detail=after.detail)
+        else:
+            kind, payload = _from_event(event, body)
+            # What was said must never be unsaid, not even by a power cut: a device that forgot could say another thing.
+            durable = any(isinstance(effect, session.Send) for effect in effects)
+            self.store.append(
+                JournalEntry(self._position, now, kind, payload, entropy),
+                self._participation(after, effects, now),
+                durable=durable,
+            )
+            self._state = after
+            self._position += 1
+        self._carry_out(effects, now)
+
+    def _leave(self, plan: Plan, now: float, *, committed: bool, detail: str) -> None:
+        self.store.end_round(plan.rid, now, committed=committed, detail=detail)
+        log.info("%s left round %d: %s", self.device_id, plan.round_number, detail)
+        self._state, self._position = session.Waiting(), 0
+        self._downloads.clear()
+        self._left = self._left or (self._announcement is not None and self._announcement.rid == plan.rid)
+
+    def _participation(
+        self, after: session.State, effects: tuple[session.Effect, ...], now: float
+    ) -> Participation | None:
+        spend = next((e for e in effects if isinstance(e, session.Spend)), None)
+        vector = session.masked_vector(after)
+        if spend is None or vector is None:
+            return None
+        plan = spend.plan
+        release = release_of(plan)
+        before = [(p.release, 1) for p in self.store.participations(plan.task)]
+        return Participation(
+            rid=plan.rid,
+            task=plan.task,
+            round_number=plan.round_number,
+            at=now,
+            epsilon=composed_epsilon((*before, (release, 1)), plan.delta),
+            delta=plan.delta,
+            sent_bytes=len(vector[1]),
+            sent_sha256=vector[0],
+            release=release,
+        )
+
+    def _carry_out(self, effects: tuple[session.Effect, ...], now: float) -> None:
+        for effect in effects:
+            match effect:
+                case session.Send(message):
+                    self._send(message)
+                    self._schedule_resend(now)
+                case session.Fetch(blobs):
+                    self._fetch(blobs, now)
+                case session.Train(plan, seed):
+                    self._train(plan, seed, now)
+                case session.Spend():
+                    pass  # Written with the journal entry, in one transaction.
+
+    def _train(self, plan: Plan, seed: bytes, now: float) -> None:
+        try:
+            bundle, checkpoint = (self._blobs.get(blob.sha256) for blob in (plan.bundle, plan.checkpoint))
+        except StoreError as error:
+            # Gone or damaged since it was checked: nothing of the round can be saved.
+            self._apply(session.Failed(DeclineReason.TRAINING_FAILED, str(error)), now)
+        else:
+            self._job = TrainingJob(plan, bundle, checkpoint, seed)
+
+    # ---- blobs
+
+    def _fetch(self, blobs: tuple[BlobRef, ...], now: float) -> None:
+        for blob in blobs:
+            if blob.size_bytes > BLOB_MAX_BYTES:
+                self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, "a blob larger than any device takes"), now)
+                return
+            if not self._blobs.has(blob):
+                self._download(blob)
+        self._arrived(now)
+
+    def _download(self, blob: BlobRef, *, frame_of_coordinator: bool = False) -> None:
+        if blob.sha256 in self._downloads:
+            return
+        parts = chunks.MemoryParts(blob.size_bytes, CHUNK_DEFAULT_BYTES)
+        assembly = chunks.Assembly(blob.sha256, blob.size_bytes, CHUNK_DEFAULT_BYTES, parts)
+        self._downloads[blob.sha256] = _Download(assembly, frame_of_coordinator)
+
+    def _request(self, now: float) -> None:
+        for download in self._downloads.values():
+            ranges = download.assembly.requests(now)
+            if ranges:
+                firsts = tuple(first for first, _ in ranges)
+                counts = tuple(count for _, count in ranges)
+                self._send(Pull(Digest(download.assembly.sha256), CHUNK_DEFAULT_BYTES, firsts, counts))
+
+    def _chunk(self, payload: bytes, now: float) -> None:
+        digest = chunks.blob_of(payload)
+        download = next((d for d in self._downloads.values() if d.assembly.sha256.startswith(digest)), None)
+        if download is None or len(digest) < CHUNK_DIGEST_BYTES:
+            raise RemoteProtocolError("a chunk that was not asked for")
+        download.assembly.receive(payload, now)
+        if not download.assembly.complete:
+            return
+        data = download.assembly.finish()
+        del self._downloads[download.assembly.sha256]
+        if download.frame_of_coordinator:
+            self._control(data, now, large=True)
+        else:
+            self._blobs.put(data)
+            self._arrived(now)
+
+    def _arrived(self, now: float) -> None:
+        """Go on where bundle and checkpoint are now both here."""
+        state = self._state
+        if isinstance(state, session.Preparing):
+            plan = state.base.plan
+            if self._blobs.has(plan.bundle) and self._blobs.has(plan.checkpoint):
+                try:
+                    self._check(plan)
+                    self._install(plan.model_version, plan.bundle, plan.checkpoint)
+                    self._apply(session.Ready(), now)
+                except (ArtifactError, StoreError) as error:
+                    self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
+            return
+        found = self._announcement
+        if (
+            found is not None
+            and found.state is TaskState.COMPLETE
+            and self._blobs.has(found.bundle)
+            and self._blobs.has(found.checkpoint)
+        ):
+            try:
+                self._install(found.model_version, found.bundle, found.checkpoint)
+            except (ArtifactError, StoreError) as error:
+                log.warning("%s keeps its model: %s", self.device_id, error)
+
+    def _check(self, plan: Plan) -> None:
+        dimension = self.learner.check(self._blobs.get(plan.bundle.sha256), self._blobs.get(plan.checkpoint.sha256))
+        if dimension != plan.dimension:
+            raise ArtifactError(f"the bundle trains {dimension} parameters; the plan says {plan.dimension}")
+
+    def _install(self, version: int, bundle: BlobRef, checkpoint: BlobRef) -> None:
+        if version <= self.installed_version and self.store.get("installed_sha256") == checkpoint.sha256.hex():
+            return
+        self.learner.install(version, self._blobs.get(bundle.sha256), self._blobs.get(checkpoint.sha256))
+        self.installed_version = version
+        self.store.put("installed_version", str(version))
+        self.store.put("installed_sha256", checkpoint.sha256.hex())
+
+    def _serve(self, pull: Pull) -> None:
+        held = session.masked_vector(self._state)
+        if held is None or pull.sha256 != held[0] or len(pull.firsts) != len(pull.counts):
+            raise RemoteProtocolError("a pull of something that is not offered")
+        topic = topics.build(topics.ChunkUp(WORKER, self.device_id))
+        ranges = tuple(zip(pull.firsts, pull.counts, strict=True))
+        for frame in chunks.frames(held[0], held[1], pull.chunk_bytes, ranges):
+            self._out.append(Outgoing(topic, frame, EXPIRY_CHUNK_S))
+
+    # ---- checking in and repeating
+
+    @property
+    def _may_check_in(self) -> bool:
+        found = self._announcement
+        return (
+            isinstance(self._state, session.Waiting)
+            and found is not None
+            and found.state is TaskState.OPEN
+            and found.rid != NO_ROUND
+            and not self._checked_in
+            and not self._left
+            and (not self.policy.tasks or found.task in self.policy.tasks)
+            and self.learner.example_count >= self.policy.min_examples
+        )
+
+    def _consider(self, now: float) -> None:
+        if self._may_check_in and now >= self._not_before:
+            self._checked_in = True
+            self._check_in()
+            self._schedule_resend(now)
+
+    def _check_in(self) -> None:
+        found = self._announcement
+        if found is not None:
+            message = CheckIn(found.task, found.rid, __version__, self.learner.runtime_version)
+            self._send(message, certificate=self._identity.certificate_der)
+
+    @property
+    def _awaiting_answer(self) -> bool:
+        if isinstance(self._state, session.Waiting):
+            return self._checked_in and not self._left
+        return session.pending(self._state) is not None
+
+    def _repeat(self, now: float) -> None:
+        message = session.pending(self._state)
+        if message is not None:
+            self._send(message)
+        elif isinstance(self._state, session.Waiting):
+            self._check_in()
+        self._schedule_resend(now)
+
+    def _schedule_resend(self, now: float) -> None:
+        # Jitter, so that a fleet that lost its broker does not answer in one breath.
+        share = int.from_bytes(self._random_bytes(2), "little") / 2**16
+        self._resend_at = now + self._pace.resend_s * (1.0 + share)
+
+    def _send(self, message: Message, *, certificate: bytes = b"") -> None:
+        frame = codec.write_frame(message, self.device_id, self._identity.sign, certificate=certificate)
+        if len(frame) > CONTROL_FRAME_MAX_BYTES:
+            raise LocalProtocolError(f"a {type(message).__name__} of {len(frame)} bytes does not fit a control frame")
+        topic = topics.build(topics.ControlUp(self.device_id))
+        self._out.append(Outgoing(topic, frame, EXPIRY_CONTROL_UP_S))
+
+    def _verify_peer(self, certificate: bytes, message: bytes, signature: bytes, now: float) -> str:
+        peer = verify_certificate(certificate, self._identity.ca, "device", now)
+        if not verify_raw(peer.public_key, signature, message):
+            raise IdentityError(f"the signature is not {peer.id}'s")
+        return peer.id
+
+
+@dataclass(frozen=True, slots=True)
+class _Download:
+    assembly: chunks.Assembly
+    frame_of_coordinator: bool
+
+
+# ---- events as journal entries, and back
+
+
+def _from_event(event: session.Event, body: bytes) -> tuple[str, bytes]:
+    match event:
+        case session.PlanReceived():
+            spending = json.dumps(asdict(event.spending)).encode()
+            return "plan", len(spending).to_bytes(4, "little") + spending + body
+        case session.Ready():
+            return "ready", b""
+        case session.Trained(update):
+            return "trained", update
+        case session.Received(message):
+            return type(message).__name__, body
+        case session.Failed() | session.Tick() | session.Superseded():
+            raise AssertionError("an event that only ends a round is never journaled")
+
+
+_RECEIVED = {kind.__name__: kind for kind in (Roster, ShareDelivery, Survivors, Receipt, Outcome)}
+
+
+def _to_event(entry: JournalEntry) -> session.Event:
+    match entry.kind:
+        case "plan":
+            at = 4 + int.from_bytes(entry.payload[:4], "little")
+            spending, body = json.loads(entry.payload[4:at]), entry.payload[at:]
+            releases = tuple((SkellamRelease(**release), count) for release, count in spending["releases"])
+            plan = codec.decode(Plan, body)
+            return session.PlanReceived(
+                plan, Digest(suite.digest(body)), Spending(spending["participations"], releases)
+            )
+        case "ready":
+            return session.Ready()
+        case "trained":
+            return session.Trained(entry.payload)
+        case name if name in _RECEIVED:
+            message = codec.decode(_RECEIVED[name], entry.payload)
+            return session.Received(message)  # type: ignore[arg-type]  # the names are those of round messages
+        case _:
+            raise StoreError(
+                f"the device's journal holds an unknown event {entry.kind!r}",
+                hint="use the version that wrote it",
+            )

@@ -1,0 +1,217 @@
+"""What a device must not forget, in one SQLite file: the open round's journal, the rounds it left, its own ledger.
+
+The journal holds each accepted event of the open round with the entropy of its step, so that a restart folds to the
+same secrets and never to others; when the round ends it is erased from the file and from SQLite's log of writes. Ids of
+rounds that ended stay, so that no round is joined twice. Foreign exceptions end here as StoreError.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from edge_sdk.errors import StoreError
+from edge_sdk.privacy.accounting import SkellamRelease
+from edge_sdk.protocol.policy import Spending
+
+SCHEMA_VERSION = 1
+
+_Statement: TypeAlias = tuple[str, tuple[object, ...]]
+
+_META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS journal (
+    position INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL,
+    payload BLOB NOT NULL, entropy BLOB NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS ended (
+    rid BLOB PRIMARY KEY, at REAL NOT NULL, committed INTEGER NOT NULL, detail TEXT NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS ledger (
+    rid BLOB PRIMARY KEY, task TEXT NOT NULL, round_number INTEGER NOT NULL, at REAL NOT NULL,
+    epsilon REAL NOT NULL, delta REAL NOT NULL, sent_bytes INTEGER NOT NULL, sent_sha256 BLOB NOT NULL,
+    norm_bound REAL NOT NULL, l1_bound REAL NOT NULL, variance INTEGER NOT NULL)""",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One accepted event of the open round."""
+
+    position: int
+    at: float
+    kind: str
+    payload: bytes = field(repr=False)
+    entropy: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Participation:
+    """One masked input that left this device, and what the task has cost by then.
+
+    Attributes:
+        rid, task, round_number: which round.
+        at: seconds since the epoch.
+        epsilon, delta: spent on the task up to and with this participation, by the device's own accounting.
+        sent_bytes, sent_sha256: the masked vector, which says nothing of the update.
+        release: the noised sum that the update may have gone into.
+    """
+
+    rid: bytes
+    task: str
+    round_number: int
+    at: float
+    epsilon: float
+    delta: float
+    sent_bytes: int
+    sent_sha256: bytes
+    release: SkellamRelease
+
+
+class DeviceStore:
+    """The device's file.
+
+    Args:
+        path: created with mode 0600 where missing.
+
+    Raises:
+        StoreError: it cannot be opened, or another version of the SDK wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600, exist_ok=True)
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise self._failed("open", error) from error
+        try:
+            self._prepare()
+        except StoreError:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        try:
+            for pragma in ("journal_mode=WAL", "secure_delete=ON", "busy_timeout=5000"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            self._connection.execute(_META)
+        except sqlite3.Error as error:
+            raise self._failed("open", error) from error
+        found = self.get("schema")
+        if found is not None and found != str(SCHEMA_VERSION):
+            raise StoreError(
+                f"{self._path} has schema {found}; this version of edge-sdk reads {SCHEMA_VERSION}",
+                hint="update edge-sdk, or let the device begin anew in another folder",
+            )
+        if found is None:
+            self._write(*((table, ()) for table in _TABLES), durable=True)
+            self.put("schema", str(SCHEMA_VERSION))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    # ---- small facts
+
+    def get(self, key: str) -> str | None:
+        """A stored text, or None."""
+        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
+
+    def put(self, key: str, value: str) -> None:
+        """Store a text."""
+        self._write(("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)))
+
+    # ---- the open round
+
+    def append(self, entry: JournalEntry, participation: Participation | None = None, *, durable: bool = True) -> None:
+        """Keep an event before its effects are carried out, with what it cost if it cost something.
+
+        Args:
+            entry: the event.
+            participation: for the ledger, in the same transaction.
+            durable: it must outlive a power cut, and not only this process.
+        """
+        statements: list[_Statement] = [
+            (
+                "INSERT INTO journal VALUES (?, ?, ?, ?, ?)",
+                (entry.position, entry.at, entry.kind, entry.payload, entry.entropy),
+            )
+        ]
+        if participation is not None:
+            p = participation
+            values = (p.rid, p.task, p.round_number, p.at, p.epsilon, p.delta, p.sent_bytes, p.sent_sha256)
+            release = (p.release.norm_bound, p.release.l1_bound, p.release.variance)
+            statements.append(("INSERT OR IGNORE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*values, *release)))
+        self._write(*statements, durable=durable)
+
+    def journal(self) -> list[JournalEntry]:
+        """The open round's events in order; empty where no round is open."""
+        rows = self._read("SELECT position, at, kind, payload, entropy FROM journal ORDER BY position")
+        return [JournalEntry(*row) for row in rows]
+
+    def end_round(self, rid: bytes, at: float, *, committed: bool, detail: str) -> None:
+        """Burn the round's id and erase its journal, secrets and update included."""
+        self._write(
+            ("INSERT OR IGNORE INTO ended VALUES (?, ?, ?, ?)", (rid, at, int(committed), detail)),
+            ("DELETE FROM journal", ()),
+        )
+        # What was deleted still stands in the log of writes.
+        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def has_ended(self, rid: bytes) -> bool:
+        """Whether this device already left that round."""
+        return bool(self._read("SELECT 1 FROM ended WHERE rid = ?", rid))
+
+    # ---- the ledger
+
+    def participations(self, task: str | None = None) -> list[Participation]:
+        """What this device took part in, oldest first."""
+        rows = self._read("SELECT * FROM ledger WHERE ? IS NULL OR task = ? ORDER BY at", task, task)
+        return [Participation(*row[:8], SkellamRelease(*row[8:])) for row in rows]  # type: ignore[call-arg]
+
+    def spending(self, task: str) -> Spending:
+        """How often this device took part in a task, and all that left it for any."""
+        rows = self._read(
+            "SELECT norm_bound, l1_bound, variance, count(*) FROM ledger GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+        )
+        count = self._read("SELECT count(*) FROM ledger WHERE task = ?", task)[0][0]
+        return Spending(count, tuple((SkellamRelease(*row[:3]), row[3]) for row in rows))
+
+    def _read(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._failed("read", error) from error
+
+    def _write(self, *statements: _Statement, durable: bool = False) -> None:
+        """All statements in one transaction, or none of them."""
+        try:
+            # Without the sync a power cut may undo the last transactions, but never tear or reorder them.
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                for sql, values in statements:
+                    self._connection.execute(sql, values)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise self._failed("write", error) from error
+
+    def _failed(self, what: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"cannot {what} the device's store {self._path}: {error}",
+            hint="check the disk's free space and the folder's permissions; the device resumes where it stopped",
+        )

@@ -1,0 +1,165 @@
+"""The device's loop: broker messages and timers in, the agent's publications out, training in a thread.
+
+One loop carries one device in an app and many in a fleet's process. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from edge_sdk.clock import Clock, SystemClock
+from edge_sdk.errors import StoreError, TrainingError
+from edge_sdk.runtime.agent import DeviceAgent, Outgoing, TrainingJob
+from edge_sdk.runtime.broker_url import BrokerUrl
+from edge_sdk.runtime.dial import TlsFiles
+from edge_sdk.runtime.mqtt import MqttTransport
+
+log = logging.getLogger("edge.device")
+
+MAX_WAIT_S = 5.0
+
+
+class Transport(Protocol):
+    """What a device sends through."""
+
+    def launch(self) -> None:
+        """Begin to connect, and keep at it."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, *, expiry_s: float | None = None) -> bool:
+        """Send without waiting; False where it was dropped. The agent repeats what matters."""
+        ...
+
+    async def stop(self) -> None:
+        """Say goodbye."""
+        ...
+
+
+MakeTransport = Callable[[DeviceAgent, Callable[[str, bytes], None], Callable[[], None]], Transport]
+"""(agent, on_message, on_connected) -> its transport."""
+
+
+def mqtt(broker: BrokerUrl, tls: Callable[[DeviceAgent], TlsFiles | None] = lambda agent: None) -> MakeTransport:
+    """Transports to a broker, a connection for each device, its id the client id."""
+
+    def make(
+        agent: DeviceAgent, on_message: Callable[[str, bytes], None], on_connected: Callable[[], None]
+    ) -> MqttTransport:
+        return MqttTransport(
+            broker,
+            agent.device_id,
+            agent.subscriptions,
+            on_message,
+            on_connected=on_connected,
+            on_disconnected=lambda reason: log.warning("%s lost the broker: %s", agent.device_id, reason),
+            tls=tls(agent),
+        )
+
+    return make
+
+
+async def run_devices(
+    agents: Sequence[DeviceAgent],
+    make_transport: MakeTransport,
+    *,
+    stop: asyncio.Event,
+    done: Callable[[], bool] = lambda: False,
+    clock: Clock | None = None,
+) -> None:
+    """Run devices until `stop` is set or `done()` holds.
+
+    Raises:
+        StoreError: a device's store failed; nothing that it does not hold was sent.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="training") as pool:
+        await _Loop(agents, make_transport, pool, clock or SystemClock()).run(stop, done)
+
+
+class _Loop:
+    def __init__(
+        self,
+        agents: Sequence[DeviceAgent],
+        make_transport: MakeTransport,
+        pool: ThreadPoolExecutor,
+        clock: Clock,
+    ) -> None:
+        self._clock = clock
+        self._pool = pool
+        self._inbox: asyncio.Queue[Callable[[], None] | None] = asyncio.Queue()
+        self._transports: dict[str, Transport] = {}
+        self._agents = agents
+        self._deadlines: dict[str, float] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+        for agent in agents:
+            self._transports[agent.device_id] = make_transport(
+                agent, self._on_message(agent), self._on_connected(agent)
+            )
+
+    async def run(self, stop: asyncio.Event, done: Callable[[], bool]) -> None:
+        for agent in self._agents:
+            self._send(agent, agent.start(self._clock.now()))
+            self._transports[agent.device_id].launch()
+        stopped = asyncio.create_task(stop.wait())
+        stopped.add_done_callback(lambda _: self._inbox.put_nowait(None))
+        try:
+            while not stop.is_set() and not done():
+                await self._turn()
+        finally:
+            stopped.cancel()
+            await asyncio.gather(*(t.stop() for t in self._transports.values()))
+
+    async def _turn(self) -> None:
+        due = min(self._deadlines.values(), default=float("inf"))
+        wait_s = min(MAX_WAIT_S, max(0.0, due - self._clock.now()))
+        try:
+            async with asyncio.timeout(wait_s):
+                action = await self._inbox.get()
+        except TimeoutError:
+            action = None
+        while action is not None:
+            action()
+            action = None if self._inbox.empty() else self._inbox.get_nowait()
+            # Let the sockets breathe between devices: one may have waited its turn behind many others.
+            await asyncio.sleep(0)
+        now = self._clock.now()
+        for agent in self._agents:
+            if self._deadlines.get(agent.device_id, float("inf")) <= now:
+                self._send(agent, agent.tick(now))
+
+    def _on_message(self, agent: DeviceAgent) -> Callable[[str, bytes], None]:
+        def receive(topic: str, payload: bytes) -> None:
+            self._inbox.put_nowait(lambda: self._send(agent, agent.receive(topic, payload, self._clock.now())))
+
+        return receive
+
+    def _on_connected(self, agent: DeviceAgent) -> Callable[[], None]:
+        return lambda: self._inbox.put_nowait(lambda: self._send(agent, agent.connected(self._clock.now())))
+
+    def _send(self, agent: DeviceAgent, messages: tuple[Outgoing, ...]) -> None:
+        transport = self._transports[agent.device_id]
+        for message in messages:
+            transport.publish(message.topic, message.payload, expiry_s=message.expiry_s)
+        job = agent.take_job()
+        if job is not None:
+            task = asyncio.create_task(self._train(agent, job))
+            self._jobs.add(task)
+            task.add_done_callback(self._jobs.discard)
+        due = agent.next_deadline()
+        if due is None:
+            self._deadlines.pop(agent.device_id, None)
+        else:
+            self._deadlines[agent.device_id] = due
+
+    async def _train(self, agent: DeviceAgent, job: TrainingJob) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            update = await loop.run_in_executor(self._pool, agent.learner.train, job)
+        except (TrainingError, StoreError) as error:
+            failure = error
+            self._inbox.put_nowait(lambda: self._send(agent, agent.failed(job, failure, self._clock.now())))
+        else:
+            self._inbox.put_nowait(lambda: self._send(agent, agent.trained(job, update, self._clock.now())))
