@@ -208,7 +208,7 @@ class Demo:
         self._coordinator = Child(
             "coordinator",
             "edge_sdk.cli",
-            ["coordinator", "serve", "--home", str(self.folders.coordinator), "--broker", url, "--until-done"],
+            ["coordinator", "serve", "--home", str(self.folders.coordinator), "--broker", url],
             logs,
         )
         ids = device_ids(self.settings.devices)

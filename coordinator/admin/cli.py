@@ -30,7 +30,6 @@ def add_coordinator_verb(subparsers: Subparsers) -> None:
         help="mqtt(s)://host[:port], or 'embedded' to start one on this machine (default: %(default)s)",
     )
     serve.add_argument("--port", type=int, default=1883, help="of the embedded broker (default: %(default)s)")
-    serve.add_argument("--until-done", action="store_true", help="end when every task has ended")
     serve.add_argument("--verbose", action="store_true", help="log every refused message")
     serve.set_defaults(handler=_serve)
 
@@ -114,7 +113,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await serve(coordinator, url, identity.id, stop=stop, tls=tls, until_idle=arguments.until_done)
+        await serve(coordinator, url, identity.id, stop=stop, tls=tls)
 
     kind = f" ({embedded.kind}, started here)" if embedded else ""
     print(

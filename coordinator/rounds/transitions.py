@@ -447,10 +447,8 @@ def _suffices(state: Selecting | Advertising | Sharing | Reporting | Unmasking) 
 
 def _reachable(cohort: Cohort, whose: Mapping[int, object], alive: Mapping[int, object]) -> bool:
     """Whether the secrets of all of these could be rebuilt by those alive."""
-    living = alive.keys()
-    return all(
-        sum(neighbour in living for neighbour in cohort.neighbours[i]) >= cohort.parameters.threshold for i in whose
-    )
+    living = frozenset(alive)
+    return all(len(living.intersection(cohort.neighbours[i])) >= cohort.parameters.threshold for i in whose)
 
 
 def _close_if_due(state: State, now: float) -> Step:

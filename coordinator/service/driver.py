@@ -28,16 +28,15 @@ async def serve(
     *,
     stop: asyncio.Event,
     tls: TlsFiles | None = None,
-    until_idle: bool = False,
     clock: Clock | None = None,
 ) -> None:
-    """Run until `stop` is set, or with `until_idle` until every task has ended.
+    """Run until `stop` is set. Tasks that ended are still served: late devices fetch their model.
 
     Raises:
         TransportError: the broker cannot be reached at the start; later losses are waited out.
         StoreError: the store failed; nothing that it does not hold was published.
     """
-    await _Loop(coordinator, broker, client_id, tls, clock or SystemClock()).run(stop, until_idle)
+    await _Loop(coordinator, broker, client_id, tls, clock or SystemClock()).run(stop)
 
 
 class _Loop:
@@ -60,13 +59,13 @@ class _Loop:
             reconnect_max_s=10.0,
         )
 
-    async def run(self, stop: asyncio.Event, until_idle: bool) -> None:
+    async def run(self, stop: asyncio.Event) -> None:
         self._publish(self._coordinator.start(self._clock.now()))
         await self._transport.start()
         stopped = asyncio.create_task(stop.wait())
         stopped.add_done_callback(lambda _: self._inbox.put_nowait(None))
         try:
-            while not stop.is_set() and not (until_idle and self._coordinator.idle):
+            while not stop.is_set():
                 await self._turn()
         finally:
             stopped.cancel()

@@ -243,8 +243,8 @@ class Coordinator:
             raise RemoteProtocolError(f"the signature is not {device_id}'s")
         if known is None:
             self._devices[device_id] = _Device(certificate)
-        elif frame.certificate:
-            known.certificate = certificate
+        elif certificate != known.certificate:
+            known.certificate, known.noted_at = certificate, 0.0
         return frame
 
     def _control(self, device_id: DeviceId, frame: codec.Frame, now: float) -> None:

@@ -6,7 +6,7 @@ Knows the events and the codec; the rows are written by whoever holds a transact
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import assert_never
 
 from coordinator.rounds import transitions
@@ -26,6 +26,10 @@ class Row:
     kind: str
     device_id: str
     payload: bytes
+
+
+FIELDS = tuple(field.name for field in fields(Row))
+"""The columns of a row."""
 
 
 def to_row(position: int, event: Event, now: float) -> Row:

@@ -246,7 +246,8 @@ class TaskRunner:
             row = journal.to_row(self._position, event, now)
             self._position += 1
             rid = config_of(self.state).plan.rid
-            self._rows.append({"rid": rid, **asdict(row)})
+            values = {field: getattr(row, field) for field in journal.FIELDS}
+            self._rows.append({"rid": rid, **values})
             self._touched = True
             if isinstance(self.state, Committed | Abandoned):
                 self._close(self.state, now)

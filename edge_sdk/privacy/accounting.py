@@ -23,6 +23,8 @@ from edge_sdk.privacy.rotate import padded_length
 ORDERS = (*range(2, 257), *range(288, 1025, 32), 2048, 4096, 8192)
 """The Renyi orders looked at; the theorem holds for integers."""
 
+_ROUNDING = 1e-9  # so that nine tenths of 70 are 63
+
 
 @dataclass(frozen=True, slots=True)
 class SkellamRelease:
@@ -42,6 +44,11 @@ class SkellamRelease:
     def of_rounded(cls, *, norm_bound: float, dimension: int, variance: int) -> SkellamRelease:
         """Return the release of rounded, rotated updates of `dimension` coordinates before padding."""
         return cls(norm_bound, l1_bound(norm_bound, padded_length(dimension)), variance)
+
+
+def honest_reports(reports: int, corrupt_share: float) -> int:
+    """Return ceil((1 - corrupt_share) * reports): the devices of a sum whose noise is counted on."""
+    return math.ceil((1 - corrupt_share) * reports - _ROUNDING)
 
 
 def rdp_epsilon(releases: Iterable[SkellamRelease], delta: float) -> float:

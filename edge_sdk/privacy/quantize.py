@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import TrainingError
 from edge_sdk.secagg.suite import Stream
 
-_TRIES = 1000
+_TRIES = 200
 _COIN_BITS = 32
 _BLOCK = 1 << 14
 
@@ -47,7 +47,7 @@ def stochastic_round(
         entropy: 32 bytes of this use alone.
 
     Raises:
-        TrainingError: a thousand draws were too long, so that the values cannot have been clipped.
+        TrainingError: two hundred draws were too long, so that the values cannot have been clipped.
     """
     rounded = np.empty(len(values), np.int32)
     limit = math.floor(norm_bound * norm_bound)

@@ -116,9 +116,7 @@ def chunk_count(size_bytes: int, chunk_bytes: int) -> int:
         RemoteProtocolError: a size out of bounds; sizes come from the other side.
     """
     if not CHUNK_MIN_BYTES <= chunk_bytes <= CHUNK_MAX_BYTES:
-        raise RemoteProtocolError(
-            f"chunks of {chunk_bytes} bytes are outside {CHUNK_MIN_BYTES} to {CHUNK_MAX_BYTES}"
-        )
+        raise RemoteProtocolError(f"chunks of {chunk_bytes} bytes are outside {CHUNK_MIN_BYTES} to {CHUNK_MAX_BYTES}")
     if not 0 <= size_bytes <= BLOB_MAX_BYTES:
         raise RemoteProtocolError(f"a blob of {size_bytes} bytes is outside 0 to {BLOB_MAX_BYTES}")
     return -(-size_bytes // chunk_bytes)
@@ -149,9 +147,7 @@ def blob_of(frame: bytes) -> bytes:
     return frame[:CHUNK_DIGEST_BYTES]
 
 
-def slices(
-    data: bytes | memoryview, chunk_bytes: int, ranges: Sequence[Range]
-) -> Iterator[tuple[int, memoryview]]:
+def slices(data: bytes | memoryview, chunk_bytes: int, ranges: Sequence[Range]) -> Iterator[tuple[int, memoryview]]:
     """Cut the chunks that a pull asks for.
 
     All of the pull is checked before the first chunk comes out.
@@ -180,9 +176,7 @@ def slices(
     )
 
 
-def frames(
-    sha256: bytes, data: bytes | memoryview, chunk_bytes: int, ranges: Sequence[Range]
-) -> Iterator[bytes]:
+def frames(sha256: bytes, data: bytes | memoryview, chunk_bytes: int, ranges: Sequence[Range]) -> Iterator[bytes]:
     """Answer a pull of the blob `data`, named `sha256`, with its chunk frames, in the order asked.
 
     Raises:
@@ -347,9 +341,7 @@ class Assembly:
             RemoteProtocolError: the hash differs. Everything is dropped; the assembly would begin anew.
         """
         if not self.complete:
-            raise LocalProtocolError(
-                f"blob {self._sha256.hex()} is not complete: {self._missing} chunks are missing"
-            )
+            raise LocalProtocolError(f"blob {self._sha256.hex()} is not complete: {self._missing} chunks are missing")
         blob = self._store.read_all()
         if hashlib.sha256(blob).digest() != self._sha256:
             self._store.drop()

@@ -22,6 +22,9 @@ Python's FlatBuffers has no verifier, so whatever it raises on malformed bytes b
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import math
 import struct
 import types
 import typing
@@ -249,6 +252,12 @@ def _ints_from_wire(value: typing.Any) -> tuple[int, ...]:
     return () if value is None or isinstance(value, int) else tuple(value.tolist())
 
 
+def _float_from_wire(value: typing.Any) -> float:
+    if math.isnan(value):
+        raise ValueError("a number that is none")
+    return float(value)
+
+
 def _text_from_wire(value: typing.Any) -> str:
     return "" if value is None else typing.cast(str, value.decode("utf-8"))
 
@@ -267,32 +276,24 @@ def _converters(kind: typing.Any) -> tuple[Callable[..., typing.Any], Callable[.
         item = kind.__args__[0]
         if item is int:
             return _ints_to_wire, _ints_from_wire
-        return (
-            lambda value: [_to_wire(entry) for entry in value],
-            lambda value: tuple(_from_wire(entry, item) for entry in value or ()),
-        )
+        return lambda entries: _to_columns(entries, item), lambda packed: _from_columns(packed, item)
     if isinstance(kind, type) and issubclass(kind, IntEnum):
         return int, kind
     if kind is bytes:
         return _bytes_to_wire, _bytes_from_wire(None)
     if kind is str:
         return _same, _text_from_wire
+    if kind is float:
+        return _same, _float_from_wire
     return _same, kind
 
 
+@functools.cache
 def _fields(kind: typing.Any) -> tuple[_Field, ...]:
-    found = _FIELDS.get(kind)
-    if found is None:
-        hints = typing.get_type_hints(kind, vars(messages))
-        found = tuple(
-            _Field(field.name, _camel(field.name), *_converters(hints[field.name]))
-            for field in dataclasses.fields(kind)
-        )
-        _FIELDS[kind] = found
-    return found
-
-
-_FIELDS: dict[typing.Any, tuple[_Field, ...]] = {}
+    return tuple(
+        _Field(field.name, _camel(field.name), *_converters(_hints(kind)[field.name]))
+        for field in dataclasses.fields(kind)
+    )
 
 
 def _to_wire(message: typing.Any) -> typing.Any:
@@ -306,3 +307,54 @@ def _from_wire(packed: typing.Any, kind: typing.Any) -> typing.Any:
     if packed is None:
         raise ValueError(f"the {kind.__name__} is missing")
     return kind(**{field.name: field.from_wire(getattr(packed, field.attribute)) for field in _fields(kind)})
+
+
+# ---- a tuple of records travels as one table of columns, named after the record with an s
+
+
+def _to_columns(entries: tuple[typing.Any, ...], kind: typing.Any) -> typing.Any:
+    packed = getattr(wire, kind.__name__ + "sT")()
+    hints = _hints(kind)
+    for field in dataclasses.fields(kind):
+        values = [getattr(entry, field.name) for entry in entries]
+        if hints[field.name] is int:
+            setattr(packed, _camel(field.name), np.asarray(values, np.uint32))
+            continue
+        setattr(packed, _camel(field.name), np.frombuffer(b"".join(values), np.uint8))
+        if hints[field.name] not in _LENGTHS:
+            lengths = np.fromiter(map(len, values), np.uint32, len(values))
+            setattr(packed, _camel(field.name + "_lengths"), lengths)
+    return packed
+
+
+def _from_columns(packed: typing.Any, kind: typing.Any) -> tuple[typing.Any, ...]:
+    if packed is None:
+        raise ValueError(f"the {kind.__name__}s are missing")
+    hints = _hints(kind)
+    columns: list[typing.Any] = []
+    for field in dataclasses.fields(kind):
+        value = getattr(packed, _camel(field.name))
+        if hints[field.name] is int:
+            columns.append(_ints_from_wire(value))
+            continue
+        data = _bytes_from_wire(None)(value)
+        size = _LENGTHS.get(hints[field.name])
+        if size is None:
+            columns.append(_cut(data, _ints_from_wire(getattr(packed, _camel(field.name + "_lengths")))))
+        else:
+            columns.append([data[at : at + size] for at in range(0, len(data), size)])
+            if len(data) % size:
+                raise ValueError(f"{len(data)} bytes are no column of {size} each")
+    return tuple(kind(*row) for row in zip(*columns, strict=True))
+
+
+def _cut(data: bytes, lengths: tuple[int, ...]) -> list[bytes]:
+    if sum(lengths) != len(data):
+        raise ValueError("the lengths of a column do not add up")
+    ends = list(itertools.accumulate(lengths))
+    return [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+@functools.cache
+def _hints(kind: typing.Any) -> dict[str, typing.Any]:
+    return typing.get_type_hints(kind, vars(messages))

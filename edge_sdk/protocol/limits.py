@@ -18,6 +18,12 @@ and cloud takes."""
 LARGE_FRAME_MAX_BYTES: Final = 16 * MIB
 """Largest signed frame that is too long for one message and is pulled as a blob."""
 
+COHORT_MAX: Final = 65_535
+"""Most devices in a round: a share's point is its holder's index + 1, in GF(2^16)."""
+
+NEIGHBOURS_MAX: Final = 700
+"""Most neighbours of one device: its boxes, 80 bytes and an index each, must fit a control frame."""
+
 INLINE_UPDATE_MAX_BYTES: Final = 48 * KIB
 """Largest packed update that travels inside its own control message instead of as chunks."""
 

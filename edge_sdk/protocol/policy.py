@@ -6,11 +6,15 @@ Pure. The device computes epsilon from the plan's own noise parameters; the plan
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_sdk.errors import PrivacyError
-from edge_sdk.privacy.accounting import SkellamRelease, rdp_epsilon
+from edge_sdk.privacy.accounting import ORDERS, SkellamRelease, epsilon_of, honest_reports, renyi_divergences
 from edge_sdk.privacy.encode import EncodingParameters
+from edge_sdk.protocol.limits import COHORT_MAX
 from edge_sdk.protocol.messages import DeclineReason, Mechanism, Plan
 from edge_sdk.secagg import suite
 
@@ -24,7 +28,8 @@ class DevicePolicy:
     Attributes:
         tasks: the tasks it takes part in; empty means any.
         min_reports: the fewest devices in a sum that may hold this device's update.
-        epsilon_at_most: the largest device-level epsilon over all participations; infinity allows noise off.
+        epsilon_at_most: the largest device-level epsilon over all that ever left this device, whatever the task;
+            infinity allows noise off.
         delta_at_most: the delta at which epsilon is computed.
         participations_at_most: how often it takes part in one task, whatever the plan allows.
         corrupt_share_at_least: the share of colluding devices that a plan must assume.
@@ -41,6 +46,19 @@ class DevicePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Spending:
+    """What left this device before, by its own ledger.
+
+    Attributes:
+        participations: how often it took part in the plan's task.
+        releases: into which sums its updates went, of all tasks, each with how often.
+    """
+
+    participations: int = 0
+    releases: tuple[tuple[SkellamRelease, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Objection:
     """Why a plan is declined."""
 
@@ -50,7 +68,7 @@ class Objection:
 
 def honest_survivors(plan: Plan) -> int:
     """The devices whose noise is counted on: the honest share of the smallest sum that may be released."""
-    return math.ceil((1.0 - plan.corrupt_share) * plan.min_reports)
+    return honest_reports(plan.min_reports, plan.corrupt_share)
 
 
 def encoding_of(plan: Plan) -> EncodingParameters:
@@ -69,25 +87,37 @@ def encoding_of(plan: Plan) -> EncodingParameters:
     )
 
 
-def plan_epsilon(plan: Plan, delta: float, participations: int) -> float:
-    """Device-level epsilon after so many participations in rounds like this one; infinity without noise."""
-    if plan.mechanism is Mechanism.NONE or plan.device_variance == 0:
-        return math.inf
-    release = SkellamRelease.of_rounded(
+def release_of(plan: Plan) -> SkellamRelease:
+    """The release that a participation in this round counts as; variance 0 where the plan adds no noise."""
+    noisy = plan.mechanism is not Mechanism.NONE
+    return SkellamRelease.of_rounded(
         norm_bound=plan.norm_bound,
         dimension=plan.dimension,
-        variance=plan.device_variance * honest_survivors(plan),
+        variance=plan.device_variance * honest_survivors(plan) if noisy else 0,
     )
-    return rdp_epsilon((release,) * participations, delta)
 
 
-def objection(plan: Plan, policy: DevicePolicy, participations: int) -> Objection | None:
+def composed_epsilon(releases: Iterable[tuple[SkellamRelease, int]], delta: float) -> float:
+    """Device-level epsilon of so many of each release together; infinity if one had no noise, 0 for none."""
+    total = np.zeros(len(ORDERS))
+    for release, count in releases:
+        if count and release.variance == 0:
+            return math.inf
+        if count:
+            total += count * renyi_divergences(release)
+    return epsilon_of(total, delta) if total.any() else 0.0
+
+
+def objection(plan: Plan, policy: DevicePolicy, spending: Spending) -> Objection | None:
     """Why this device will not follow the plan, or None.
+
+    The epsilon compared with the policy's is that of all the device released before and of all it may yet release
+    under this plan, so that no sequence of plans, each within bounds, adds up to more.
 
     Args:
         plan: authenticated and parsed.
         policy: the device's floors.
-        participations: how often it already took part in this task.
+        spending: what left the device before.
     """
     malformed = _malformed(plan)
     if malformed:
@@ -108,17 +138,19 @@ def objection(plan: Plan, policy: DevicePolicy, participations: int) -> Objectio
             f"{policy.corrupt_share_at_least:.0%} and for protection against two survivor sets",
         )
     cap = min(plan.participation_cap, policy.participations_at_most)
-    if participations >= cap:
-        return Objection(DeclineReason.PARTICIPATION_CAP, f"took part {participations} times of at most {cap}")
+    if spending.participations >= cap:
+        return Objection(DeclineReason.PARTICIPATION_CAP, f"took part {spending.participations} times of at most {cap}")
     if math.isinf(policy.epsilon_at_most):
         return None
-    if plan.mechanism is Mechanism.NONE or plan.device_variance == 0:
+    release = release_of(plan)
+    if release.variance == 0:
         return Objection(DeclineReason.NOISE_TOO_SMALL, "the plan adds no noise; this device asks for some")
-    epsilon = plan_epsilon(plan, policy.delta_at_most, plan.participation_cap)
+    planned = (release, cap - spending.participations)
+    epsilon = composed_epsilon((*spending.releases, planned), policy.delta_at_most)
     if epsilon > policy.epsilon_at_most:
         return Objection(
             DeclineReason.EPSILON_TOO_LARGE,
-            f"the plan costs epsilon {epsilon:.2f} at delta {policy.delta_at_most:g}; "
+            f"with this plan all releases would cost epsilon {epsilon:.2f} at delta {policy.delta_at_most:g}; "
             f"this device allows {policy.epsilon_at_most:g}",
         )
     return None
@@ -139,6 +171,10 @@ def _malformed(plan: Plan) -> str:
     for name, count in counts.items():
         if count < 1:
             return f"{name} is {count}"
+    if not plan.min_reports <= plan.goal_count <= COHORT_MAX:
+        return f"min_reports is {plan.min_reports}, goal_count {plan.goal_count}"
+    if not 0 < plan.delta < 1:
+        return f"delta is {plan.delta}"
     if plan.dimension > MAX_DIMENSION:
         return f"dimension is {plan.dimension}"
     if not (0 <= plan.corrupt_share < 0.5 and 0 <= plan.dropout_share < 0.5):

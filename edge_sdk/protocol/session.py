@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import IdentityError, RemoteProtocolError, TrainingError
 from edge_sdk.privacy.encode import encode
-from edge_sdk.protocol.limits import INLINE_UPDATE_MAX_BYTES
+from edge_sdk.protocol.limits import INLINE_UPDATE_MAX_BYTES, NEIGHBOURS_MAX
 from edge_sdk.protocol.messages import (
     AdvertiseKeys,
     Bitmap,
@@ -43,7 +43,7 @@ from edge_sdk.protocol.messages import (
     UnmaskingShares,
     members,
 )
-from edge_sdk.protocol.policy import DevicePolicy, encoding_of, objection
+from edge_sdk.protocol.policy import DevicePolicy, Spending, encoding_of, objection
 from edge_sdk.secagg import client, graph, merkle, modular, suite
 
 BOX_BYTES = 80
@@ -75,11 +75,11 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class PlanReceived:
-    """An authenticated plan, the digest of its body's bytes, and how often the device took part in the task."""
+    """An authenticated plan, the digest of its body's bytes, and what left the device before."""
 
     plan: Plan
     digest: Digest
-    participations: int
+    spending: Spending
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,12 +291,16 @@ def round_id(state: State) -> RoundId | None:
 
 
 def pending(state: State) -> Message | None:
-    """What the coordinator may not have yet: the message to repeat until the session moves on."""
+    """What the coordinator may not have yet: the message to repeat until the session moves on.
+
+    Once the masked input is receipted, only its digest is repeated: it asks for the survivors, should they have been
+    lost on their way.
+    """
     match state:
         case Advertised() | Shared() | Answered():
             return state.message
         case Reported():
-            return state.message if state.receipt is None else None
+            return state.message if state.receipt is None else replace(state.message, inline=b"")
         case Waiting() | Preparing() | Holding() | Ended():
             return None
         case _:
@@ -399,10 +403,10 @@ def _join(environment: Environment, state: State, event: PlanReceived, now: floa
     plan = event.plan
     current = round_id(state)
     if current == plan.rid:
-        return state, resume(state)
+        return _repeat(state)
     if current is not None:
         raise RemoteProtocolError("a plan while another round is under way")
-    refusal = objection(plan, environment.policy, event.participations)
+    refusal = objection(plan, environment.policy, event.spending)
     if refusal is not None:
         message = Decline(plan.rid, refusal.reason, refusal.detail[:200])
         return Ended(plan, False, refusal.reason, refusal.detail), (Send(message),)
@@ -449,6 +453,7 @@ def _share(environment: Environment, state: State, roster: Roster, now: float, e
         if peer_id in seen:
             raise _Objection(DeclineReason.ROSTER_UNSOUND, f"device {peer_id} stands in the roster twice")
         seen.add(peer_id)
+    _require_agreement(state.keys, roster)
     peers = tuple(client.Peer(n.index, n.channel_public, n.mask_public) for n in roster.neighbours)
     self_seed = suite.derive(entropy, "self seed")
     sealed = client.seal_shares(
@@ -484,13 +489,28 @@ def _share(environment: Environment, state: State, roster: Roster, now: float, e
 
 
 def _require_sound_roster(plan: Plan, roster: Roster) -> None:
-    if roster.size < plan.min_reports or roster.index >= roster.size:
-        raise _Objection(DeclineReason.ROSTER_UNSOUND, f"a roster of {roster.size} for {plan.min_reports} reports")
+    if not plan.min_reports <= roster.size <= plan.goal_count or roster.index >= roster.size:
+        raise _Objection(
+            DeclineReason.ROSTER_UNSOUND,
+            f"a roster of {roster.size} for {plan.min_reports} reports of at most {plan.goal_count} devices",
+        )
+    if roster.degree > NEIGHBOURS_MAX:
+        raise _Objection(DeclineReason.ROSTER_UNSOUND, f"{roster.degree} neighbours are more than a message holds")
     if not graph.is_sound(roster.size, roster.degree, roster.threshold, plan.corrupt_share, plan.two_survivor_sets):
         raise _Objection(
             DeclineReason.ROSTER_UNSOUND,
             f"degree {roster.degree} and threshold {roster.threshold} do not protect {roster.size} devices",
         )
+
+
+def _require_agreement(keys: client.RoundKeys, roster: Roster) -> None:
+    """Agree with every neighbour on both secrets now (they are kept), so that no bad key can stop a later stage."""
+    for neighbour in roster.neighbours:
+        try:
+            keys.channel.agree(neighbour.channel_public)
+            keys.mask.agree(neighbour.mask_public)
+        except RemoteProtocolError as error:
+            raise _Objection(DeclineReason.ROSTER_UNSOUND, f"neighbour {neighbour.index}: {error}") from error
 
 
 def _verify_neighbour(environment: Environment, base: Base, roster: Roster, neighbour: Neighbour, now: float) -> str:
@@ -541,7 +561,7 @@ def _hold(state: State, delivery: ShareDelivery, entropy: bytes) -> Step:
 
 def _trained(state: State, event: Trained, entropy: bytes) -> Step:
     match state:
-        case Advertised() | Shared():
+        case Advertised() | Shared() if state.update is None:
             return replace(state, update=event.update), ()
         case Holding():
             return _report(state, event.update, entropy)
@@ -552,12 +572,12 @@ def _trained(state: State, event: Trained, entropy: bytes) -> Step:
 def _report(holding: Holding, update: bytes, entropy: bytes) -> Step:
     shared = holding.shared
     plan = shared.base.plan
-    values: NDArray[np.float32] = np.frombuffer(update, "<f4")
-    if values.size != plan.dimension:
+    if len(update) != 4 * plan.dimension:
         raise _Objection(
             DeclineReason.TRAINING_FAILED,
-            f"an update of {values.size} values; the plan says {plan.dimension}",
+            f"an update of {len(update)} bytes; the plan says {plan.dimension} float32 values",
         )
+    values: NDArray[np.float32] = np.frombuffer(update, "<f4")
     try:
         encoded = encode(values, encoding_of(plan), shared.base.context, suite.derive(entropy, "encode"))
     except TrainingError as error:
@@ -593,7 +613,7 @@ def survivors_digest(survivors: Survivors) -> Digest:
 
 
 def _receipt(state: State, receipt: Receipt) -> Step:
-    if not isinstance(state, Reported) or receipt.sha256 != state.message.vector.sha256:
+    if not isinstance(state, Reported) or receipt.sha256 != state.message.vector.sha256 or state.receipt is not None:
         return state, ()
     match receipt.status:
         case ReceiptStatus.ACCEPTED | ReceiptStatus.DUPLICATE:

@@ -59,9 +59,8 @@ class BlobCache:
         part = path.with_suffix(".part")
         try:
             with part.open("wb") as file:
+                # Not synced: a blob that a power cut damages is noticed when it is read, and fetched again.
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
             part.replace(path)
             others = sorted(self._folder.iterdir(), key=lambda p: p.stat().st_mtime_ns, reverse=True)
             for old in others[KEPT:]:

@@ -20,6 +20,9 @@ from edge_sdk.secagg.suite import Stream
 COMPLETE_BELOW = 50
 """Rounds smaller than this use the complete graph."""
 
+LARGEST_ROSTER = 65_535
+"""Shares lie at the points index+1 of GF(2^16), zero excepted."""
+
 _SECURITY_BITS = 40
 _CORRECTNESS_BITS = 20
 _ROUNDING = 1e-9  # so that .05 * 200 counts as 10
@@ -55,8 +58,10 @@ def parameters(
     Raises:
         PrivacyError: not even the complete graph is sound.
     """
-    if size < 2:
-        raise PrivacyError(f"a round of {size} devices cannot be masked", hint="at least two devices are needed")
+    if not 2 <= size <= LARGEST_ROSTER:
+        raise PrivacyError(
+            f"a round of {size} devices cannot be masked", hint=f"choose cohorts of 2 to {LARGEST_ROSTER} devices"
+        )
     _check_shares(corrupt_share, dropout_share)
     if size >= COMPLETE_BELOW:
         for degree in range(2, size - 1, 2):
@@ -91,7 +96,7 @@ def is_sound(
     the coordinator's affair and not checked.
     """
     _check_shares(corrupt_share, dropout_share)
-    if size < 2 or not 1 <= degree <= size - 1 or not 1 <= threshold <= degree:
+    if not 2 <= size <= LARGEST_ROSTER or not 1 <= degree <= size - 1 or not 1 <= threshold <= degree:
         return False
     if degree == size - 1:
         corrupt_bound = _count(corrupt_share, size)

@@ -34,10 +34,7 @@ def digest(*parts: bytes) -> bytes:
 
     Callers make the concatenation unambiguous: every part but the last has a fixed length or a length prefix.
     """
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(part)
-    return state.digest()
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def hkdf(ikm: bytes, *, salt: bytes, info: bytes, length: int = 32) -> bytes:

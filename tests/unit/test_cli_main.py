@@ -150,9 +150,7 @@ def test_interrupting_is_one_line(offer: Offer, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("arguments", [[], ["unknown"], ["verb", "--count", "many"], ["--unknown", "verb"]])
-def test_usage_errors_exit_with_2(
-    offer: Offer, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_usage_errors_exit_with_2(offer: Offer, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     offer(verb=lambda _: None)
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -201,9 +199,7 @@ def test_a_verb_whose_extra_is_there_is_loaded(offer: Offer, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("value", ["edge_test_missing:add_verb", "edge_test_verbs:missing"])
-def test_a_broken_verb_leaves_the_others(
-    offer: Offer, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_verb_leaves_the_others(offer: Offer, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     offer(verb=lambda _: None, broken=value)
     assert cli.main(["verb"]) == 0
     with pytest.raises(SystemExit) as caught:

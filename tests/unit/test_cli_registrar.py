@@ -45,9 +45,7 @@ def test_a_requests_key_never_travels(registrar: Path, tmp_path: Path) -> None:
     assert load_identity(home, role="device", now=SystemClock().now()).id == "dev-1"
 
 
-def test_an_id_beside_a_request_must_agree(
-    registrar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_id_beside_a_request_must_agree(registrar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["registrar", "request", "--id", "dev-1", "--out", str(tmp_path / "home")])
     request = str(tmp_path / "home" / REQUEST_FILE)
     assert issue(registrar, tmp_path / "a", "--role", "device", "--csr", request, "--id", "dev-2") == 2
@@ -104,13 +102,9 @@ def test_a_lost_key_is_replaced_only_on_purpose(
     assert issue(registrar, tmp_path / "b", *who, "--replace") == 0
 
 
-def test_the_list_shows_what_was_issued(
-    registrar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_list_shows_what_was_issued(registrar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     issue(registrar, tmp_path / "a", "--role", "coordinator", "--new-key", "--id", "coordinator")
-    issue(
-        registrar, tmp_path / "b", "--role", "broker", "--new-key", "--id", "broker", "--host", "example.org"
-    )
+    issue(registrar, tmp_path / "b", "--role", "broker", "--new-key", "--id", "broker", "--host", "example.org")
     capsys.readouterr()
     assert main(["registrar", "list", "--registrar", str(registrar)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -88,9 +88,7 @@ def test_wrong_role(authority: Authority, now: float, role: Role) -> None:
     assert "edge registrar issue" in caught.value.hint
 
 
-def test_validity_is_asked_anew_although_the_certificate_is_remembered(
-    authority: Authority, now: float
-) -> None:
+def test_validity_is_asked_anew_although_the_certificate_is_remembered(authority: Authority, now: float) -> None:
     identity = issue_identity(authority, identity_id="dev-1", role="device", now=now, lifetime_days=1)
 
     def verify(when: float) -> str:
@@ -182,9 +180,7 @@ def test_a_changed_certificate_is_an_identity_error(
 
 
 def test_a_key_must_belong_to_its_certificate(authority: Authority, now: float) -> None:
-    certificate = issue(
-        authority, new_private_key().public_key(), identity_id="dev-1", role="device", now=now
-    )
+    certificate = issue(authority, new_private_key().public_key(), identity_id="dev-1", role="device", now=now)
     with pytest.raises(IdentityError, match="does not belong to the certificate of 'dev-1'"):
         make_identity(new_private_key(), certificate, authority.certificate, role="device", now=now)
 

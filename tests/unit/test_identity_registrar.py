@@ -61,9 +61,7 @@ def test_a_registrar_needs_a_name(name: str, now: float) -> None:
 
 def test_serial_numbers_differ(authority: Authority, now: float) -> None:
     key = new_private_key().public_key()
-    serials = {
-        issue(authority, key, identity_id="a", role="device", now=now).serial_number for _ in range(20)
-    }
+    serials = {issue(authority, key, identity_id="a", role="device", now=now).serial_number for _ in range(20)}
     assert len(serials) == 20
 
 

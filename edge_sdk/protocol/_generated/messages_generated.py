@@ -1050,32 +1050,52 @@ class PlanT(object):
         return plan
 
 
-class Neighbour(object):
+class Neighbours(object):
     __slots__ = ['_tab']
 
     @classmethod
     def GetRootAs(cls, buf, offset=0):
         n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, offset)
-        x = Neighbour()
+        x = Neighbours()
         x.Init(buf, n + offset)
         return x
 
     @classmethod
-    def GetRootAsNeighbour(cls, buf, offset=0):
+    def GetRootAsNeighbours(cls, buf, offset=0):
         """This method is deprecated. Please switch to GetRootAs."""
         return cls.GetRootAs(buf, offset)
-    # Neighbour
+    # Neighbours
     def Init(self, buf, pos):
         self._tab = flatbuffers.table.Table(buf, pos)
 
-    # Neighbour
-    def Index(self):
+    # Neighbours
+    def Index(self, j):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
         if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 4))
         return 0
 
-    # Neighbour
+    # Neighbours
+    def IndexAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint32Flags, o)
+        return 0
+
+    # Neighbours
+    def IndexLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Neighbours
+    def IndexIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        return o == 0
+
+    # Neighbours
     def Certificate(self, j):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         if o != 0:
@@ -1083,170 +1103,239 @@ class Neighbour(object):
             return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
         return 0
 
-    # Neighbour
+    # Neighbours
     def CertificateAsNumpy(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         if o != 0:
             return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def CertificateLength(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         if o != 0:
             return self._tab.VectorLen(o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def CertificateIsNone(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         return o == 0
 
-    # Neighbour
+    # Neighbours
+    def CertificateLengths(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 4))
+        return 0
+
+    # Neighbours
+    def CertificateLengthsAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint32Flags, o)
+        return 0
+
+    # Neighbours
+    def CertificateLengthsLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Neighbours
+    def CertificateLengthsIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        return o == 0
+
+    # Neighbours
     def ChannelPublic(self, j):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
         if o != 0:
             a = self._tab.Vector(o)
             return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
         return 0
 
-    # Neighbour
+    # Neighbours
     def ChannelPublicAsNumpy(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
         if o != 0:
             return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def ChannelPublicLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
         if o != 0:
             return self._tab.VectorLen(o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def ChannelPublicIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
         return o == 0
 
-    # Neighbour
+    # Neighbours
     def MaskPublic(self, j):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
         if o != 0:
             a = self._tab.Vector(o)
             return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
         return 0
 
-    # Neighbour
+    # Neighbours
     def MaskPublicAsNumpy(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
         if o != 0:
             return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def MaskPublicLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
         if o != 0:
             return self._tab.VectorLen(o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def MaskPublicIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
         return o == 0
 
-    # Neighbour
+    # Neighbours
     def Signature(self, j):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
         if o != 0:
             a = self._tab.Vector(o)
             return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
         return 0
 
-    # Neighbour
+    # Neighbours
     def SignatureAsNumpy(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
         if o != 0:
             return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def SignatureLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
         if o != 0:
             return self._tab.VectorLen(o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def SignatureIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
         return o == 0
 
-    # Neighbour
+    # Neighbours
     def Proof(self, j):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
         if o != 0:
             a = self._tab.Vector(o)
             return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
         return 0
 
-    # Neighbour
+    # Neighbours
     def ProofAsNumpy(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
         if o != 0:
             return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def ProofLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
         if o != 0:
             return self._tab.VectorLen(o)
         return 0
 
-    # Neighbour
+    # Neighbours
     def ProofIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
         return o == 0
 
-def NeighbourStart(builder):
-    builder.StartObject(6)
+    # Neighbours
+    def ProofLengths(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 4))
+        return 0
 
-def NeighbourAddIndex(builder, index):
-    builder.PrependUint32Slot(0, index, 0)
+    # Neighbours
+    def ProofLengthsAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint32Flags, o)
+        return 0
 
-def NeighbourAddCertificate(builder, certificate):
+    # Neighbours
+    def ProofLengthsLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Neighbours
+    def ProofLengthsIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
+        return o == 0
+
+def NeighboursStart(builder):
+    builder.StartObject(8)
+
+def NeighboursAddIndex(builder, index):
+    builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(index), 0)
+
+def NeighboursStartIndexVector(builder, numElems):
+    return builder.StartVector(4, numElems, 4)
+
+def NeighboursAddCertificate(builder, certificate):
     builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(certificate), 0)
 
-def NeighbourStartCertificateVector(builder, numElems):
+def NeighboursStartCertificateVector(builder, numElems):
     return builder.StartVector(1, numElems, 1)
 
-def NeighbourAddChannelPublic(builder, channelPublic):
-    builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(channelPublic), 0)
+def NeighboursAddCertificateLengths(builder, certificateLengths):
+    builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(certificateLengths), 0)
 
-def NeighbourStartChannelPublicVector(builder, numElems):
+def NeighboursStartCertificateLengthsVector(builder, numElems):
+    return builder.StartVector(4, numElems, 4)
+
+def NeighboursAddChannelPublic(builder, channelPublic):
+    builder.PrependUOffsetTRelativeSlot(3, flatbuffers.number_types.UOffsetTFlags.py_type(channelPublic), 0)
+
+def NeighboursStartChannelPublicVector(builder, numElems):
     return builder.StartVector(1, numElems, 1)
 
-def NeighbourAddMaskPublic(builder, maskPublic):
-    builder.PrependUOffsetTRelativeSlot(3, flatbuffers.number_types.UOffsetTFlags.py_type(maskPublic), 0)
+def NeighboursAddMaskPublic(builder, maskPublic):
+    builder.PrependUOffsetTRelativeSlot(4, flatbuffers.number_types.UOffsetTFlags.py_type(maskPublic), 0)
 
-def NeighbourStartMaskPublicVector(builder, numElems):
+def NeighboursStartMaskPublicVector(builder, numElems):
     return builder.StartVector(1, numElems, 1)
 
-def NeighbourAddSignature(builder, signature):
-    builder.PrependUOffsetTRelativeSlot(4, flatbuffers.number_types.UOffsetTFlags.py_type(signature), 0)
+def NeighboursAddSignature(builder, signature):
+    builder.PrependUOffsetTRelativeSlot(5, flatbuffers.number_types.UOffsetTFlags.py_type(signature), 0)
 
-def NeighbourStartSignatureVector(builder, numElems):
+def NeighboursStartSignatureVector(builder, numElems):
     return builder.StartVector(1, numElems, 1)
 
-def NeighbourAddProof(builder, proof):
-    builder.PrependUOffsetTRelativeSlot(5, flatbuffers.number_types.UOffsetTFlags.py_type(proof), 0)
+def NeighboursAddProof(builder, proof):
+    builder.PrependUOffsetTRelativeSlot(6, flatbuffers.number_types.UOffsetTFlags.py_type(proof), 0)
 
-def NeighbourStartProofVector(builder, numElems):
+def NeighboursStartProofVector(builder, numElems):
     return builder.StartVector(1, numElems, 1)
 
-def NeighbourEnd(builder):
+def NeighboursAddProofLengths(builder, proofLengths):
+    builder.PrependUOffsetTRelativeSlot(7, flatbuffers.number_types.UOffsetTFlags.py_type(proofLengths), 0)
+
+def NeighboursStartProofLengthsVector(builder, numElems):
+    return builder.StartVector(4, numElems, 4)
+
+def NeighboursEnd(builder):
     return builder.EndObject()
 
 
@@ -1255,30 +1344,34 @@ try:
 except:
     pass
 
-class NeighbourT(object):
+class NeighboursT(object):
 
-    # NeighbourT
+    # NeighboursT
     def __init__(
         self,
-        index = 0,
+        index = None,
         certificate = None,
+        certificateLengths = None,
         channelPublic = None,
         maskPublic = None,
         signature = None,
         proof = None,
+        proofLengths = None,
     ):
-        self.index = index  # type: int
+        self.index = index  # type: Optional[List[int]]
         self.certificate = certificate  # type: Optional[List[int]]
+        self.certificateLengths = certificateLengths  # type: Optional[List[int]]
         self.channelPublic = channelPublic  # type: Optional[List[int]]
         self.maskPublic = maskPublic  # type: Optional[List[int]]
         self.signature = signature  # type: Optional[List[int]]
         self.proof = proof  # type: Optional[List[int]]
+        self.proofLengths = proofLengths  # type: Optional[List[int]]
 
     @classmethod
     def InitFromBuf(cls, buf, pos):
-        neighbour = Neighbour()
-        neighbour.Init(buf, pos)
-        return cls.InitFromObj(neighbour)
+        neighbours = Neighbours()
+        neighbours.Init(buf, pos)
+        return cls.InitFromObj(neighbours)
 
     @classmethod
     def InitFromPackedBuf(cls, buf, pos=0):
@@ -1286,67 +1379,103 @@ class NeighbourT(object):
         return cls.InitFromBuf(buf, pos+n)
 
     @classmethod
-    def InitFromObj(cls, neighbour):
-        x = NeighbourT()
-        x._UnPack(neighbour)
+    def InitFromObj(cls, neighbours):
+        x = NeighboursT()
+        x._UnPack(neighbours)
         return x
 
-    # NeighbourT
-    def _UnPack(self, neighbour):
-        if neighbour is None:
+    # NeighboursT
+    def _UnPack(self, neighbours):
+        if neighbours is None:
             return
-        self.index = neighbour.Index()
-        if not neighbour.CertificateIsNone():
+        if not neighbours.IndexIsNone():
+            if np is None:
+                self.index = []
+                for i in range(neighbours.IndexLength()):
+                    self.index.append(neighbours.Index(i))
+            else:
+                self.index = neighbours.IndexAsNumpy()
+        if not neighbours.CertificateIsNone():
             if np is None:
                 self.certificate = []
-                for i in range(neighbour.CertificateLength()):
-                    self.certificate.append(neighbour.Certificate(i))
+                for i in range(neighbours.CertificateLength()):
+                    self.certificate.append(neighbours.Certificate(i))
             else:
-                self.certificate = neighbour.CertificateAsNumpy()
-        if not neighbour.ChannelPublicIsNone():
+                self.certificate = neighbours.CertificateAsNumpy()
+        if not neighbours.CertificateLengthsIsNone():
+            if np is None:
+                self.certificateLengths = []
+                for i in range(neighbours.CertificateLengthsLength()):
+                    self.certificateLengths.append(neighbours.CertificateLengths(i))
+            else:
+                self.certificateLengths = neighbours.CertificateLengthsAsNumpy()
+        if not neighbours.ChannelPublicIsNone():
             if np is None:
                 self.channelPublic = []
-                for i in range(neighbour.ChannelPublicLength()):
-                    self.channelPublic.append(neighbour.ChannelPublic(i))
+                for i in range(neighbours.ChannelPublicLength()):
+                    self.channelPublic.append(neighbours.ChannelPublic(i))
             else:
-                self.channelPublic = neighbour.ChannelPublicAsNumpy()
-        if not neighbour.MaskPublicIsNone():
+                self.channelPublic = neighbours.ChannelPublicAsNumpy()
+        if not neighbours.MaskPublicIsNone():
             if np is None:
                 self.maskPublic = []
-                for i in range(neighbour.MaskPublicLength()):
-                    self.maskPublic.append(neighbour.MaskPublic(i))
+                for i in range(neighbours.MaskPublicLength()):
+                    self.maskPublic.append(neighbours.MaskPublic(i))
             else:
-                self.maskPublic = neighbour.MaskPublicAsNumpy()
-        if not neighbour.SignatureIsNone():
+                self.maskPublic = neighbours.MaskPublicAsNumpy()
+        if not neighbours.SignatureIsNone():
             if np is None:
                 self.signature = []
-                for i in range(neighbour.SignatureLength()):
-                    self.signature.append(neighbour.Signature(i))
+                for i in range(neighbours.SignatureLength()):
+                    self.signature.append(neighbours.Signature(i))
             else:
-                self.signature = neighbour.SignatureAsNumpy()
-        if not neighbour.ProofIsNone():
+                self.signature = neighbours.SignatureAsNumpy()
+        if not neighbours.ProofIsNone():
             if np is None:
                 self.proof = []
-                for i in range(neighbour.ProofLength()):
-                    self.proof.append(neighbour.Proof(i))
+                for i in range(neighbours.ProofLength()):
+                    self.proof.append(neighbours.Proof(i))
             else:
-                self.proof = neighbour.ProofAsNumpy()
+                self.proof = neighbours.ProofAsNumpy()
+        if not neighbours.ProofLengthsIsNone():
+            if np is None:
+                self.proofLengths = []
+                for i in range(neighbours.ProofLengthsLength()):
+                    self.proofLengths.append(neighbours.ProofLengths(i))
+            else:
+                self.proofLengths = neighbours.ProofLengthsAsNumpy()
 
-    # NeighbourT
+    # NeighboursT
     def Pack(self, builder):
+        if self.index is not None:
+            if np is not None and type(self.index) is np.ndarray:
+                index = builder.CreateNumpyVector(self.index)
+            else:
+                NeighboursStartIndexVector(builder, len(self.index))
+                for i in reversed(range(len(self.index))):
+                    builder.PrependUint32(self.index[i])
+                index = builder.EndVector()
         if self.certificate is not None:
             if np is not None and type(self.certificate) is np.ndarray:
                 certificate = builder.CreateNumpyVector(self.certificate)
             else:
-                NeighbourStartCertificateVector(builder, len(self.certificate))
+                NeighboursStartCertificateVector(builder, len(self.certificate))
                 for i in reversed(range(len(self.certificate))):
                     builder.PrependUint8(self.certificate[i])
                 certificate = builder.EndVector()
+        if self.certificateLengths is not None:
+            if np is not None and type(self.certificateLengths) is np.ndarray:
+                certificateLengths = builder.CreateNumpyVector(self.certificateLengths)
+            else:
+                NeighboursStartCertificateLengthsVector(builder, len(self.certificateLengths))
+                for i in reversed(range(len(self.certificateLengths))):
+                    builder.PrependUint32(self.certificateLengths[i])
+                certificateLengths = builder.EndVector()
         if self.channelPublic is not None:
             if np is not None and type(self.channelPublic) is np.ndarray:
                 channelPublic = builder.CreateNumpyVector(self.channelPublic)
             else:
-                NeighbourStartChannelPublicVector(builder, len(self.channelPublic))
+                NeighboursStartChannelPublicVector(builder, len(self.channelPublic))
                 for i in reversed(range(len(self.channelPublic))):
                     builder.PrependUint8(self.channelPublic[i])
                 channelPublic = builder.EndVector()
@@ -1354,7 +1483,7 @@ class NeighbourT(object):
             if np is not None and type(self.maskPublic) is np.ndarray:
                 maskPublic = builder.CreateNumpyVector(self.maskPublic)
             else:
-                NeighbourStartMaskPublicVector(builder, len(self.maskPublic))
+                NeighboursStartMaskPublicVector(builder, len(self.maskPublic))
                 for i in reversed(range(len(self.maskPublic))):
                     builder.PrependUint8(self.maskPublic[i])
                 maskPublic = builder.EndVector()
@@ -1362,7 +1491,7 @@ class NeighbourT(object):
             if np is not None and type(self.signature) is np.ndarray:
                 signature = builder.CreateNumpyVector(self.signature)
             else:
-                NeighbourStartSignatureVector(builder, len(self.signature))
+                NeighboursStartSignatureVector(builder, len(self.signature))
                 for i in reversed(range(len(self.signature))):
                     builder.PrependUint8(self.signature[i])
                 signature = builder.EndVector()
@@ -1370,24 +1499,37 @@ class NeighbourT(object):
             if np is not None and type(self.proof) is np.ndarray:
                 proof = builder.CreateNumpyVector(self.proof)
             else:
-                NeighbourStartProofVector(builder, len(self.proof))
+                NeighboursStartProofVector(builder, len(self.proof))
                 for i in reversed(range(len(self.proof))):
                     builder.PrependUint8(self.proof[i])
                 proof = builder.EndVector()
-        NeighbourStart(builder)
-        NeighbourAddIndex(builder, self.index)
+        if self.proofLengths is not None:
+            if np is not None and type(self.proofLengths) is np.ndarray:
+                proofLengths = builder.CreateNumpyVector(self.proofLengths)
+            else:
+                NeighboursStartProofLengthsVector(builder, len(self.proofLengths))
+                for i in reversed(range(len(self.proofLengths))):
+                    builder.PrependUint32(self.proofLengths[i])
+                proofLengths = builder.EndVector()
+        NeighboursStart(builder)
+        if self.index is not None:
+            NeighboursAddIndex(builder, index)
         if self.certificate is not None:
-            NeighbourAddCertificate(builder, certificate)
+            NeighboursAddCertificate(builder, certificate)
+        if self.certificateLengths is not None:
+            NeighboursAddCertificateLengths(builder, certificateLengths)
         if self.channelPublic is not None:
-            NeighbourAddChannelPublic(builder, channelPublic)
+            NeighboursAddChannelPublic(builder, channelPublic)
         if self.maskPublic is not None:
-            NeighbourAddMaskPublic(builder, maskPublic)
+            NeighboursAddMaskPublic(builder, maskPublic)
         if self.signature is not None:
-            NeighbourAddSignature(builder, signature)
+            NeighboursAddSignature(builder, signature)
         if self.proof is not None:
-            NeighbourAddProof(builder, proof)
-        neighbour = NeighbourEnd(builder)
-        return neighbour
+            NeighboursAddProof(builder, proof)
+        if self.proofLengths is not None:
+            NeighboursAddProofLengths(builder, proofLengths)
+        neighbours = NeighboursEnd(builder)
+        return neighbours
 
 
 class Roster(object):
@@ -1518,28 +1660,14 @@ class Roster(object):
         return o == 0
 
     # Roster
-    def Neighbours(self, j):
+    def Neighbours(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
         if o != 0:
-            x = self._tab.Vector(o)
-            x += flatbuffers.number_types.UOffsetTFlags.py_type(j) * 4
-            x = self._tab.Indirect(x)
-            obj = Neighbour()
+            x = self._tab.Indirect(o + self._tab.Pos)
+            obj = Neighbours()
             obj.Init(self._tab.Bytes, x)
             return obj
         return None
-
-    # Roster
-    def NeighboursLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
-        if o != 0:
-            return self._tab.VectorLen(o)
-        return 0
-
-    # Roster
-    def NeighboursIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
-        return o == 0
 
 def RosterStart(builder):
     builder.StartObject(8)
@@ -1577,15 +1705,12 @@ def RosterStartProofVector(builder, numElems):
 def RosterAddNeighbours(builder, neighbours):
     builder.PrependUOffsetTRelativeSlot(7, flatbuffers.number_types.UOffsetTFlags.py_type(neighbours), 0)
 
-def RosterStartNeighboursVector(builder, numElems):
-    return builder.StartVector(4, numElems, 4)
-
 def RosterEnd(builder):
     return builder.EndObject()
 
 
 try:
-    from typing import List
+    from typing import List, Optional
 except:
     pass
 
@@ -1610,7 +1735,7 @@ class RosterT(object):
         self.degree = degree  # type: int
         self.threshold = threshold  # type: int
         self.proof = proof  # type: Optional[List[int]]
-        self.neighbours = neighbours  # type: Optional[List[NeighbourT]]
+        self.neighbours = neighbours  # type: Optional[NeighboursT]
 
     @classmethod
     def InitFromBuf(cls, buf, pos):
@@ -1658,14 +1783,8 @@ class RosterT(object):
                     self.proof.append(roster.Proof(i))
             else:
                 self.proof = roster.ProofAsNumpy()
-        if not roster.NeighboursIsNone():
-            self.neighbours = []
-            for i in range(roster.NeighboursLength()):
-                if roster.Neighbours(i) is None:
-                    self.neighbours.append(None)
-                else:
-                    neighbour_ = NeighbourT.InitFromObj(roster.Neighbours(i))
-                    self.neighbours.append(neighbour_)
+        if roster.Neighbours() is not None:
+            self.neighbours = NeighboursT.InitFromObj(roster.Neighbours())
 
     # RosterT
     def Pack(self, builder):
@@ -1694,13 +1813,7 @@ class RosterT(object):
                     builder.PrependUint8(self.proof[i])
                 proof = builder.EndVector()
         if self.neighbours is not None:
-            neighbourslist = []
-            for i in range(len(self.neighbours)):
-                neighbourslist.append(self.neighbours[i].Pack(builder))
-            RosterStartNeighboursVector(builder, len(self.neighbours))
-            for i in reversed(range(len(self.neighbours))):
-                builder.PrependUOffsetTRelative(neighbourslist[i])
-            neighbours = builder.EndVector()
+            neighbours = self.neighbours.Pack(builder)
         RosterStart(builder)
         if self.rid is not None:
             RosterAddRid(builder, rid)

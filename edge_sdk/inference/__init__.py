@@ -1,0 +1,1 @@
+"""Serving predictions on the device: the predictor, and the models that are installed."""

@@ -1,0 +1,184 @@
+"""Installed models: the newest good one serves, the one before it stays for a roll back.
+
+An installation is files first, then one atomic replacement of `installed.json`; every load verifies what it reads and
+falls back to the model before, so that a device that loses power at any point serves a good one. A model that cannot
+predict is never installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from edge_sdk.errors import ArtifactError, StoreError, TrainingError
+from edge_sdk.inference.predictor import Predictor
+from edge_sdk.training.artifact import Artifact, parse_artifact
+from edge_sdk.training.layout import Vector, encode_vector
+
+_STATE_FILE = "installed.json"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """One installed model: its version, and the SHA-256 of its bundle and checkpoint in hexadecimal."""
+
+    version: int
+    bundle_sha256: str
+    checkpoint_sha256: str
+
+
+class InstalledModels:
+    """A folder of installed models.
+
+    Args:
+        folder: created where missing.
+        signer: the pinned public key that bundles must be signed with, checked again at every load.
+    """
+
+    def __init__(self, folder: Path, *, signer: ec.EllipticCurvePublicKey) -> None:
+        self._folder = folder
+        self._signer = signer
+        self._serving: tuple[InstalledModel, Predictor] | None = None
+
+    def install(self, artifact: Artifact, version: int, checkpoint: Vector) -> InstalledModel:
+        """Serve this model from now on; the one that served stays for a roll back.
+
+        Raises:
+            ArtifactError: the bundle is not verified, or the model cannot predict.
+            StoreError: it cannot be written; what served before still does.
+        """
+        predictor = _tried(artifact, checkpoint)
+        data = encode_vector(checkpoint)
+        model = InstalledModel(version, artifact.sha256.hex(), hashlib.sha256(data).hexdigest())
+        current, _ = self._state()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._put(self._bundle_path(model), artifact.content)
+            self._put(self._checkpoint_path(model), data)
+            if current != model:
+                self._write_state(model, current)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._serving = (model, predictor)
+        self._remove_unused(*self._state())
+        return model
+
+    def current(self) -> InstalledModel | None:
+        """The model that serves, or None."""
+        return self._state()[0]
+
+    def roll_back(self) -> InstalledModel:
+        """Serve the model before the current one, which is forgotten.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        _, previous = self._state()
+        if previous is None:
+            raise ArtifactError("there is no earlier model to go back to")
+        try:
+            self._write_state(previous, None)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._serving = None
+        return previous
+
+    def predictor(self) -> Predictor:
+        """The serving model's predictor; loaded anew when another model was installed since.
+
+        Raises:
+            ArtifactError, StoreError: no model is installed, or neither it nor the one before can be loaded.
+        """
+        current, previous = self._state()
+        if current is None:
+            raise ArtifactError("no model is installed yet", hint="take part in a task, or install one")
+        if self._serving is None or self._serving[0] != current:
+            try:
+                self._serving = (current, self._load(current))
+            except (ArtifactError, StoreError):
+                if previous is None:
+                    raise
+                self._serving = (current, self._load(previous))
+        return self._serving[1]
+
+    def _load(self, model: InstalledModel) -> Predictor:
+        try:
+            bundle = self._bundle_path(model).read_bytes()
+            data = self._checkpoint_path(model).read_bytes()
+        except OSError as error:
+            raise self._failed(error) from error
+        if hashlib.sha256(data).hexdigest() != model.checkpoint_sha256:
+            raise ArtifactError(
+                f"the installed checkpoint of version {model.version} was damaged", hint="roll back, or install it anew"
+            )
+        artifact = parse_artifact(bundle, signer=self._signer)
+        return Predictor(artifact, artifact.layout.decode(data))
+
+    def _state(self) -> tuple[InstalledModel | None, InstalledModel | None]:
+        """(current, previous)."""
+        path = self._folder / _STATE_FILE
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return _model(data["current"]), _model(data["previous"])
+        except FileNotFoundError:
+            return None, None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read: {error}", hint="remove it and install a model anew") from error
+
+    def _write_state(self, current: InstalledModel, previous: InstalledModel | None) -> None:
+        data = {"current": asdict(current), "previous": None if previous is None else asdict(previous)}
+        self._replace(self._folder / _STATE_FILE, json.dumps(data).encode())
+
+    def _put(self, path: Path, data: bytes) -> None:
+        # Files are named by their content; one that was damaged is written again.
+        if not path.exists() or path.read_bytes() != data:
+            self._replace(path, data)
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            file.write(data)
+        part.replace(path)
+
+    def _remove_unused(self, *kept: InstalledModel | None) -> None:
+        names = {_STATE_FILE}
+        for model in kept:
+            if model is not None:
+                names |= {self._bundle_path(model).name, self._checkpoint_path(model).name}
+        for path in self._folder.iterdir():
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+
+    def _bundle_path(self, model: InstalledModel) -> Path:
+        return self._folder / f"{model.bundle_sha256}.edge"
+
+    def _checkpoint_path(self, model: InstalledModel) -> Path:
+        return self._folder / f"{model.checkpoint_sha256}.checkpoint"
+
+    def _failed(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot use the models in {self._folder}: {error.strerror or error}",
+            hint="check the disk's free space and the folder's permissions",
+        )
+
+
+def _tried(artifact: Artifact, checkpoint: Vector) -> Predictor:
+    """A predictor that has predicted: zeros in, finite values out."""
+    try:
+        predictor = Predictor(artifact, checkpoint)
+        spec = artifact.manifest.input
+        rows = (artifact.manifest.batch.minimum, *(dimension or 1 for dimension in spec.shape[1:]))
+        predictor.predict(np.zeros(rows, spec.dtype))
+        return predictor
+    except TrainingError as error:
+        raise ArtifactError(f"the model cannot predict: {error}", hint="the last good model keeps serving") from error
+
+
+def _model(data: Any) -> InstalledModel | None:
+    return None if data is None else InstalledModel(**data)

@@ -1,0 +1,92 @@
+"""`edge inspect`: say what a bundle holds and whether this machine can be trusted with it. Light to import."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_sdk.cli import Subparsers
+    from edge_sdk.training.artifact import Artifact
+    from edge_sdk.training.manifest import TensorSpec
+
+
+def add_inspect_verb(subparsers: Subparsers) -> None:
+    """Add `edge inspect`."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show a bundle's contents, signature and parity on this runtime",
+        description="Show what a bundle holds. With the signer's public key its signature is checked, and its "
+        "parity vector is replayed on this machine's ONNX Runtime; without, nothing in it is run.",
+    )
+    parser.add_argument("bundle", type=Path, help="a .edge file")
+    parser.add_argument("--signer", type=Path, metavar="KEY", help="the model signer's public key, a PEM file")
+    parser.set_defaults(handler=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from edge_sdk.credentials import load_public_key
+    from edge_sdk.training.artifact import inspect_artifact, read_artifact
+
+    if arguments.signer is None:
+        artifact = inspect_artifact(arguments.bundle)
+    else:
+        artifact = read_artifact(arguments.bundle, signer=load_public_key(arguments.signer))
+    print(f"{arguments.bundle}: {artifact.size_bytes:,} bytes, sha256 {artifact.sha256.hex()}")
+    for label, value in describe(artifact):
+        print(f"  {label:<11} {_printable(value)}")
+    if not artifact.verified:
+        print("  parity      not replayed: nothing runs from a bundle whose signature was not checked")
+        return 0
+    return _print_parity(artifact)
+
+
+def _print_parity(artifact: Artifact) -> int:
+    from edge_sdk.training.onnx_sessions import runtime_version
+    from edge_sdk.training.parity import replay_parity
+
+    report = replay_parity(artifact)
+    verdict = "ok" if report.ok else "FAILED: this runtime computes other values, do not train on it"
+    print(
+        f"  parity      {verdict}; {report.steps} steps on ONNX Runtime {runtime_version()}, "
+        f"worst at {report.worst:.1%} of the tolerance"
+    )
+    return 0 if report.ok else 1
+
+
+def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
+    """What a bundle says of itself, as labelled lines."""
+    manifest = artifact.manifest
+    signer = f"key {artifact.signer_key_id.hex()[:16]}"
+    yield "signature", f"valid, by {signer}" if artifact.verified else f"NOT CHECKED (says {signer}); pass --signer"
+    yield "model", f"{manifest.name} version {manifest.version}"
+    yield "input", _tensor(manifest.input)
+    classes = "" if manifest.classes is None else f", {manifest.classes} classes"
+    yield "target", _tensor(manifest.target) + classes
+    yield "output", _tensor(manifest.output)
+    yield "loss", f"{manifest.loss.name}, {manifest.loss.reduction} over the batch"
+    optimizer = manifest.optimizer
+    constants = "".join(f", {item.name} {item.value:g}" for item in optimizer.hyperparameters)
+    yield "optimizer", f"{optimizer.kind}, learning rate {optimizer.default_learning_rate:g}{constants}"
+    yield "batch", f"{manifest.batch.minimum} to {manifest.batch.maximum}"
+    yield "parameters", f"{manifest.layout.size:,} trained, {manifest.frozen.size:,} frozen"
+    for offset, entry in zip(manifest.layout.offsets, manifest.layout.entries, strict=True):
+        yield "", f"{offset:>9,}  {entry.name} {list(entry.shape)}"
+    yield "parts", ", ".join(f"{part.name} {part.size_bytes:,}" for part in manifest.parts) + " bytes"
+    needs = manifest.requirements
+    yield "requires", f"ONNX Runtime {needs.onnxruntime}, opset {needs.opset}"
+    yield "operators", ", ".join(needs.operators)
+    yield "made with", ", ".join(f"{tool.name} {tool.version}" for tool in manifest.tools)
+    replay = manifest.replay
+    yield "certified", f"{replay.steps} steps against float64 autograd, worst at {replay.worst:.1%} of the tolerance"
+
+
+def _printable(text: str) -> str:
+    # Names in a bundle that nobody vouches for must not steer the terminal.
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _tensor(spec: TensorSpec) -> str:
+    return f"{spec.dtype}[{', '.join('batch' if dim is None else str(dim) for dim in spec.shape)}]"

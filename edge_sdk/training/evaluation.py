@@ -1,0 +1,65 @@
+"""Measure a checkpoint on examples, without training. Runs the bundle's evaluation graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from edge_sdk.errors import TrainingError
+from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.layout import Vector
+from edge_sdk.training.onnx_sessions import open_graph
+from edge_sdk.training.trainer import check_examples
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A checkpoint's mean loss, share of right labels (None where targets are not class indices), examples."""
+
+    loss: float
+    accuracy: float | None
+    examples: int
+
+
+def evaluate(artifact: Artifact, checkpoint: Vector, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Evaluation:
+    """Evaluate a checkpoint (1-D float32, layout order) on examples.
+
+    The loss is the mean over examples; where the model's loss is a sum, the sum over examples.
+
+    Raises:
+        ArtifactError: the signature was not checked, or the runtime is too old or cannot load the graph.
+        TrainingError: unusable checkpoint or examples, or a loss that is not finite.
+    """
+    manifest = artifact.manifest
+    graph = open_graph(artifact, "evaluate")
+    x, y = check_examples(manifest, (x, y))
+    tensors = artifact.layout.unflatten(checkpoint)
+    held = {tensor.name for tensor in graph.spec.inputs}
+    feeds: dict[str, npt.NDArray[Any]] = {**graph.constants}
+    for entry, tensor in zip(artifact.layout.entries, tensors, strict=True):
+        if f"parameter:{entry.name}" in held:
+            feeds[f"parameter:{entry.name}"] = tensor
+    roles = {tensor.role: tensor.name for tensor in graph.spec.inputs}
+    places = {tensor.role: index for index, tensor in enumerate(graph.spec.outputs)}
+    labels = manifest.classes is not None and len(manifest.output.shape) == 2 and y.ndim == 1
+
+    loss, right, counted = 0.0, 0, 0
+    batch = min(_BATCH, manifest.batch.maximum)
+    for start in range(0, len(x), batch):
+        rows, targets = x[start : start + batch], y[start : start + batch]
+        feeds[roles["input"]], feeds[roles["target"]] = rows, targets
+        outputs = graph.run(feeds)
+        weight = 1.0 if manifest.loss.reduction == "sum" else len(rows) / len(x)
+        loss += float(outputs[places["loss"]]) * weight
+        if labels:
+            known = targets != manifest.ignored_label
+            right += int((outputs[places["output"]].argmax(-1) == targets)[known].sum())
+            counted += int(known.sum())
+    if not math.isfinite(loss):
+        raise TrainingError(f"the evaluation loss is {loss}", hint="roll back to the last good checkpoint")
+    return Evaluation(loss, right / counted if counted else None, len(x))

@@ -1,0 +1,346 @@
+"""What a bundle says of itself: frozen records, and their canonical JSON.
+
+Canonical JSON has sorted keys, no spaces and UTF-8, so one manifest has one encoding. The records are checked
+for sense here; bytes, hashes and signatures are `artifact`'s business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from edge_sdk.errors import ArtifactError
+from edge_sdk.training.layout import Layout
+
+Role = Literal["parameter", "frozen", "slot", "input", "target", "learning_rate", "loss", "output"]
+"""What a graph's tensor is for. A slot is optimizer state; it starts at zero."""
+
+GraphKind = Literal["train", "evaluate", "infer"]
+Reduction = Literal["mean", "sum", "batch"]
+
+DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+CHECKPOINT_PART = "checkpoint"
+FROZEN_PART = "frozen"
+PARITY_PART = "parity"
+
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph; a dimension of None is the batch."""
+
+    name: str
+    role: Role
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """After a step, output `output` becomes input `input`."""
+
+    output: str
+    input: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One ONNX graph: its part and its tensors in order."""
+
+    kind: GraphKind
+    part: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    feedback: tuple[Feedback, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameter:
+    """A constant of the optimizer that is built into the training graph."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """The local optimizer: its kind, its constants, the names of its slots and a learning rate to start from."""
+
+    kind: str
+    hyperparameters: tuple[Hyperparameter, ...]
+    slots: tuple[str, ...]
+    default_learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpec:
+    """The loss: its name, and how it joins examples ("batch": neither their mean nor their sum)."""
+
+    name: str
+    reduction: Reduction
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRange:
+    """How many examples a step takes."""
+
+    minimum: int
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a runtime must offer: opset, IR version, oldest ONNX Runtime, and every operator used."""
+
+    opset: int
+    ir_version: int
+    onnxruntime: str
+    operators: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that made the bundle, and its version."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """How the training graph was certified: steps compared with float64 autograd, and the tolerance met.
+
+    `gradient_tolerance` is relative to the largest gradient of each tensor; `worst` is the largest error seen,
+    as a share of what was allowed.
+    """
+
+    steps: int
+    batch_sizes: tuple[int, ...]
+    gradient_tolerance: float
+    worst: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParityStep:
+    """One step of the parity vector: its batch size, learning rate and expected loss."""
+
+    batch: int
+    learning_rate: float
+    loss: float
+    loss_tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParitySpec:
+    """The parity vector: steps run one after another from the bundle's checkpoint, with zero slots.
+
+    The part holds for each step x, y, then every `stride`-th parameter expected after it, then as many allowed
+    absolute errors, all little-endian and the latter two float32.
+    """
+
+    stride: int
+    steps: tuple[ParityStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartSpec:
+    """Where a part lies: `offset` counts from the first 64-byte boundary after the manifest."""
+
+    name: str
+    offset: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything about a bundle but its parts' bytes.
+
+    `layout` orders the trainable parameters by their `state_dict` names and `frozen` the others; `classes` is
+    the number of labels where the target is a class index, else None; `ignored_label` is the target value
+    that such a loss leaves out.
+    """
+
+    name: str
+    version: str
+    layout: Layout
+    frozen: Layout
+    input: TensorSpec
+    target: TensorSpec
+    output: TensorSpec
+    classes: int | None
+    ignored_label: int | None
+    loss: LossSpec
+    optimizer: OptimizerSpec
+    batch: BatchRange
+    graphs: tuple[GraphSpec, ...]
+    requirements: Requirements
+    tools: tuple[Tool, ...]
+    replay: Replay
+    parity: ParitySpec
+    parts: tuple[PartSpec, ...]
+
+    def graph(self, kind: GraphKind) -> GraphSpec:
+        """The graph of a kind; a checked manifest has one of each."""
+        return next(graph for graph in self.graphs if graph.kind == kind)
+
+    def part(self, name: str) -> PartSpec:
+        """The part of that name.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise _malformed(f"it has no part {name!r}")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Write a manifest as canonical JSON, UTF-8."""
+    return json.dumps(
+        dataclasses.asdict(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def decode_manifest(content: bytes) -> Manifest:
+    """Read a manifest from bytes that are authentic already, and check that it makes sense.
+
+    Raises:
+        ArtifactError: not JSON, a field missing, unknown or of the wrong type, or a contradiction.
+    """
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(f"it is not JSON: {error}") from error
+    manifest = _read(Manifest, value, "manifest")
+    check_manifest(manifest)
+    return manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuse a manifest whose fields contradict each other.
+
+    Raises:
+        ArtifactError: it names the contradiction.
+    """
+    names = [part.name for part in manifest.parts]
+    if len(set(names)) != len(names):
+        raise _malformed("two parts have one name")
+    if sorted(graph.kind for graph in manifest.graphs) != ["evaluate", "infer", "train"]:
+        raise _malformed("it must have one train, one evaluate and one infer graph")
+    if not 1 <= manifest.batch.minimum <= manifest.batch.maximum:
+        raise _malformed("its batch range is empty")
+    if manifest.layout.size == 0:
+        raise _malformed("it has nothing to train")
+    if manifest.part(CHECKPOINT_PART).size_bytes != manifest.layout.size_bytes:
+        raise _malformed("its checkpoint does not have the layout's size")
+    if manifest.frozen.size and manifest.part(FROZEN_PART).size_bytes != manifest.frozen.size_bytes:
+        raise _malformed("its frozen part does not have its layout's size")
+    for graph in manifest.graphs:
+        _check_graph(manifest, graph)
+    _check_parity(manifest)
+
+
+def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
+    manifest.part(graph.part)
+    for tensors in (graph.inputs, graph.outputs):
+        if len({tensor.name for tensor in tensors}) != len(tensors):
+            raise _malformed(f"graph {graph.kind} names a tensor twice")
+        for tensor in tensors:
+            if tensor.dtype not in DTYPES:
+                raise _malformed(f"{tensor.name} has unknown dtype {tensor.dtype!r}")
+            if any(dimension is not None and dimension < 0 for dimension in tensor.shape):
+                raise _malformed(f"{tensor.name} has a negative dimension")
+    inputs = {tensor.name: tensor for tensor in graph.inputs}
+    outputs = {tensor.name: tensor for tensor in graph.outputs}
+    for role, layout in (("parameter", manifest.layout), ("frozen", manifest.frozen)):
+        held = tuple((tensor.name, tensor.shape) for tensor in graph.inputs if tensor.role == role)
+        expected = tuple((f"{role}:{entry.name}", entry.shape) for entry in layout.entries)
+        # A graph may not need every parameter (one that acts in training only), but it keeps their order.
+        if not set(held) <= set(expected) or held != tuple(entry for entry in expected if entry in held):
+            raise _malformed(f"graph {graph.kind} does not follow the {role} layout")
+        if graph.kind == "train" and role == "parameter" and held != expected:
+            raise _malformed("the train graph lacks a parameter")
+    for feedback in graph.feedback:
+        source, target = outputs.get(feedback.output), inputs.get(feedback.input)
+        if source is None or target is None or source.shape != target.shape or source.role != target.role:
+            raise _malformed(f"feedback {feedback.output} -> {feedback.input} does not fit")
+    if graph.kind == "train":
+        fed = [feedback.input for feedback in graph.feedback]
+        state = [tensor.name for tensor in graph.inputs if tensor.role in ("parameter", "slot")]
+        if sorted(fed) != sorted(state):
+            raise _malformed("the train graph does not feed back every parameter and slot once")
+
+
+def _check_parity(manifest: Manifest) -> None:
+    if manifest.parity.stride < 1 or not manifest.parity.steps:
+        raise _malformed("its parity vector is empty")
+    if any(step.batch < 1 for step in manifest.parity.steps):
+        raise _malformed("its parity vector has an empty batch")
+    sampled = -(-manifest.layout.size // manifest.parity.stride)
+    size_bytes = sum(
+        row_bytes(manifest.input) * step.batch + row_bytes(manifest.target) * step.batch + 8 * sampled
+        for step in manifest.parity.steps
+    )
+    if manifest.part(PARITY_PART).size_bytes != size_bytes:
+        raise _malformed("its parity vector does not have the size its steps need")
+
+
+def row_bytes(spec: TensorSpec) -> int:
+    """Bytes of one example of a batched tensor."""
+    return math.prod(dimension for dimension in spec.shape[1:] if dimension is not None) * np.dtype(spec.dtype).itemsize
+
+
+def _malformed(why: str) -> ArtifactError:
+    return ArtifactError(f"the bundle's manifest is malformed: {why}", hint="export the model again")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise ValueError("a key stands twice")
+    return keys
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _read(kind: type[_Record], value: Any, where: str) -> _Record:
+    """Turn parsed JSON into a record of `kind`, refusing anything that its annotations do not allow."""
+    if not isinstance(value, dict):
+        raise _malformed(f"{where} is not an object")
+    hints = get_type_hints(kind)
+    if set(value) != set(hints):
+        odd = sorted(set(value) ^ set(hints))
+        raise _malformed(f"{where} lacks or does not know {', '.join(odd)}")
+    return kind(**{name: _value(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _read(hint, value, where)
+    if origin is tuple and isinstance(value, list):
+        item = get_args(hint)[0]
+        return tuple(_value(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    if origin is Literal and isinstance(value, str) and value in get_args(hint):
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in get_args(hint):
+            return None
+        return _value(next(kind for kind in get_args(hint) if kind is not type(None)), value, where)
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint in (int, str) and type(value) is hint:
+        return value
+    raise _malformed(f"{where} has a value that is not allowed there")

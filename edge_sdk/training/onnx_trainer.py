@@ -1,0 +1,96 @@
+"""Local training on stock ONNX Runtime: a loop around a graph that is a whole optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_sdk.errors import TrainingError
+from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.layout import Vector
+from edge_sdk.training.onnx_sessions import open_graph
+from edge_sdk.training.parity import require_parity
+from edge_sdk.training.plan import TrainingPlan, TrainingResult, batches
+from edge_sdk.training.trainer import Batch, TrainingInterrupted, check_examples
+
+
+class OnnxTrainer:
+    """Trains the model of a verified bundle; implements the `Trainer` port.
+
+    Making one checks that this runtime reproduces the bundle's certified steps, once per bundle and process.
+
+    Raises:
+        ArtifactError: the signature was not checked, or the runtime is too old or cannot load the graph.
+        TrainingError: the runtime computes other values than the bundle was certified with.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        self._graph = open_graph(artifact, "train")
+        require_parity(artifact)
+        spec = self._graph.spec
+        roles = {tensor.role: tensor.name for tensor in spec.inputs}
+        self._x, self._y, self._learning_rate = roles["input"], roles["target"], roles["learning_rate"]
+        self._parameters = [f"parameter:{entry.name}" for entry in artifact.layout.entries]
+        places = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
+        self._feedback = [(places[pair.output], pair.input) for pair in spec.feedback]
+        self._loss = next(index for index, tensor in enumerate(spec.outputs) if tensor.role == "loss")
+
+    def train(
+        self,
+        checkpoint: Vector,
+        examples: Batch,
+        plan: TrainingPlan,
+        *,
+        seed: bytes,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainingResult:
+        """Train from `checkpoint` (1-D float32, layout order), which stays as it is.
+
+        Optimizer slots start at zero. `seed` decides the order of the examples.
+
+        Raises:
+            TrainingInterrupted: `should_stop` said so before a step.
+            TrainingError: unusable checkpoint, examples or plan, or a loss or update that is not finite.
+        """
+        layout, graph = self._artifact.layout, self._graph
+        x, y = check_examples(self._artifact.manifest, examples)
+        self._check_plan(plan)
+        feeds: dict[str, npt.NDArray[Any]] = {**graph.constants, **graph.zero_slots()}
+        feeds[self._learning_rate] = np.array(plan.learning_rate, np.float32)
+        feeds.update(zip(self._parameters, layout.unflatten(checkpoint), strict=True))
+
+        steps, rows, loss_sum = 0, 0, 0.0
+        for chosen in batches(plan, len(x), seed):
+            if should_stop is not None and should_stop():
+                raise TrainingInterrupted(f"training was stopped after {steps} steps", hint="it can start again later")
+            feeds[self._x], feeds[self._y] = x[chosen], y[chosen]
+            outputs = graph.run(feeds)
+            for index, name in self._feedback:
+                feeds[name] = outputs[index]
+            loss = float(outputs[self._loss])
+            if not math.isfinite(loss):
+                raise _diverged(f"the loss of step {steps + 1} is {loss}", plan)
+            steps, rows, loss_sum = steps + 1, rows + len(chosen), loss_sum + loss * len(chosen)
+
+        trained = [feeds[name] for name in self._parameters]
+        update = layout.flatten(trained) - checkpoint
+        if not np.isfinite(update).all():
+            raise _diverged("the update holds NaN or infinity", plan)
+        return TrainingResult(update, steps, min(rows, len(x)), loss_sum / rows)
+
+    def _check_plan(self, plan: TrainingPlan) -> None:
+        largest = self._artifact.manifest.batch.maximum
+        if plan.batch_size > largest:
+            raise TrainingError(
+                f"the plan asks for batches of {plan.batch_size}, this bundle takes up to {largest}",
+                hint="lower the task's batch size, or export with a larger batch_max",
+            )
+
+
+def _diverged(what: str, plan: TrainingPlan) -> TrainingError:
+    return TrainingError(f"training diverged: {what}", hint=f"use a learning rate below {plan.learning_rate:g}")

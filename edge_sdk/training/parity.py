@@ -1,0 +1,134 @@
+"""The parity vector: a few training steps with known results, by which a device tests its runtime.
+
+A device that computes other values than the exporter certified must not train: its updates would be noise to
+the federation. Knows the bytes of the part and how to replay them; who made them is the exporter's business.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_sdk.errors import TrainingError
+from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.layout import Vector
+from edge_sdk.training.manifest import PARITY_PART, Manifest, row_bytes
+from edge_sdk.training.onnx_sessions import OnnxGraph, open_graph, runtime_version
+
+_certified: set[bytes] = set()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParityValues:
+    """The arrays of one step: its examples, and sampled parameters after it with their allowed errors."""
+
+    x: npt.NDArray[Any] = field(repr=False)
+    y: npt.NDArray[Any] = field(repr=False)
+    expected: Vector = field(repr=False)
+    allowed: Vector = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """How a replay went: `worst` is the largest error as a share of what was allowed, so at most 1 if `ok`."""
+
+    steps: int
+    worst: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every value lay within its tolerance."""
+        return self.worst <= 1.0
+
+
+def encode_parity(steps: list[ParityValues]) -> bytes:
+    """Write the parity part."""
+    return b"".join(
+        array.astype(array.dtype.newbyteorder("<")).tobytes()
+        for step in steps
+        for array in (step.x, step.y, step.expected, step.allowed)
+    )
+
+
+def decode_parity(manifest: Manifest, content: bytes) -> Iterator[ParityValues]:
+    """Read the parity part, whose size the manifest has been checked against."""
+    sampled = -(-manifest.layout.size // manifest.parity.stride)
+    offset = 0
+
+    def take(dtype: str, shape: tuple[int, ...], size_bytes: int) -> npt.NDArray[Any]:
+        nonlocal offset
+        offset += size_bytes
+        little = np.dtype(dtype).newbyteorder("<")
+        return np.frombuffer(content[offset - size_bytes : offset], little).astype(dtype).reshape(shape)
+
+    for step in manifest.parity.steps:
+        x, y = (
+            take(
+                spec.dtype,
+                (step.batch, *(dimension or 0 for dimension in spec.shape[1:])),
+                step.batch * row_bytes(spec),
+            )
+            for spec in (manifest.input, manifest.target)
+        )
+        expected, allowed = (take("float32", (sampled,), 4 * sampled) for _ in range(2))
+        yield ParityValues(x, y, expected, allowed)
+
+
+def replay_parity(artifact: Artifact) -> ParityReport:
+    """Run the bundle's parity vector on this device's runtime.
+
+    Raises:
+        ArtifactError: the signature was not checked, or the runtime is too old or cannot load the graph.
+        TrainingError: the runtime cannot run it.
+    """
+    return _replay(artifact, open_graph(artifact, "train"))
+
+
+def require_parity(artifact: Artifact) -> None:
+    """Replay the parity vector once per bundle and process, and refuse a runtime that fails it.
+
+    Raises:
+        TrainingError: this runtime's results differ from the certified ones.
+    """
+    with _lock:
+        if artifact.sha256 in _certified:
+            return
+        report = replay_parity(artifact)
+        if not report.ok:
+            raise TrainingError(
+                f"ONNX Runtime {runtime_version()} computes other values than this bundle was certified with: "
+                f"{report.worst:.1f} times the allowed error",
+                hint="install another onnxruntime version; please report this processor and version",
+            )
+        _certified.add(artifact.sha256)
+
+
+def _replay(artifact: Artifact, graph: OnnxGraph) -> ParityReport:
+    manifest = artifact.manifest
+    parameters = manifest.layout.unflatten(artifact.checkpoint())
+    feeds: dict[str, npt.NDArray[Any]] = {**graph.constants, **graph.zero_slots()}
+    for entry, tensor in zip(manifest.layout.entries, parameters, strict=True):
+        feeds[f"parameter:{entry.name}"] = tensor
+    roles = {tensor.role: tensor.name for tensor in graph.spec.inputs}
+    places = {tensor.name: index for index, tensor in enumerate(graph.spec.outputs)}
+    loss_index = next(i for i, tensor in enumerate(graph.spec.outputs) if tensor.role == "loss")
+    worst = 0.0
+    values = decode_parity(manifest, artifact.part(PARITY_PART))
+    for step, arrays in zip(manifest.parity.steps, values, strict=True):
+        feeds[roles["input"]], feeds[roles["target"]] = arrays.x, arrays.y
+        feeds[roles["learning_rate"]] = np.array(step.learning_rate, np.float32)
+        outputs = graph.run(feeds)
+        for pair in graph.spec.feedback:
+            feeds[pair.input] = outputs[places[pair.output]]
+        flat = np.concatenate([feeds[f"parameter:{entry.name}"].reshape(-1) for entry in manifest.layout.entries])
+        error = np.abs(flat[:: manifest.parity.stride].astype(np.float64) - arrays.expected) / arrays.allowed
+        loss_error = abs(float(outputs[loss_index]) - step.loss) / step.loss_tolerance
+        # NaN anywhere must fail: nan_to_num makes it infinite.
+        worst = max(worst, float(np.nan_to_num(max(error.max(), loss_error), nan=np.inf)))
+    return ParityReport(len(manifest.parity.steps), worst)

@@ -1,0 +1,76 @@
+"""A round's instructions to local training, and what came of it. Knows no runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_sdk.errors import TrainingError
+from edge_sdk.training.layout import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """How a device trains: passes over its examples, batch size, learning rate, and a cap on steps.
+
+    Raises:
+        TrainingError: a count below one, or a learning rate that is not finite and positive.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = (self.epochs, self.batch_size, 1 if self.max_steps is None else self.max_steps)
+        if min(counts) < 1:
+            raise TrainingError(
+                f"a training plan needs at least one epoch, one example a batch and one step: {self}",
+                hint="correct the task's training settings",
+            )
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise TrainingError(
+                f"learning rate {self.learning_rate} is not a positive number",
+                hint="correct the task's training settings",
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingResult:
+    """What local training changed.
+
+    Attributes:
+        update: trained minus initial parameters, 1-D float32 in layout order.
+        steps: optimizer steps taken.
+        examples: distinct examples that took part in at least one step.
+        loss: mean training loss over the steps, weighted by batch size.
+    """
+
+    update: Vector = field(repr=False)
+    steps: int
+    examples: int
+    loss: float
+
+
+def batches(plan: TrainingPlan, examples: int, seed: bytes) -> Iterator[npt.NDArray[np.int64]]:
+    """Choose the row indices of each step: a fresh shuffle every epoch, the last batch of one may be short.
+
+    The shuffle orders rows by 8-byte little-endian keys, ties by row, read from
+    SHAKE-256(b"edge-sdk/shuffle/1" || epoch as u32 little-endian || seed), so any language can repeat it.
+    """
+    steps = 0
+    for epoch in range(plan.epochs):
+        message = b"edge-sdk/shuffle/1" + epoch.to_bytes(4, "little") + seed
+        keys = np.frombuffer(hashlib.shake_256(message).digest(8 * examples), "<u8")
+        order = np.argsort(keys, kind="stable")
+        for start in range(0, examples, plan.batch_size):
+            if plan.max_steps is not None and steps >= plan.max_steps:
+                return
+            steps += 1
+            yield order[start : start + plan.batch_size]

@@ -1,0 +1,99 @@
+"""`edge export`: make a signed bundle from a PyTorch model. Light to import; torch comes when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_sdk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edge_sdk.cli import Subparsers
+    from exporters.spec import ModelSpec
+
+DEFAULT_MODEL = "exporters.examples.digits:build"
+
+
+def add_export_verb(subparsers: Subparsers) -> None:
+    """Add `edge export`."""
+    parser = subparsers.add_parser(
+        "export",
+        help="make a signed training bundle from a PyTorch model",
+        description="Trace a model's training step, certify it against float64 autograd, and write it with its "
+        "evaluation and inference graphs as one signed bundle that trains without PyTorch.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        metavar="MODULE:FUNCTION",
+        help="a function without arguments that gives an exporters.ModelSpec (default: %(default)s)",
+    )
+    parser.add_argument("--optimizer", default="sgd", help="sgd, momentum, adam or adamw (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the bundle to write, as in digits.edge"
+    )
+    parser.add_argument(
+        "--signer", type=Path, required=True, metavar="KEY", help="the model signer's private key, a PEM file"
+    )
+    parser.set_defaults(handler=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from exporters.exporter import export
+
+    spec = load_spec(arguments.model)
+    artifact = export(
+        spec.model,
+        spec.loss,
+        example_inputs=spec.example_inputs,
+        example_target=spec.example_target,
+        path=arguments.out,
+        signer=arguments.signer,
+        optimizer=arguments.optimizer,
+        name=spec.name,
+        version=spec.version,
+        learning_rate=spec.learning_rate,
+        batch_max=spec.batch_max,
+    )
+    replay = artifact.manifest.replay
+    print(f"{arguments.out}: {spec.name} version {spec.version}, {artifact.layout.size:,} parameters")
+    print(
+        f"  {artifact.size_bytes:,} bytes, sha256 {artifact.sha256.hex()}\n"
+        f"  certified: {replay.steps} steps match float64 autograd, worst at {replay.worst:.0%} of the tolerance"
+    )
+    return 0
+
+
+def load_spec(target: str) -> ModelSpec:
+    """Import MODULE:FUNCTION, from this folder too, and call it.
+
+    Raises:
+        ConfigError: there is no such module or function, or it gives something else.
+    """
+    from exporters.spec import ModelSpec
+
+    module_name, _, function_name = target.partition(":")
+    if not module_name or not function_name:
+        raise ConfigError(f"{target!r} does not name a function", hint="write it as my_models.digits:build")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"cannot import {module_name}: {error}",
+            hint="run edge where the module lies, and install what it imports",
+        ) from error
+    build = getattr(module, function_name, None)
+    if not callable(build):
+        raise ConfigError(f"{module_name} has no function {function_name}", hint="check its name")
+    spec = build()
+    if not isinstance(spec, ModelSpec):
+        raise ConfigError(
+            f"{target} gives a {type(spec).__name__}, not a ModelSpec", hint="return exporters.ModelSpec(...)"
+        )
+    return spec

@@ -1,0 +1,1 @@
+"""Models to export and learn from."""

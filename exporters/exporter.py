@@ -1,0 +1,361 @@
+"""Turn a PyTorch model, a loss and an optimizer into a signed bundle that trains without PyTorch.
+
+The step is traced once; all three graphs are cut from the one lowering. Nothing is written before the graphs
+have been certified against float64 autograd.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from edge_sdk.credentials import load_private_key
+from edge_sdk.errors import ExportError
+from edge_sdk.signing import key_id, sign_raw
+from edge_sdk.training.artifact import Artifact, pack_bundle, parse_artifact
+from edge_sdk.training.layout import Layout, LayoutEntry, encode_vector
+from edge_sdk.training.manifest import (
+    CHECKPOINT_PART,
+    FROZEN_PART,
+    PARITY_PART,
+    BatchRange,
+    Feedback,
+    GraphKind,
+    GraphSpec,
+    LossSpec,
+    Manifest,
+    OptimizerSpec,
+    Reduction,
+    Requirements,
+    Role,
+    TensorSpec,
+    Tool,
+)
+from edge_sdk.training.onnx_sessions import load_model
+from exporters.graph import BatchSize, Graph, TensorType
+from exporters.lowering import RULES, Lowered
+from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
+from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
+from exporters.record import DTYPE_NAMES, record
+from exporters.replay import Examples, Graphs, certify
+from exporters.step import INPUT, LEARNING_RATE, LOSS, NEXT, OUTPUT, TARGET, Step
+
+_TRACED_BATCHES = (4, 7)
+_DISTRIBUTIONS = ("edge-sdk", "onnx", "onnxruntime", "torch")
+
+Signer = str | os.PathLike[str] | ec.EllipticCurvePrivateKey
+
+
+def export(
+    model: torch.nn.Module,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    example_inputs: tuple[torch.Tensor, ...],
+    example_target: torch.Tensor,
+    path: str | os.PathLike[str],
+    signer: Signer,
+    optimizer: str | Optimizer = "sgd",
+    name: str = "model",
+    version: str = "1",
+    learning_rate: float | None = None,
+    batch_max: int = 1024,
+) -> Artifact:
+    """Export a model's training step, evaluation and inference as one signed bundle.
+
+    The model is left as it is. Its present parameters become the bundle's checkpoint; those that require no
+    gradient are frozen.
+
+    Args:
+        model: takes one tensor of examples, first dimension the batch, and gives one tensor.
+        loss: takes (output, target), gives a scalar.
+        example_inputs: one tensor of a few real examples.
+        example_target: their targets.
+        path: where the bundle goes; replaced in one step, and only by a whole bundle.
+        signer: the model signer's P-256 private key, or the PEM file that holds it.
+        optimizer: "sgd", "momentum", "adam", "adamw", or one with its own settings.
+        name: names the model; part of the manifest, as is `version`.
+        version: names this export.
+        learning_rate: what plans start from; the optimizer's usual one by default.
+        batch_max: the largest batch a step may get.
+
+    Returns:
+        The bundle, read back from its bytes and verified.
+
+    Raises:
+        ExportError: the model cannot be exported, or the exported step is not the model's; it names the
+            operator, module or parameter, and the remedy.
+        IdentityError: the signing key cannot be read.
+    """
+    key = signer if isinstance(signer, ec.EllipticCurvePrivateKey) else load_private_key(Path(signer))
+    chosen = find_optimizer(optimizer)
+    x, y = _examples(example_inputs, example_target, batch_max)
+    rate = chosen.default_learning_rate if learning_rate is None else learning_rate
+    if not (math.isfinite(rate) and rate > 0):
+        raise ExportError(f"learning rate {rate} is not a positive number", hint="pass a positive one, or none")
+    with _single_threaded():
+        step = Step(_prepared(model), loss, chosen)
+        _probe(step, x, y)
+        manifest, parts = _build(step, x, y, name, version, rate, batch_max)
+    content = pack_bundle(
+        manifest, parts, signer_key_id=key_id(key.public_key()), sign=lambda message: sign_raw(key, message)
+    )
+    artifact = parse_artifact(content, signer=key.public_key())
+    _write(Path(path), content)
+    return artifact
+
+
+def _build(
+    step: Step, x: torch.Tensor, y: torch.Tensor, name: str, version: str, rate: float, batch_max: int
+) -> tuple[Manifest, dict[str, bytes]]:
+    lowered = Lowered(_trace(step, x, y), INPUT)
+    cut = [_cut(lowered, step, kind) for kind in ("train", "evaluate", "infer")]
+    specs = tuple(spec for spec, _, _ in cut)
+    frozen = {f"frozen:{key}": tensor.numpy() for key, tensor in step.frozen.items()}
+    opened = [load_model(content, spec, frozen) for spec, content, _ in cut]
+    labels = lowered.labels(TARGET)
+    examples = Examples(x.numpy(), y.numpy(), labels.classes if labels else None)
+    layout = _layout(step.trainable)
+    certificate = certify(step, Graphs(*opened), examples, learning_rate=rate, layout=layout, batch_max=batch_max)
+    parts = {spec.part: content for spec, content, _ in cut}
+    parts[CHECKPOINT_PART] = _flat(step.trainable)
+    parts[PARITY_PART] = certificate.parity_part
+    if step.frozen:
+        parts[FROZEN_PART] = _flat(step.frozen)
+    train, _, infer = specs
+    optimizer = step.optimizer
+    manifest = Manifest(
+        name=name,
+        version=version,
+        layout=layout,
+        frozen=_layout(step.frozen),
+        input=_only(train.inputs, "input"),
+        target=_only(train.inputs, "target"),
+        output=_only(infer.outputs, "output"),
+        classes=labels.classes if labels else None,
+        ignored_label=labels.ignored if labels else None,
+        loss=LossSpec(_loss_name(step.loss), _reduction(step, x, y)),
+        optimizer=OptimizerSpec(
+            optimizer.kind,
+            hyperparameters(optimizer),
+            tuple(tensor.name for tensor in train.inputs if tensor.role == "slot"),
+            rate,
+        ),
+        batch=BatchRange(1, batch_max),
+        graphs=specs,
+        requirements=Requirements(
+            OPSET, IR_VERSION, MINIMUM_ONNXRUNTIME, tuple(sorted(set().union(*(used for _, _, used in cut))))
+        ),
+        tools=tuple(Tool(tool, installed_version(tool)) for tool in _DISTRIBUTIONS),
+        replay=certificate.replay,
+        parity=certificate.parity,
+        parts=(),
+    )
+    return manifest, parts
+
+
+def _trace(step: Step, x: torch.Tensor, y: torch.Tensor) -> Graph:
+    def inputs(batch: int) -> dict[str, torch.Tensor]:
+        rows = torch.arange(batch) % len(x)
+        named = step.initial_state() | {INPUT: x[rows].clone(), TARGET: y[rows].clone()}
+        return named | {LEARNING_RATE: torch.tensor(0.1)}
+
+    one, two = _TRACED_BATCHES
+    return record(step.run, (inputs(one), inputs(two)), _TRACED_BATCHES, supported=RULES.keys(), model=step.model)
+
+
+def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, bytes, set[str]]:
+    """One graph of the bundle: what the manifest says of it, its bytes, and the operators it uses."""
+    state = [key for key in step.initial_state() if not key.startswith("frozen:")]
+    outputs = {"train": (*(NEXT + key for key in state), LOSS), "evaluate": (LOSS, OUTPUT), "infer": (OUTPUT,)}[kind]
+    read = lowered.inputs_of(outputs)
+    if INPUT not in read or (kind != "infer" and TARGET not in read):
+        missing = "input" if INPUT not in read else "target"
+        raise ExportError(
+            f"the {'loss' if kind != 'infer' else 'output'} does not depend on the {missing}",
+            hint="check the model's forward and the loss",
+        )
+    inputs = tuple(key for key in lowered.inputs if key in read or (kind == "train" and key in state))
+    proto = lowered.model(outputs, inputs)
+    feedback = tuple(Feedback(NEXT + key, key) for key in state) if kind == "train" else ()
+    spec = GraphSpec(
+        kind,
+        f"{kind}.onnx",
+        tuple(_tensor_spec(key, lowered.input_type(key)) for key in inputs),
+        tuple(_tensor_spec(key, lowered.output_type(key)) for key in outputs),
+        feedback,
+    )
+    return spec, proto.SerializeToString(deterministic=True), {node.op_type for node in proto.graph.node}
+
+
+def _tensor_spec(name: str, kind: TensorType) -> TensorSpec:
+    roles: dict[str, Role] = {
+        "parameter": "parameter",
+        "frozen": "frozen",
+        "slot": "slot",
+        INPUT: "input",
+        TARGET: "target",
+        LEARNING_RATE: "learning_rate",
+        LOSS: "loss",
+        OUTPUT: "output",
+    }
+    role = roles[name.removeprefix(NEXT).split(":")[0]]
+    batch = BatchSize(1, 0)
+    if any(isinstance(dim, BatchSize) and (dim != batch or axis) for axis, dim in enumerate(kind.shape)):
+        raise ExportError(
+            f"the model's {name} does not have the batch as its first dimension, and only there",
+            hint="let the model give one row for each example",
+        )
+    return TensorSpec(name, role, kind.dtype, tuple(dim if isinstance(dim, int) else None for dim in kind.shape))
+
+
+def _examples(
+    inputs: tuple[torch.Tensor, ...], target: torch.Tensor, batch_max: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(inputs) != 1:
+        raise ExportError(
+            f"the model takes {len(inputs)} inputs, a bundle holds one",
+            hint="pass example_inputs=(x,), and join several inputs into one tensor",
+        )
+    x, y = inputs[0].detach().cpu().contiguous(), target.detach().cpu().contiguous()
+    for what, tensor in (("input", x), ("target", y)):
+        if tensor.dtype not in DTYPE_NAMES or tensor.dtype == torch.float64:
+            raise ExportError(
+                f"the example {what} has dtype {tensor.dtype}",
+                hint="use float32 (.float()) or an integer type: devices store examples in that type",
+            )
+        if tensor.ndim == 0 or len(tensor) == 0:
+            raise ExportError(f"the example {what} is empty or has no batch dimension", hint="pass a batch")
+    if len(x) != len(y):
+        raise ExportError(f"{len(x)} example inputs but {len(y)} targets", hint="pass a target for each")
+    if batch_max < 1:
+        raise ExportError(f"batch_max is {batch_max}", hint="pass at least 1")
+    return x, y
+
+
+def _prepared(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of the model on the CPU, in training mode."""
+    try:
+        prepared = copy.deepcopy(model).cpu().train()
+    except (RuntimeError, TypeError) as error:
+        raise ExportError(
+            f"the model cannot be copied: {error}", hint="pass a plain module: no hooks, graphs or handles in it"
+        ) from error
+    for name, parameter in prepared.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ExportError(
+                f"parameter {name} is {parameter.dtype}", hint="export the model in float32: model.float()"
+            )
+    for name, module in prepared.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            raise ExportError(
+                f"{name or 'the model'} ({type(module).__name__}) keeps running statistics, "
+                "which a federated step would leak and mix up",
+                hint="replace it by torch.nn.GroupNorm or LayerNorm",
+            )
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise ExportError(
+                f"{name or 'the model'} ({type(module).__name__}) needs randomness inside the graph, "
+                "which this exporter cannot offer yet",
+                hint="set p=0 or remove the layer",
+            )
+    if not any(parameter.requires_grad for parameter in prepared.parameters()):
+        raise ExportError("the model has no trainable parameter", hint="let some parameter require a gradient")
+    return prepared
+
+
+def _probe(step: Step, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Run the model on its example before anything else: errors of its own are told apart here."""
+    state = step.initial_state()
+    parameters = {key.split(":", 1)[1]: tensor for key, tensor in state.items() if not key.startswith("slot:")}
+    try:
+        with torch.no_grad():
+            _, trained = step.forward({INPUT: x, TARGET: y}, parameters)
+            step.model.eval()
+            _, served = step.forward({INPUT: x, TARGET: y}, parameters)
+            step.model.train()
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ExportError(
+            f"the model or the loss fails on the example: {error}",
+            hint="check that loss(model(example_input), example_target) works",
+        ) from error
+    if not torch.allclose(trained, served, rtol=1e-5, atol=1e-6):
+        raise ExportError(
+            "the model gives other outputs in training mode than in evaluation mode",
+            hint="remove layers that behave otherwise in training (dropout, batch norm, self.training)",
+        )
+
+
+def _reduction(step: Step, x: torch.Tensor, y: torch.Tensor) -> Reduction:
+    """Find out how the loss joins examples."""
+    rows = torch.arange(min(4, len(x)))
+    reference = step.double()
+    wide = {key: tensor.double() for key, tensor in reference.initial_state().items()}
+    parameters = {key.split(":", 1)[1]: tensor for key, tensor in wide.items() if not key.startswith("slot:")}
+
+    def measure(chosen: torch.Tensor) -> float:
+        inputs = x[chosen].double() if x.is_floating_point() else x[chosen]
+        targets = y[chosen].double() if y.is_floating_point() else y[chosen]
+        with torch.no_grad():
+            return float(reference.forward({INPUT: inputs, TARGET: targets}, parameters)[0])
+
+    whole, single = measure(rows), [measure(row[None]) for row in rows]
+    if np.isclose(whole, np.mean(single), rtol=1e-9):
+        return "mean"
+    return "sum" if np.isclose(whole, np.sum(single), rtol=1e-9) else "batch"
+
+
+def _layout(tensors: dict[str, torch.Tensor]) -> Layout:
+    return Layout(tuple(LayoutEntry(name, tuple(tensor.shape)) for name, tensor in tensors.items()))
+
+
+def _flat(tensors: dict[str, torch.Tensor]) -> bytes:
+    return encode_vector(np.concatenate([tensor.numpy().reshape(-1) for tensor in tensors.values()]))
+
+
+def _only(tensors: tuple[TensorSpec, ...], role: Role) -> TensorSpec:
+    (found,) = (tensor for tensor in tensors if tensor.role == role)
+    return found
+
+
+def _loss_name(loss: object) -> str:
+    return str(getattr(loss, "__name__", type(loss).__name__))
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much where the processor is shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {path}: {error.strerror or error}", hint="check that the folder exists and can be written"
+        ) from error

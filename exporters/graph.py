@@ -1,0 +1,93 @@
+"""A traced computation as plain values: ATen calls on numbered tensors, whose batch size is a symbol.
+
+What `record` makes and `lowering` reads. Knows neither torch nor ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """A number that depends on the batch: scale * batch + offset."""
+
+    scale: int
+    offset: int
+
+
+Dim: TypeAlias = int | BatchSize
+Shape: TypeAlias = tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A tensor, by its number."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """An element type as an argument, by its numpy name."""
+
+    name: str
+
+
+Argument: TypeAlias = Ref | DType | BatchSize | int | float | bool | str | tuple["Argument", ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """A tensor's shape and its element type's numpy name."""
+
+    shape: Shape
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One ATen operator: its full name, every argument by its schema name, its results, and who called it.
+
+    An output is None where the operator gave none (a gradient that was not asked for).
+    """
+
+    operator: str
+    arguments: Mapping[str, Argument]
+    outputs: tuple[Ref | None, ...]
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A whole computation: named inputs and outputs, constants, and calls in order."""
+
+    inputs: Mapping[str, Ref]
+    outputs: Mapping[str, Ref]
+    constants: Mapping[Ref, npt.NDArray[Any]]
+    types: Mapping[Ref, TensorType]
+    calls: tuple[Call, ...]
+
+
+def references(argument: Argument) -> Iterator[Ref]:
+    """Every tensor in an argument."""
+    if isinstance(argument, Ref):
+        yield argument
+    elif isinstance(argument, tuple):
+        for item in argument:
+            yield from references(item)
+
+
+def live_calls(graph: Graph) -> tuple[Call, ...]:
+    """The calls that some output needs, in order."""
+    needed = set(graph.outputs.values())
+    kept = []
+    for call in reversed(graph.calls):
+        if needed.intersection(call.outputs):
+            needed.update(ref for argument in call.arguments.values() for ref in references(argument))
+            kept.append(call)
+    return tuple(reversed(kept))

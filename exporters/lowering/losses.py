@@ -1,0 +1,155 @@
+"""Rules for losses and their gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from exporters.graph import Shape
+from exporters.lowering.reductions import count
+from exporters.lowering.site import Result, Rule, Site
+
+_NONE, _MEAN = 0, 1
+_NO_LABEL = -(2**31)
+
+
+def _one_hot(s: Site) -> str:
+    """[batch, classes, ...] with one at each label; all zero where the label is to be ignored.
+
+    ONNX's gather would take negative labels for positions from the end; comparing takes no label for another.
+    """
+    shape, labels = s.shape("self"), s.shape("target")
+    (classes,) = s.fixed(shape[1:2])
+    if s.has("weight"):
+        raise s.refuse("class weights")
+    if len(shape) != len(labels) + 1:
+        raise s.refuse("its input has no batch dimension")
+    s.b.classes[s.b.origin(s.tensor("target"))] = (classes, s.integer("ignore_index"))
+    column: Shape = (labels[0], 1, *labels[1:])
+    dtype = s.dtype("target")
+    indices = np.arange(classes, dtype=dtype)
+    indices[indices == s.integer("ignore_index")] = _NO_LABEL
+    row = s.b.constant(indices.reshape(classes, *([1] * (len(labels) - 1))))
+    return s.b.cast(s.b.op("Equal", s.b.reshape(s.tensor("target"), column), row), "bool", s.dtype("self"))
+
+
+def _nll(s: Site) -> tuple[Result | None, ...]:
+    hot = _one_hot(s)
+    every = s.b.int64s(range(len(s.shape("self"))))
+    total = s.b.op("ReduceSum", hot, every, keepdims=0)
+    picked = s.b.op("Mul", hot, s.tensor("self"))
+    match s.integer("reduction"):
+        case 0:
+            return s.b.op("Neg", s.b.op("ReduceSum", picked, s.b.int64s([1]), keepdims=0)), total
+        case 1:
+            picked_sum = s.b.op("ReduceSum", picked, every, keepdims=0)
+            return s.b.op("Div", picked_sum, s.b.op("Neg", total)), total
+        case _:
+            return s.b.op("Neg", s.b.op("ReduceSum", picked, every, keepdims=0)), total
+
+
+def _nll_backward(s: Site) -> str:
+    hot = _one_hot(s)
+    gradient = s.lazy("grad_output")
+    one = s.b.constant_value(gradient.name)
+    plain = one is not None and one.shape == () and float(one) == 1
+    match s.integer("reduction"):
+        case 0:
+            labels = s.shape("target")
+            column = s.b.reshape(s.tensor("grad_output"), (labels[0], 1, *labels[1:]))
+            return s.b.op("Mul", hot, s.b.op("Neg", column))
+        case 1:
+            scale = s.b.op("Neg", s.tensor("total_weight"))
+            if plain:
+                return s.b.op("Div", hot, scale)
+            return s.b.op("Mul", hot, s.b.op("Div", gradient.name, scale))
+        case _:
+            return s.b.op("Mul", hot, s.b.op("Neg", gradient.name))
+
+
+def _reduce(s: Site, values: str) -> str:
+    """Join the losses of all elements as the `reduction` argument says."""
+    reduction, every = s.integer("reduction"), s.b.int64s(range(len(s.shape("self"))))
+    if reduction == _NONE:
+        return values
+    return s.b.op("ReduceMean" if reduction == _MEAN else "ReduceSum", values, every, keepdims=0)
+
+
+def _gradient(s: Site, slope: str) -> str:
+    """The gradient of a reduced loss, from the slope of each element's loss."""
+    gradient, dtype = s.lazy("grad_output"), s.output().dtype
+    scaled = slope
+    if s.integer("reduction") == _MEAN:
+        shape = s.shape("self")
+        size = count(s.b, shape, tuple(range(len(shape))), dtype)
+        scaled = s.b.op("Div", slope, s.b.scalar(size, dtype) if isinstance(size, float) else size)
+    one = s.b.constant_value(gradient.name)
+    if one is not None and one.shape == () and float(one) == 1:
+        return scaled
+    return s.b.op("Mul", scaled, gradient.name)
+
+
+def _difference(s: Site) -> str:
+    if s.shape("self") != s.shape("target"):
+        raise s.refuse("output and target differ in shape")
+    return s.b.op("Sub", s.tensor("self"), s.tensor("target"))
+
+
+def _mse(s: Site) -> str:
+    difference = _difference(s)
+    return _reduce(s, s.b.op("Mul", difference, difference))
+
+
+def _mse_backward(s: Site) -> str:
+    return _gradient(s, s.b.op("Mul", _difference(s), s.b.scalar(2, s.output().dtype)))
+
+
+def _bend(s: Site) -> tuple[str, bool]:
+    """Where the loss turns from square to line, and whether it is the smooth-L1 kind (divided by the bend)."""
+    smooth = "beta" in s.argument_names
+    bend = s.real("beta" if smooth else "delta")
+    if bend <= 0:
+        raise s.refuse("beta must be positive")
+    return s.b.scalar(bend, s.output().dtype), smooth
+
+
+def _huber(s: Site) -> str:
+    bend, smooth = _bend(s)
+    dtype = s.output().dtype
+    size = s.b.op("Abs", _difference(s))
+    inner = s.b.op("Min", size, bend)
+    # min(a, d) * (a - min(a, d) / 2) is a*a/2 below the bend and d*(a - d/2) above it.
+    half = s.b.op("Mul", inner, s.b.scalar(0.5, dtype))
+    values = s.b.op("Mul", inner, s.b.op("Sub", size, half))
+    return _reduce(s, s.b.op("Div", values, bend) if smooth else values)
+
+
+def _huber_backward(s: Site) -> str:
+    bend, smooth = _bend(s)
+    low = s.b.op("Neg", bend)
+    slope = s.b.op("Min", s.b.op("Max", _difference(s), low), bend)
+    return _gradient(s, s.b.op("Div", slope, bend) if smooth else slope)
+
+
+def _bce_with_logits(s: Site) -> str:
+    if s.has("weight") or s.has("pos_weight"):
+        raise s.refuse("weights")
+    x, y, dtype = s.tensor("self"), s.tensor("target"), s.output().dtype
+    # max(x, 0) - x*y + log(1 + exp(-|x|)) never overflows.
+    tail = s.b.op("Exp", s.b.op("Neg", s.b.op("Abs", x)))
+    softened = s.b.op("Log", s.b.op("Add", tail, s.b.scalar(1, dtype)))
+    return _reduce(s, s.b.op("Add", s.b.op("Sub", s.b.op("Relu", x), s.b.op("Mul", x, y)), softened))
+
+
+RULES: dict[str, Rule] = {
+    "aten.nll_loss_forward.default": _nll,
+    "aten.nll_loss_backward.default": _nll_backward,
+    "aten.nll_loss2d_forward.default": _nll,
+    "aten.nll_loss2d_backward.default": _nll_backward,
+    "aten.mse_loss.default": _mse,
+    "aten.mse_loss_backward.default": _mse_backward,
+    "aten.smooth_l1_loss.default": _huber,
+    "aten.smooth_l1_loss_backward.default": _huber_backward,
+    "aten.huber_loss.default": _huber,
+    "aten.huber_loss_backward.default": _huber_backward,
+    "aten.binary_cross_entropy_with_logits.default": _bce_with_logits,
+}

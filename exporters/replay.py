@@ -1,0 +1,275 @@
+"""Certify an exported step: replay it on ONNX Runtime against float64 autograd, step by step.
+
+Every step starts from one shared state, so that float32 chaos cannot build up. What may differ is a gradient,
+by a small part of its tensor's largest; the optimizer maps that allowance to parameters and slots. A ReLU or
+a pooling window that lies on its kink to the last digit may fall on the other side: such a step is tried
+again with other examples, since a wrong operator fails always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edge_sdk.errors import ExportError, TrainingError
+from edge_sdk.training.layout import Layout
+from edge_sdk.training.manifest import ParitySpec, ParityStep, Replay
+from edge_sdk.training.onnx_sessions import OnnxGraph
+from edge_sdk.training.parity import ParityValues, encode_parity
+from exporters.optimizers import Stepped
+from exporters.step import INPUT, LEARNING_RATE, LOSS, NEXT, OUTPUT, TARGET, Step
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+STEPS = 20
+GRADIENT_TOLERANCE = 5e-5
+"""Of the largest gradient in a tensor."""
+
+_BATCH_SIZES = (4, 1, 7, 16)
+_ATTEMPTS = 3
+_RATE_FACTORS = (1.0, 1.0, 1.0, 10.0, 1.0, 0.1)
+"""Learning rates tried, as multiples of the default: it must be a true input."""
+
+# Of the largest gradient in the model: what is left of a gradient that is zero by cancellation.
+_SHARED_TOLERANCE = 1e-6
+_LOSS_TOLERANCE = 1e-5
+_OUTPUT_TOLERANCE = 1e-4
+_ROUNDING = 5e-7
+
+_PARITY_BATCHES = (4, 1, 3)
+_PARITY_SAMPLES = 1024
+# Another processor rounds otherwise, and the parity vector's steps follow each other.
+_DEVICE_SLACK = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the manifest and the bundle hold of a replay that passed."""
+
+    replay: Replay
+    parity: ParitySpec
+    parity_part: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graphs:
+    """The three graphs of a bundle, open."""
+
+    train: OnnxGraph
+    evaluate: OnnxGraph
+    infer: OnnxGraph
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Compared:
+    """A step that passed: its inputs, what ONNX Runtime found, and how much each value was allowed to err."""
+
+    inputs: Arrays
+    found: Arrays
+    allowed: Arrays
+
+    @property
+    def after(self) -> dict[str, npt.NDArray[Any]]:
+        """The state it leads to."""
+        return {name.removeprefix(NEXT): value for name, value in self.found.items() if name.startswith(NEXT)}
+
+
+class Examples:
+    """Draws batches like the example: its rows in any order, shaken if they are floats."""
+
+    def __init__(self, x: npt.NDArray[Any], y: npt.NDArray[Any], classes: int | None) -> None:
+        self._x, self._y, self._classes = x, y, classes
+        self._random = np.random.default_rng(20190204)
+
+    def draw(self, batch: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """A batch of that size; another one each time."""
+        rows = self._random.integers(len(self._x), size=batch)
+        x, y = self._x[rows], self._y[rows]
+        if x.dtype.kind == "f":
+            scale = 0.1 * (float(self._x.std()) or 1.0)
+            x = np.asarray(x + scale * self._random.standard_normal(x.shape), x.dtype)
+        if self._classes is not None:
+            y = self._random.integers(self._classes, size=y.shape).astype(y.dtype)
+        return x, y
+
+
+def certify(
+    step: Step, graphs: Graphs, examples: Examples, *, learning_rate: float, layout: Layout, batch_max: int
+) -> Certificate:
+    """Replay a step from the model's own parameters, from all zeros and on zero inputs; make the parity vector.
+
+    Raises:
+        ExportError: a step differs from float64 by more than its tolerance, or cannot run.
+    """
+    replayer = _Replayer(step, graphs, examples)
+    initial = {name: tensor.numpy() for name, tensor in step.initial_state().items()}
+    sizes = tuple(dict.fromkeys(min(size, batch_max) for size in _BATCH_SIZES))
+    state = dict(initial)
+    for index in range(STEPS - 2):
+        factor = _RATE_FACTORS[index % len(_RATE_FACTORS)]
+        compared = replayer.compare(state, sizes[index % len(sizes)], factor * learning_rate, f"step {index + 1}")
+        if factor == 1.0:
+            state |= compared.after
+    # With all parameters at zero, most gradients are exactly zero: what divides by them shows.
+    zeros = {name: np.zeros_like(value) for name, value in initial.items()}
+    replayer.compare(zeros, sizes[0], learning_rate, "the step from zero parameters")
+    replayer.check_zero_input(state, sizes[0], learning_rate)
+    parity, part = _parity(replayer, initial, layout, learning_rate, batch_max)
+    return Certificate(Replay(STEPS, sizes, GRADIENT_TOLERANCE, round(replayer.worst, 4)), parity, part)
+
+
+class _Replayer:
+    """Runs single steps on ONNX Runtime and in float64, and compares them."""
+
+    def __init__(self, step: Step, graphs: Graphs, examples: Examples) -> None:
+        self._step = step.double()
+        self._graphs = graphs
+        self._examples = examples
+        self.worst = 0.0
+
+    def compare(self, state: Arrays, batch: int, learning_rate: float, what: str) -> _Compared:
+        """Take one step both ways; `what` names it in the error.
+
+        Raises:
+            ExportError: the values differ by more than they may, on every attempt.
+        """
+        complaint = ""
+        for _ in range(_ATTEMPTS):
+            inputs = self._inputs(state, batch, learning_rate)
+            expected, allowed = self._reference(inputs)
+            found: dict[str, npt.NDArray[Any]] = {}
+            worst = 0.0
+            for graph in (self._graphs.infer, self._graphs.evaluate, self._graphs.train):
+                outputs = _run(graph, inputs, batch)
+                found |= outputs
+                for name, value in outputs.items():
+                    error = np.abs(value.astype(np.float64) - expected[name])
+                    share = float(np.nan_to_num((error / allowed[name]).max(initial=0.0), nan=np.inf))
+                    if share > max(worst, 1.0):
+                        complaint = (
+                            f"{what} (batch {batch}): {name.removeprefix(NEXT)} is off by {error.max():.2e}, "
+                            f"{share:.1f} times what is allowed"
+                        )
+                    worst = max(worst, share)
+            if worst <= 1.0:
+                self.worst = max(self.worst, worst)
+                return _Compared(inputs, found, allowed)
+        raise ExportError(
+            f"the exported graph does not match float64 autograd at {complaint}",
+            hint="scale inputs to about 1 if they are large; otherwise please report the model, since the "
+            "exporter gets one of its operators wrong",
+        )
+
+    def check_zero_input(self, state: Arrays, batch: int, learning_rate: float) -> None:
+        """On examples that are all zero, the loss must be right and the step finite.
+
+        Equal activations tie everywhere then, and rounding decides which of them gets the gradient: so the
+        parameters themselves are not compared.
+
+        Raises:
+            ExportError: they are not.
+        """
+        inputs = self._inputs(state, batch, learning_rate)
+        inputs[INPUT] = np.zeros_like(inputs[INPUT])
+        expected, allowed = self._reference(inputs, finite=False)
+        if not all(np.isfinite(value).all() for value in expected.values()):
+            return  # The model itself is undefined there.
+        found = _run(self._graphs.train, inputs, batch)
+        finite = all(np.isfinite(value).all() for value in found.values())
+        if not finite or abs(float(found[LOSS]) - float(expected[LOSS])) > float(allowed[LOSS]):
+            raise ExportError(
+                "the exported graph does not match float64 autograd on examples that are all zero",
+                hint="please report the model, since the exporter gets one of its operators wrong",
+            )
+
+    def _inputs(self, state: Arrays, batch: int, learning_rate: float) -> dict[str, npt.NDArray[Any]]:
+        x, y = self._examples.draw(batch)
+        return {**state, INPUT: x, TARGET: y, LEARNING_RATE: np.array(learning_rate, np.float32)}
+
+    def _reference(self, inputs: Arrays, *, finite: bool = True) -> tuple[Arrays, Arrays]:
+        """What float64 says of a step, and by how much each value may differ."""
+        wide = {name: _wide(value) for name, value in inputs.items()}
+        gradients, loss, output = self._step.gradients(wide)
+        if finite and not (torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)):
+            raise ExportError(
+                "the loss or a gradient of the example is not finite, even in float64",
+                hint="pass example inputs and targets like the real ones, and check the model's initial values",
+            )
+        largest = [float(gradient.abs().max()) for gradient in gradients]
+        margins = [GRADIENT_TOLERANCE * size + _SHARED_TOLERANCE * max(largest) + 1e-12 for size in largest]
+        middle = self._advanced(wide, gradients)
+        above = self._advanced(wide, [g + margin for g, margin in zip(gradients, margins, strict=True)])
+        below = self._advanced(wide, [g - margin for g, margin in zip(gradients, margins, strict=True)])
+        expected = {LOSS: loss.numpy(), OUTPUT: output.numpy()}
+        allowed: dict[str, npt.NDArray[Any]] = {
+            LOSS: np.array(_LOSS_TOLERANCE * (1 + abs(float(loss)))),
+            OUTPUT: np.array(_OUTPUT_TOLERANCE * (1e-2 + float(output.abs().max()))),
+        }
+        for name, value in middle.items():
+            before = np.abs(inputs[name.removeprefix(NEXT)]).max(initial=0.0)
+            move = np.abs(value - inputs[name.removeprefix(NEXT)]).max(initial=0.0)
+            spread = np.maximum(np.abs(above[name] - value), np.abs(below[name] - value))
+            expected[name] = value
+            allowed[name] = spread + _ROUNDING * before + GRADIENT_TOLERANCE * move + 1e-12
+        return expected, allowed
+
+    def _advanced(
+        self, inputs: Mapping[str, torch.Tensor], gradients: list[torch.Tensor]
+    ) -> dict[str, npt.NDArray[Any]]:
+        stepped: Stepped = self._step.advance(inputs, gradients)
+        return {name: tensor.numpy() for name, tensor in self._step.named(stepped).items()}
+
+
+def _parity(
+    replayer: _Replayer, initial: Arrays, layout: Layout, learning_rate: float, batch_max: int
+) -> tuple[ParitySpec, bytes]:
+    stride = -(-layout.size // _PARITY_SAMPLES)
+    state, steps, values = dict(initial), [], []
+    allowance = np.zeros(layout.size)
+    # The device reads the rate as float64 from the manifest and feeds it as float32.
+    for index, batch in enumerate(min(size, batch_max) for size in _PARITY_BATCHES):
+        compared = replayer.compare(state, batch, learning_rate, f"step {index + 1} of the parity vector")
+        state |= compared.after
+        names = [f"{NEXT}parameter:{entry.name}" for entry in layout.entries]
+        expected = np.concatenate([compared.found[name].reshape(-1) for name in names])
+        allowance += np.concatenate([compared.allowed[name].reshape(-1) for name in names])
+        steps.append(
+            ParityStep(
+                batch,
+                learning_rate,
+                float(compared.found[LOSS]),
+                _DEVICE_SLACK * (index + 1) * float(compared.allowed[LOSS]),
+            )
+        )
+        values.append(
+            ParityValues(
+                compared.inputs[INPUT],
+                compared.inputs[TARGET],
+                expected[::stride].astype(np.float32),
+                (_DEVICE_SLACK * allowance[::stride]).astype(np.float32),
+            )
+        )
+    return ParitySpec(stride, tuple(steps)), encode_parity(values)
+
+
+def _run(graph: OnnxGraph, inputs: Arrays, batch: int) -> dict[str, npt.NDArray[Any]]:
+    feeds = {tensor.name: inputs[tensor.name] for tensor in graph.spec.inputs}
+    try:
+        outputs = graph.run(feeds)
+    except TrainingError as error:
+        raise ExportError(
+            f"the exported graph cannot run a batch of {batch}: {error}",
+            hint="let forward work for any number of examples: avoid squeeze() without a dimension, and sizes "
+            "that are written out",
+        ) from error
+    return {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
+
+
+def _wide(value: npt.NDArray[Any]) -> torch.Tensor:
+    tensor = torch.from_numpy(np.array(value))
+    return tensor.double() if tensor.dtype == torch.float32 else tensor

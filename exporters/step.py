@@ -1,0 +1,135 @@
+"""A model's training step as one function of named tensors, and its float64 reference.
+
+    parameters, frozen parameters, slots, x, y, learning rate -> next parameters, next slots, loss, output
+
+Tensors are named as in manifests: "parameter:fc.weight", "slot:velocity:fc.weight", "slot:mean_correction",
+"x", "y", "learning_rate"; what becomes an input of the next step has "next:" before it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from edge_sdk.errors import ExportError
+from exporters.optimizers import Optimizer, Stepped
+
+Tensors = Mapping[str, torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor], Any]
+
+INPUT, TARGET, LEARNING_RATE = "x", "y", "learning_rate"
+LOSS, OUTPUT = "loss", "output"
+NEXT = "next:"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A model, its loss and its optimizer, ready to be traced or run."""
+
+    model: torch.nn.Module
+    loss: Loss
+    optimizer: Optimizer
+
+    @property
+    def trainable(self) -> dict[str, torch.Tensor]:
+        """Parameters that are trained, by `state_dict` name."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def frozen(self) -> dict[str, torch.Tensor]:
+        """Parameters that are not."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+
+    def initial_state(self) -> dict[str, torch.Tensor]:
+        """Parameters as the model has them, frozen ones too, and slots at zero."""
+        trainable = self.trainable
+        state = {f"parameter:{name}": tensor.clone() for name, tensor in trainable.items()}
+        state |= {f"frozen:{name}": tensor.clone() for name, tensor in self.frozen.items()}
+        state |= {
+            f"slot:{slot}:{name}": torch.zeros_like(tensor)
+            for slot in self.optimizer.slots
+            for name, tensor in trainable.items()
+        }
+        state |= {f"slot:{counter}": torch.zeros(()) for counter in self.optimizer.counters}
+        return state
+
+    def double(self) -> Step:
+        """The same step in float64, on a copy."""
+        return Step(copy.deepcopy(self.model).double(), self.loss, self.optimizer)
+
+    def forward(self, inputs: Tensors, parameters: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and output of the model with these parameters (by `state_dict` name, frozen ones too).
+
+        Raises:
+            ExportError: the output or the loss is not one tensor.
+        """
+        output: Any = functional_call(self.model, dict(parameters), (inputs[INPUT],))
+        if not isinstance(output, torch.Tensor):
+            raise ExportError(
+                f"the model gives a {type(output).__name__}, not a tensor",
+                hint="wrap it in a module that returns one tensor",
+            )
+        loss: Any = self.loss(output, inputs[TARGET])
+        if not isinstance(loss, torch.Tensor) or loss.ndim != 0:
+            raise ExportError(
+                "the loss is not a scalar tensor",
+                hint="reduce it over the batch, for example with reduction='mean'",
+            )
+        return loss, output
+
+    def gradients(self, inputs: Tensors) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Gradients of the trainable parameters in order, the loss, and the output.
+
+        Raises:
+            ExportError: some parameter does not act on the loss.
+        """
+        names = list(self.trainable)
+        with torch.enable_grad():
+            leaves = [inputs[f"parameter:{name}"].detach().requires_grad_() for name in names]
+            frozen = {name: inputs[f"frozen:{name}"] for name in self.frozen}
+            loss, output = self.forward(inputs, dict(zip(names, leaves, strict=True)) | frozen)
+            if not loss.requires_grad:
+                raise _idle(names)
+            found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(loss, leaves, allow_unused=True)
+        idle = [name for name, gradient in zip(names, found, strict=True) if gradient is None]
+        if idle:
+            raise _idle(idle)
+        return [gradient for gradient in found if gradient is not None], loss.detach(), output.detach()
+
+    def advance(self, inputs: Tensors, gradients: list[torch.Tensor]) -> Stepped:
+        """Let the optimizer take its step with these gradients."""
+        names, optimizer = list(self.trainable), self.optimizer
+        return optimizer.step(
+            [inputs[f"parameter:{name}"] for name in names],
+            gradients,
+            [[inputs[f"slot:{slot}:{name}"] for name in names] for slot in optimizer.slots],
+            [inputs[f"slot:{counter}"] for counter in optimizer.counters],
+            inputs[LEARNING_RATE],
+        )
+
+    def named(self, stepped: Stepped) -> dict[str, torch.Tensor]:
+        """Name what a step gave as the outputs that feed the next."""
+        names, optimizer = list(self.trainable), self.optimizer
+        result = {f"{NEXT}parameter:{name}": p for name, p in zip(names, stepped.parameters, strict=True)}
+        for slot, tensors in zip(optimizer.slots, stepped.slots, strict=True):
+            result |= {f"{NEXT}slot:{slot}:{name}": t for name, t in zip(names, tensors, strict=True)}
+        for counter, tensor in zip(optimizer.counters, stepped.counters, strict=True):
+            result[f"{NEXT}slot:{counter}"] = tensor
+        return result
+
+    def run(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+        """One whole step: the function that is traced."""
+        gradients, loss, output = self.gradients(inputs)
+        return self.named(self.advance(inputs, gradients)) | {LOSS: loss, OUTPUT: output}
+
+
+def _idle(names: list[str]) -> ExportError:
+    return ExportError(
+        f"the loss does not depend on {', '.join(names)}",
+        hint="remove these parameters, or freeze them with requires_grad_(False)",
+    )

@@ -1,0 +1,102 @@
+"""Exports models for tests, with one signing key, and trains them with plain PyTorch for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edge_sdk.signing import new_private_key
+from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.layout import Vector
+from edge_sdk.training.plan import TrainingPlan, batches
+from exporters import export
+from exporters.optimizers import Optimizer
+
+SIGNER = new_private_key()
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def exported(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    loss: Loss = nn.functional.cross_entropy,
+    optimizer: str | Optimizer = "sgd",
+    **settings: Any,
+) -> Artifact:
+    """Export to a file that is gone afterwards; the artifact stays."""
+    with TemporaryDirectory() as folder:
+        return export(
+            model,
+            loss,
+            example_inputs=(x,),
+            example_target=y,
+            path=Path(folder, "model.edge"),
+            signer=SIGNER,
+            optimizer=optimizer,
+            **settings,
+        )
+
+
+def labels(count: int, classes: int = 10) -> torch.Tensor:
+    """Class indices."""
+    return torch.arange(count) * 7 % classes
+
+
+def small_net(seed: int = 0) -> nn.Sequential:
+    """A small convolutional net for 8x8 grey images and ten classes."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+
+
+@lru_cache
+def small() -> Artifact:
+    """`small_net` exported for plain gradient descent, once for all tests."""
+    model = small_net()
+    return exported(model, torch.randn(8, 1, 8, 8), labels(8), name="small")
+
+
+def images(count: int, seed: int = 1) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Examples for `small_net`."""
+    random = np.random.default_rng(seed)
+    return (
+        random.standard_normal((count, 1, 8, 8)).astype(np.float32),
+        random.integers(10, size=count).astype(np.int64),
+    )
+
+
+def trained_eagerly(
+    model: nn.Module,
+    loss: Loss,
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    x: np.ndarray[Any, Any],
+    y: np.ndarray[Any, Any],
+    plan: TrainingPlan,
+    seed: bytes,
+) -> tuple[Vector, list[float]]:
+    """Train the model itself with torch.optim on the same batches: its flat parameters after, and the losses."""
+    model.train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make(parameters)
+    losses = []
+    for rows in batches(plan, len(x), seed):
+        optimizer.zero_grad()
+        value = loss(model(torch.from_numpy(x[rows])), torch.from_numpy(y[rows]))
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(value.item() * len(rows))
+    return flat(model), losses
+
+
+def flat(model: nn.Module) -> Vector:
+    """A model's trainable parameters as one vector."""
+    parts = [parameter.detach().numpy().reshape(-1) for parameter in model.parameters() if parameter.requires_grad]
+    return np.concatenate(parts)

@@ -1,0 +1,144 @@
+"""Calibration: the promise holds, the modulus is the smallest that serves, and it is large enough."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from coordinator.privacy.calibration import QUANTISATION_COST, PrivacyPlan, calibrate
+from edge_sdk.errors import PrivacyError
+from edge_sdk.privacy import quantize
+from edge_sdk.privacy.accounting import SkellamRelease, rdp_epsilon
+from edge_sdk.privacy.encode import EncodingParameters, decode, encode
+from edge_sdk.privacy.noise import MAXIMUM_VARIANCE
+from edge_sdk.privacy.rotate import padded_length
+from edge_sdk.secagg import modular
+from edge_sdk.secagg.suite import digest
+
+
+def plan(
+    *,
+    clip_norm: float = 1.0,
+    dimension: int = 1800,
+    min_reports: int = 140,
+    max_devices: int = 200,
+    rounds: int = 10,
+    epsilon: float = 10.0,
+    delta: float = 1e-5,
+    corrupt_share: float = 0.05,
+    bits: int | None = None,
+) -> PrivacyPlan:
+    return calibrate(
+        clip_norm=clip_norm,
+        dimension=dimension,
+        min_reports=min_reports,
+        max_devices=max_devices,
+        rounds=rounds,
+        epsilon=epsilon,
+        delta=delta,
+        corrupt_share=corrupt_share,
+        bits=bits,
+    )
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 10.0])
+@pytest.mark.parametrize("dimension", [10, 1800, 1 << 20])
+def test_the_promise_is_kept_and_little_is_given_away(dimension: int, epsilon: float) -> None:
+    found = plan(dimension=dimension, epsilon=epsilon)
+    assert found.honest_reports == 133
+    assert found.variance == found.device_variance * found.honest_reports
+    assert found.norm_bound == quantize.rounded_norm_bound(1.0, found.scale, padded_length(dimension))
+    release = SkellamRelease.of_rounded(norm_bound=found.norm_bound, dimension=dimension, variance=found.variance)
+    spent = rdp_epsilon([release] * 10, 1e-5)
+    assert found.epsilon == pytest.approx(spent, rel=1e-6)
+    assert 0.9 * epsilon < spent < epsilon
+    assert found.noise_multiplier == pytest.approx(math.sqrt(found.variance) / found.scale)
+
+
+def test_noise_is_near_that_of_the_gaussian_mechanism() -> None:
+    # z = 2.18 for epsilon 8, delta 1e-6 and ten rounds of the continuous mechanism.
+    for count, bits in ((1_000, 17), (10_000, 19)):
+        found = plan(
+            dimension=1 << 20,
+            min_reports=count * 7 // 10,
+            max_devices=count,
+            epsilon=8,
+            delta=1e-6,
+            corrupt_share=0,
+        )
+        assert found.bits == bits
+        assert 2.18 < found.noise_multiplier < 2.18 * (1 + QUANTISATION_COST)
+
+
+def test_one_bit_less_than_chosen_costs_more_than_allowed() -> None:
+    chosen = plan()
+    narrower = plan(bits=chosen.bits - 1)
+    wider = plan(bits=24)
+    assert narrower.noise_multiplier > chosen.noise_multiplier > 0
+    assert narrower.noise_multiplier / wider.noise_multiplier > 1 + QUANTISATION_COST / 2
+    assert wider.noise_multiplier <= chosen.noise_multiplier
+
+
+def test_local_noise_is_the_case_of_one_honest_report() -> None:
+    found = plan(min_reports=1, rounds=1, epsilon=4.0)
+    assert found.honest_reports == 1
+    assert found.device_variance == found.variance
+
+
+def test_the_clip_norm_only_changes_the_unit() -> None:
+    small, large = plan(clip_norm=0.5), plan(clip_norm=2.0)
+    assert small.scale * 0.5 == pytest.approx(large.scale * 2.0)
+    assert (small.bits, small.device_variance) == (large.bits, large.device_variance)
+
+
+def test_a_wide_modulus_does_not_ask_for_endless_tables() -> None:
+    found = plan(min_reports=1, max_devices=2, dimension=1 << 20, bits=32, epsilon=1.0)
+    assert found.device_variance <= MAXIMUM_VARIANCE
+
+
+def test_noise_off_is_asked_for_by_an_infinite_epsilon() -> None:
+    found = plan(epsilon=math.inf)
+    assert (found.device_variance, found.noise_multiplier, found.epsilon) == (0, 0.0, math.inf)
+    assert found.scale / math.sqrt(2048) == 32
+    assert plan(epsilon=math.inf, max_devices=1_000_000).bits == 29
+    assert plan(epsilon=math.inf, bits=16).scale < found.scale
+    with pytest.raises(PrivacyError, match="no modulus"):
+        plan(epsilon=math.inf, max_devices=10**8, dimension=1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dimension": 0}, {"min_reports": 0}, {"min_reports": 201}, {"rounds": 0}, {"clip_norm": 0.0},
+        {"clip_norm": math.nan}, {"delta": 0.0}, {"delta": 1.0}, {"corrupt_share": 1.0}, {"epsilon": 0.0},
+        {"epsilon": math.nan}, {"epsilon": 1e-5}, {"bits": 8}, {"bits": 40}, {"epsilon": 200.0},
+        {"max_devices": 1 << 60},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_promised_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(PrivacyError):
+        plan(**wrong)  # type: ignore[arg-type]
+
+
+def test_nothing_wraps_at_the_chosen_maximum() -> None:
+    """All devices send the same clipped update: the largest sum that the modulus must hold."""
+    devices, dimension = 60, 500
+    found = plan(dimension=dimension, min_reports=40, max_devices=devices, epsilon=6.0)
+    parameters = EncodingParameters(dimension, found.bits, 1.0, found.scale, found.norm_bound, found.device_variance)
+    update = np.random.default_rng(1).normal(size=dimension).astype(np.float32)
+    update /= np.linalg.norm(update)
+    for round_number in range(20):
+        ctx = digest(b"round", bytes([round_number]))
+        exact = np.zeros(parameters.padded, np.int64)
+        total = np.zeros(parameters.padded, modular.work_dtype(found.bits))
+        for device in range(devices):
+            encoded = encode(update, parameters, ctx, digest(ctx, bytes([device])))
+            exact += modular.centre(encoded, found.bits)
+            total += encoded
+        np.testing.assert_array_equal(modular.centre(total, found.bits), exact)
+        mean = decode(modular.reduce(total, found.bits), parameters, ctx, devices)
+        # The mean is the update plus noise of variance device_variance / (devices scale^2) a coordinate.
+        spread = math.sqrt((found.device_variance + 0.25) * dimension / devices) / found.scale
+        assert float(np.linalg.norm(mean - update)) < 1.3 * spread
