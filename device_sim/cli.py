@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edge_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
+    from device_sim.demo import DemoSettings
     from edge_sdk.cli import Subparsers
 
 
@@ -21,7 +22,7 @@ def add_demo_verb(subparsers: Subparsers) -> None:
     parser.add_argument("--processes", type=int, help="that carry the devices (default: one for 25 devices)")
     parser.add_argument("--dropout", type=float, default=0.1, help="share vanishing in a round (default: %(default)s)")
     parser.add_argument("--epsilon", help="device-level budget over all rounds, or 'off' for no noise (default: 8)")
-    parser.add_argument("--seed", type=int, default=1, help="of data, split, fleet and faults (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of data, split, fleet and faults (default: %(default)s)")
     parser.add_argument(
         "--broker", default="embedded", help="mqtt(s)://host[:port], or 'embedded' (default: %(default)s)"
     )
@@ -39,13 +40,13 @@ def add_sim_verb(subparsers: Subparsers) -> None:
         "prepare", help="make a registrar, a signer, a coordinator and devices with handwritten digits, to run by hand"
     )
     prepare.add_argument("--devices", type=int, default=5, help="(default: %(default)s)")
-    prepare.add_argument("--seed", type=int, default=1, help="of data and split (default: %(default)s)")
+    prepare.add_argument("--seed", type=int, default=0, help="of data and split (default: %(default)s)")
     prepare.add_argument("--work", type=Path, default=Path("work/hand"), help="work folder (default: %(default)s)")
     prepare.set_defaults(handler=_prepare)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from device_sim.demo import Demo, DemoSettings, load_settings
+    from device_sim.demo import Demo, load_settings
     from device_sim.screen import Screen
 
     if arguments.resume:
@@ -54,7 +55,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"there is no demo to resume in {arguments.work}", hint="start one with: edge demo")
         settings, prepared = found
     else:
-        settings, prepared = DemoSettings(**_given(arguments)), False
+        settings, prepared = _settings(arguments), False
     screen = Screen()
     try:
         Demo(settings, arguments.work, screen).run(resume=prepared)
@@ -65,25 +66,29 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _given(arguments: argparse.Namespace) -> dict[str, object]:
+def _settings(arguments: argparse.Namespace) -> DemoSettings:
     """The settings of the command line."""
-    given = {
-        "devices": arguments.devices,
-        "rounds": arguments.rounds,
-        "processes": arguments.processes or max(2, arguments.devices // 25),
-        "dropout": arguments.dropout,
-        "seed": arguments.seed,
-        "broker": arguments.broker,
-        "kills": not arguments.no_kills,
-    }
-    if arguments.epsilon is not None:
-        try:
-            given["epsilon"] = math.inf if arguments.epsilon == "off" else float(arguments.epsilon)
-        except ValueError as error:
-            raise ConfigError(
-                f"epsilon {arguments.epsilon!r} is no number", hint="give a positive number, or 'off' for no noise"
-            ) from error
-    return given
+    from device_sim.demo import DemoSettings
+    from device_sim.job import EPSILON
+
+    try:
+        epsilon = EPSILON if arguments.epsilon is None else math.inf
+        if arguments.epsilon not in (None, "off"):
+            epsilon = float(arguments.epsilon)
+    except ValueError as error:
+        raise ConfigError(
+            f"epsilon {arguments.epsilon!r} is no number", hint="give a positive number, or 'off' for no noise"
+        ) from error
+    return DemoSettings(
+        devices=arguments.devices,
+        rounds=arguments.rounds,
+        processes=arguments.processes or max(2, arguments.devices // 25),
+        dropout=arguments.dropout,
+        epsilon=epsilon,
+        seed=arguments.seed,
+        broker=arguments.broker,
+        kills=not arguments.no_kills,
+    )
 
 
 def _prepare(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A fleet's folders on one machine: registrar, signer, coordinator and devices, each with what it would own in the field.
+"""A fleet's folders on one machine: registrar, signer, coordinator and devices, each with what it owns in the field.
 
     work/registrar    the certificate authority
     work/signer       the model-signing key

@@ -1,8 +1,8 @@
 """The digits job: what the demo trains, with the numbers that were chosen for it.
 
-The model has 1,370 parameters, as noise on the mean grows with the square root of their number and falls as one over the
-devices. Each device takes a few full-batch steps on its handful of examples; the server takes large, decaying steps on
-the mean. How the numbers were found, and what other cohorts reach, is in docs/utility.md.
+The model has 1,370 parameters, as noise on the mean grows with the square root of their number and falls as one over
+the devices. Each device takes a few full-batch steps on its handful of examples; the server takes decaying Adam steps
+on the mean. How the numbers were found, and what other cohorts reach, is in docs/utility.md.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MODEL = "exporters.examples.digits:build"
 DELTA = 1e-5
 CLIP_NORM = 0.5
 EPSILON = 8.0
-TRAINING = Training(epochs=6, batch_size=32, max_steps=6, learning_rate=0.3)
-SERVER_OPTIMIZER = "fedavg:learning_rate=8,decay=0.85"
+TRAINING = Training(epochs=6, batch_size=32, max_steps=6, learning_rate=0.2)
+SERVER_OPTIMIZER = "fedadam:learning_rate=0.2,beta1=0.5,beta2=0.9,epsilon=0.005,decay=0.85"
 MIN_REPORTS_SHARE = 0.7
 
 

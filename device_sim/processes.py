@@ -1,4 +1,4 @@
-"""Child processes of a simulation: started with a log file each, killed and restarted on purpose, and never left behind."""
+"""Child processes of a simulation: a log file each, killed and restarted on purpose, and never left behind."""
 
 from __future__ import annotations
 

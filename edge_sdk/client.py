@@ -1,6 +1,7 @@
 """The app developer's door: one object that owns a device's folder and wires the agent to its ports.
 
-    client = EdgeClient(Path("~/.myapp/edge").expanduser(), population="digits")
+    schema = ExampleSchema(x=Field("float32", (1, 8, 8)), y=Field("int64", ()))
+    client = EdgeClient(Path("~/.myapp/edge").expanduser(), population="digits", schema=schema)
     client.examples.add(x=image, y=label)
     client.predict(images)
     asyncio.run(client.run("mqtt://broker:1883"))
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_identity, load_public_key
+from edge_sdk.errors import StoreError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import DeviceAgent, Pace
@@ -28,7 +30,7 @@ from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.broker_url import parse_broker_url
 from edge_sdk.runtime.device_store import DeviceStore, Participation
 from edge_sdk.runtime.dial import TlsFiles
-from edge_sdk.training.examples import ExampleStore
+from edge_sdk.training.examples import ExampleSchema, ExampleStore
 from edge_sdk.training.learner import LocalLearner
 
 IDENTITY_FOLDER = "identity"
@@ -42,6 +44,7 @@ class EdgeClient:
     Args:
         home: the device's folder, with `identity/` and `signer.pub` in it.
         population: whose tasks it takes part in.
+        schema: what its examples look like; without it the example store that is there is used, if there is one.
         policy: the device's own floors; the defaults ask for noise, secure aggregation and a cohort.
         pace: how patient it is.
         clock: tells the time.
@@ -56,6 +59,7 @@ class EdgeClient:
         home: Path,
         *,
         population: str,
+        schema: ExampleSchema | None = None,
         policy: DevicePolicy | None = None,
         pace: Pace | None = None,
         clock: Clock | None = None,
@@ -65,9 +69,9 @@ class EdgeClient:
         self.identity = load_identity(home / IDENTITY_FOLDER, role="device", now=self._clock.now())
         signer = load_public_key(home / SIGNER_FILE)
         path = home / EXAMPLES_FILE
-        self.examples = ExampleStore.open(path) if path.exists() else None
+        self._examples = ExampleStore(path, schema) if schema is not None or path.exists() else None
         self.store = DeviceStore(home / "device.sqlite")
-        self.learner = LocalLearner(signer, self.examples, InstalledModels(home / "models", signer=signer))
+        self.learner = LocalLearner(signer, self._examples, InstalledModels(home / "models", signer=signer))
         self.agent = DeviceAgent(
             self.identity,
             population,
@@ -88,8 +92,19 @@ class EdgeClient:
     def close(self) -> None:
         """Close the device's files."""
         self.store.close()
-        if self.examples is not None:
-            self.examples.close()
+        if self._examples is not None:
+            self._examples.close()
+
+    @property
+    def examples(self) -> ExampleStore:
+        """The app's examples on this device.
+
+        Raises:
+            StoreError: the device only serves.
+        """
+        if self._examples is None:
+            raise StoreError(f"{self.home} holds no examples", hint="pass a schema to make an example store")
+        return self._examples
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
         """The newest installed model's output for a batch.

@@ -20,7 +20,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge_sdk.credentials import load_private_key
-from edge_sdk.errors import ExportError
+from edge_sdk.errors import ArtifactError, ExportError
 from edge_sdk.signing import key_id, sign_raw
 from edge_sdk.training.artifact import Artifact, pack_bundle, parse_artifact
 from edge_sdk.training.layout import Layout, LayoutEntry, encode_vector
@@ -42,13 +42,14 @@ from edge_sdk.training.manifest import (
     Tool,
 )
 from edge_sdk.training.onnx_sessions import load_model
+from exporters.align import DTYPE_NAMES
 from exporters.graph import BatchSize, Graph, TensorType
 from exporters.lowering import RULES, Lowered
 from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
 from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
-from exporters.record import DTYPE_NAMES, record
+from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
-from exporters.step import INPUT, LEARNING_RATE, LOSS, NEXT, OUTPUT, TARGET, Step
+from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step
 
 _TRACED_BATCHES = (4, 7)
 _DISTRIBUTIONS = ("edge-sdk", "onnx", "onnxruntime", "torch")
@@ -121,7 +122,13 @@ def _build(
     cut = [_cut(lowered, step, kind) for kind in ("train", "evaluate", "infer")]
     specs = tuple(spec for spec, _, _ in cut)
     frozen = {f"frozen:{key}": tensor.numpy() for key, tensor in step.frozen.items()}
-    opened = [load_model(content, spec, frozen) for spec, content, _ in cut]
+    try:
+        opened = [load_model(content, spec, frozen) for spec, content, _ in cut]
+    except ArtifactError as error:
+        raise ExportError(
+            f"the exported graph is not valid: {error}",
+            hint="please report the model, since the exporter gets one of its operators wrong",
+        ) from error
     labels = lowered.labels(TARGET)
     examples = Examples(x.numpy(), y.numpy(), labels.classes if labels else None)
     layout = _layout(step.trainable)
@@ -170,7 +177,13 @@ def _trace(step: Step, x: torch.Tensor, y: torch.Tensor) -> Graph:
         return named | {LEARNING_RATE: torch.tensor(0.1)}
 
     one, two = _TRACED_BATCHES
-    return record(step.run, (inputs(one), inputs(two)), _TRACED_BATCHES, supported=RULES.keys(), model=step.model)
+    try:
+        return record(step.run, (inputs(one), inputs(two)), _TRACED_BATCHES, supported=RULES.keys(), model=step.model)
+    except MODEL_ERRORS as error:
+        raise ExportError(
+            f"the model or the loss fails on batches of {one} and {two}: {error}",
+            hint="let forward work for any number of examples: avoid sizes that are written out",
+        ) from error
 
 
 def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, bytes, set[str]]:
@@ -283,7 +296,7 @@ def _probe(step: Step, x: torch.Tensor, y: torch.Tensor) -> None:
             step.model.eval()
             _, served = step.forward({INPUT: x, TARGET: y}, parameters)
             step.model.train()
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except MODEL_ERRORS as error:
         raise ExportError(
             f"the model or the loss fails on the example: {error}",
             hint="check that loss(model(example_input), example_target) works",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,31 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edge_sdk.errors import ExportError
-from exporters.graph import (
-    Argument,
-    BatchSize,
-    Call,
-    Dim,
-    DType,
-    Graph,
-    Ref,
-    TensorType,
-    live_calls,
-    references,
-)
+from exporters.align import DTYPE_NAMES, Recording, Value, merge
+from exporters.graph import Argument, Call, DType, Graph, Ref, references
 
 Tensors = Mapping[str, torch.Tensor]
-
-DTYPE_NAMES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.int64: "int64",
-    torch.int32: "int32",
-    torch.int16: "int16",
-    torch.int8: "int8",
-    torch.uint8: "uint8",
-    torch.bool: "bool",
-}
 
 # Operators that make no sense in a graph for a device, whatever the tables below can do.
 _REFUSED = {
@@ -67,26 +45,6 @@ _REFUSED["aten::_batch_norm_with_update"] = _REFUSED["aten::native_batch_norm"]
 _PLACEMENT = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "copy"}
 
 
-@dataclass(slots=True)
-class _Value:
-    """A tensor seen while running, kept alive so that its identity stays its own, and what it then was."""
-
-    tensor: torch.Tensor
-    shape: tuple[int, ...]
-    constant: torch.Tensor | None
-    """Its values, where they depend on no input."""
-
-
-@dataclass(slots=True)
-class _Recording:
-    """One run: its values by number, its calls, and the numbers of its inputs and outputs."""
-
-    values: list[_Value] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    inputs: dict[str, Ref] = field(default_factory=dict)
-    outputs: dict[str, Ref] = field(default_factory=dict)
-
-
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's has no types
     """Writes down what is dispatched while it is active."""
 
@@ -97,13 +55,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def __init__(self, supported: Container[str], buffers: Mapping[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.recording = _Recording()
+        self.recording = Recording()
         self.modules: list[str] = []
         self._supported = supported
         self._buffers = buffers
         self._refs: dict[int, Ref] = {}
         self._captured: set[Ref] = set()
         self._stale: dict[int, str] = {}
+        self._callers: dict[str, str] = {}
 
     def add_input(self, name: str, tensor: torch.Tensor) -> None:
         """Make a tensor an input of the graph."""
@@ -121,6 +80,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self.modules:
+            self._callers[_family(func)] = self.modules[-1]
         if func._schema.name in _REFUSED or torch.Tag.nondeterministic_seeded in func.tags:
             raise self._refusal(func)
         if func._schema.is_mutable:
@@ -142,7 +103,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         if self._refs.get(id(target)) in (None, *self._captured):
             name = self._buffers.get(id(target), "a tensor of its own")
             raise ExportError(
-                f"{self._where()}the model changes {name} during its forward pass",
+                f"{self._where(func)}the model changes {name} during its forward pass",
                 hint="state that changes in forward cannot be federated: make forward a pure function",
             )
         with self:
@@ -179,7 +140,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
         if tags and not constant:
             raise ExportError(
-                f"{self._where()}{func} makes the computation depend on the values in the batch",
+                f"{self._where(func)}{func} makes the computation depend on the values in the batch",
                 hint="avoid .item(), nonzero(), boolean indexing and `if` on tensors; use torch.where",
             )
         if not isinstance(result, torch.Tensor | list | tuple):
@@ -191,7 +152,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         )
         if not constant and str(func) not in self._supported:
             raise self._unsupported(func)
-        self.recording.calls.append(Call(str(func), arguments, outputs, self._module()))
+        self.recording.calls.append(Call(str(func), arguments, outputs, self._module(func)))
 
     def _arguments(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Argument]:
         bound = {}
@@ -217,14 +178,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
                 return value
             case _:
                 raise ExportError(
-                    f"{self._where()}an operator takes {value!r}, which a graph cannot hold",
+                    f"{self._where(None)}an operator takes {value!r}, which a graph cannot hold",
                     hint="use real tensors and plain numbers",
                 )
 
     def _ref(self, tensor: torch.Tensor) -> Ref:
         if id(tensor) in self._stale:
             raise ExportError(
-                f"{self._where()}{self._stale[id(tensor)]} changed a part of a tensor in place that is used again",
+                f"{self._where(None)}{self._stale[id(tensor)]} changed a part of a tensor in place that is used again",
                 hint="write it without in-place changes, for example with torch.where or torch.cat",
             )
         ref = self._refs.get(id(tensor))
@@ -235,24 +196,28 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def _new(self, tensor: torch.Tensor, constant: torch.Tensor | None) -> Ref:
         ref = self._refs[id(tensor)] = Ref(len(self.recording.values))
-        self.recording.values.append(_Value(tensor, tuple(tensor.shape), constant))
+        self.recording.values.append(Value(tensor, tuple(tensor.shape), constant))
         return ref
 
-    def _module(self) -> str:
-        return self.modules[-1] if self.modules else ""
+    def _module(self, func: Any) -> str:
+        """The module that called an operator; for a gradient, the one that called the operator it is of."""
+        if self.modules or func is None:
+            return self.modules[-1] if self.modules else ""
+        return self._callers.get(_family(func), "")
 
-    def _where(self) -> str:
-        return f"in {self._module()}: " if self.modules else ""
+    def _where(self, func: Any) -> str:
+        module = self._module(func)
+        return f"in {module}: " if module else ""
 
     def _refusal(self, func: Any) -> ExportError:
         why, hint = _REFUSED.get(
             func._schema.name,
             (f"{func} draws random numbers, which this exporter cannot offer", "remove the randomness"),
         )
-        return ExportError(f"{self._where()}{why}", hint=hint)
+        return ExportError(f"{self._where(func)}{why}", hint=hint)
 
     def _unsupported(self, func: Any) -> ExportError:
-        where = self._where() or "in the loss or a gradient: "
+        where = self._where(func) or "in the loss or a gradient: "
         return ExportError(
             f"{where}operator {func} cannot be exported yet",
             hint="use another layer or activation, or add a rule for it in exporters/lowering",
@@ -290,7 +255,7 @@ def record(
         for name, tensor in outputs.items():
             recorder.add_output(name, tensor)
         runs.append(recorder.recording)
-    return _merge(runs[0], runs[1], batch_sizes)
+    return merge(runs[0], runs[1], batch_sizes)
 
 
 @contextmanager
@@ -328,6 +293,12 @@ def _without_mkldnn() -> Iterator[None]:
         set_flags(_enabled=enabled, _fp32_precision=None)
 
 
+def _family(func: Any) -> str:
+    """An operator's name without what marks it as in place or as a gradient."""
+    name = str(func._schema.name).removesuffix("_data").removesuffix("_backward")
+    return name.removesuffix("_forward").removesuffix("_")
+
+
 def _functional(func: Any) -> Any:
     """The operator that computes what an in-place one writes, or None."""
     name = func._schema.name.removeprefix("aten::")
@@ -350,66 +321,3 @@ def _overlap(one: torch.Tensor, two: torch.Tensor) -> Literal["same", "partly", 
     elements = torch.arange(one.untyped_storage().nbytes() // one.element_size())
     seen = [elements.as_strided(*place).reshape(-1) for place in places]
     return "partly" if bool(torch.isin(*seen).any()) else "apart"
-
-
-def _merge(one: _Recording, two: _Recording, sizes: tuple[int, int]) -> Graph:
-    """Lay two runs over each other: equal numbers are constants, others follow the batch size."""
-    if [call.operator for call in one.calls] != [call.operator for call in two.calls]:
-        raise _depends("the operators that run")
-    calls = tuple(
-        Call(
-            first.operator,
-            {
-                name: _merge_argument(first.arguments[name], second.arguments[name], sizes, first)
-                for name in first.arguments
-            },
-            first.outputs,
-            first.module,
-        )
-        for first, second in zip(one.calls, two.calls, strict=True)
-    )
-    types, constants = {}, {}
-    for index, (a, b) in enumerate(zip(one.values, two.values, strict=True)):
-        shape = tuple(_merge_size(m, n, sizes) for m, n in zip(a.shape, b.shape, strict=True))
-        if a.tensor.dtype not in DTYPE_NAMES:
-            raise ExportError(
-                f"a tensor of the computation has dtype {a.tensor.dtype}", hint="use float32 and integers"
-            )
-        types[Ref(index)] = TensorType(shape, DTYPE_NAMES[a.tensor.dtype])
-        if a.constant is not None and b.constant is not None and _equal(a.constant, b.constant):
-            constants[Ref(index)] = a.constant.detach().contiguous().numpy()
-    kept = tuple(call for call in calls if any(ref and ref not in constants for ref in call.outputs))
-    graph = Graph(one.inputs, one.outputs, constants, types, kept)
-    return Graph(one.inputs, one.outputs, constants, types, live_calls(graph))
-
-
-def _merge_argument(a: Argument, b: Argument, sizes: tuple[int, int], call: Call) -> Argument:
-    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-        return tuple(_merge_argument(x, y, sizes, call) for x, y in zip(a, b, strict=True))
-    if type(a) is type(b) and (a == b or (a != a and b != b)):  # NaN is not itself.
-        return a
-    if type(a) is int and type(b) is int:
-        return _merge_size(a, b, sizes)
-    if isinstance(a, float) and isinstance(b, float) and a.is_integer() and b.is_integer():
-        return _merge_size(int(a), int(b), sizes)
-    raise _depends(f"an argument of {call.operator}" + (f" in {call.module}" if call.module else ""))
-
-
-def _merge_size(a: int, b: int, sizes: tuple[int, int]) -> Dim:
-    if a == b:
-        return a
-    scale, rest = divmod(b - a, sizes[1] - sizes[0])
-    if rest:
-        raise _depends("a size")
-    return BatchSize(scale, a - scale * sizes[0])
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(a, b))
-
-
-def _depends(what: str) -> ExportError:
-    return ExportError(
-        f"{what} depends on the batch size in a way that a graph with a dynamic batch cannot follow",
-        hint="let every example be computed in the same way, whatever the number of examples",
-    )

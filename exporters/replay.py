@@ -22,7 +22,7 @@ from edge_sdk.training.manifest import ParitySpec, ParityStep, Replay
 from edge_sdk.training.onnx_sessions import OnnxGraph
 from edge_sdk.training.parity import ParityValues, encode_parity
 from exporters.optimizers import Stepped
-from exporters.step import INPUT, LEARNING_RATE, LOSS, NEXT, OUTPUT, TARGET, Step
+from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -40,6 +40,10 @@ _SHARED_TOLERANCE = 1e-6
 _LOSS_TOLERANCE = 1e-5
 _OUTPUT_TOLERANCE = 1e-4
 _ROUNDING = 5e-7
+
+_ANY_BATCH = (
+    "let forward work for any number of examples, one too: avoid squeeze() without a dimension, and sizes written out"
+)
 
 _PARITY_BATCHES = (4, 1, 3)
 _PARITY_SAMPLES = 1024
@@ -161,8 +165,8 @@ class _Replayer:
                 return _Compared(inputs, found, allowed)
         raise ExportError(
             f"the exported graph does not match float64 autograd at {complaint}",
-            hint="scale inputs to about 1 if they are large; otherwise please report the model, since the "
-            "exporter gets one of its operators wrong",
+            hint="scale inputs to about 1 if they are large; if only batch 1 fails, avoid squeeze() without a "
+            "dimension; otherwise please report the model, since the exporter gets one of its operators wrong",
         )
 
     def check_zero_input(self, state: Arrays, batch: int, learning_rate: float) -> None:
@@ -194,7 +198,12 @@ class _Replayer:
     def _reference(self, inputs: Arrays, *, finite: bool = True) -> tuple[Arrays, Arrays]:
         """What float64 says of a step, and by how much each value may differ."""
         wide = {name: _wide(value) for name, value in inputs.items()}
-        gradients, loss, output = self._step.gradients(wide)
+        try:
+            gradients, loss, output = self._step.gradients(wide)
+        except MODEL_ERRORS as error:
+            raise ExportError(
+                f"the model or the loss fails on a batch of {len(inputs[INPUT])} in float64: {error}", hint=_ANY_BATCH
+            ) from error
         if finite and not (torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)):
             raise ExportError(
                 "the loss or a gradient of the example is not finite, even in float64",
@@ -264,8 +273,7 @@ def _run(graph: OnnxGraph, inputs: Arrays, batch: int) -> dict[str, npt.NDArray[
     except TrainingError as error:
         raise ExportError(
             f"the exported graph cannot run a batch of {batch}: {error}",
-            hint="let forward work for any number of examples: avoid squeeze() without a dimension, and sizes "
-            "that are written out",
+            hint=_ANY_BATCH,
         ) from error
     return {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
 

@@ -20,6 +20,9 @@ from edge_sdk.errors import ExportError
 from exporters.optimizers import Optimizer, Stepped
 
 Tensors = Mapping[str, torch.Tensor]
+
+# What a model's own code raises when it cannot compute; torch has no narrower types.
+MODEL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 Loss = Callable[[torch.Tensor, torch.Tensor], Any]
 
 INPUT, TARGET, LEARNING_RATE = "x", "y", "learning_rate"

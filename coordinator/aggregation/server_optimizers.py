@@ -6,6 +6,7 @@ is post-processing: it costs no privacy. They know nothing of rounds, devices or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class OptimizerState:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptimizer:
-    """A server optimizer.
+    """A server optimizer: `init`, then `apply` once a round.
 
     Attributes:
         name: as in the specification string.
@@ -75,6 +76,7 @@ class ServerOptimizer:
 
 def fedavg(*, learning_rate: float = 1.0, decay: float = 1.0) -> ServerOptimizer:
     """Add the mean, scaled by a rate that decays by a factor each round."""
+    _check_rate(learning_rate, decay)
 
     def update(mean: Vector, slots: tuple[Vector, ...], step: int) -> tuple[Vector, tuple[Vector, ...]]:
         return np.float32(learning_rate * decay ** (step - 1)) * mean, slots
@@ -82,33 +84,99 @@ def fedavg(*, learning_rate: float = 1.0, decay: float = 1.0) -> ServerOptimizer
     return ServerOptimizer("fedavg", 0, update)
 
 
-def fedavgm(*, learning_rate: float = 1.0, momentum: float = 0.9) -> ServerOptimizer:
-    """Momentum over the means."""
-    rate, beta = np.float32(learning_rate), np.float32(momentum)
+def fedavgm(*, learning_rate: float = 1.0, momentum: float = 0.9, decay: float = 1.0) -> ServerOptimizer:
+    """Momentum over the means, and a rate that decays by a factor each round."""
+    _check_rate(learning_rate, decay)
+    _check_share("momentum", momentum)
 
     def update(mean: Vector, slots: tuple[Vector, ...], step: int) -> tuple[Vector, tuple[Vector, ...]]:
-        velocity = beta * slots[0] + mean
-        return rate * velocity, (velocity,)
+        velocity = np.float32(momentum) * slots[0] + mean
+        return np.float32(learning_rate * decay ** (step - 1)) * velocity, (velocity,)
 
     return ServerOptimizer("fedavgm", 1, update)
 
 
 def fedadam(
-    *, learning_rate: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = 1e-3
+    *,
+    learning_rate: float = 0.1,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    epsilon: float = 1e-3,
+    decay: float = 1.0,
 ) -> ServerOptimizer:
-    """Adam over the means, with bias correction."""
+    """Adam over the means, with bias correction and a rate that decays by a factor each round.
+
+    `epsilon` (tau in the paper) keeps coordinates that hardly moved from moving far; give it the size of the noise on
+    the mean or more.
+    """
+
+    def second_moment(second: Vector, square: Vector) -> Vector:
+        return np.float32(beta2) * second + np.float32(1 - beta2) * square
+
+    return _adaptive("fedadam", second_moment, learning_rate, beta1, beta2, epsilon, decay)
+
+
+def fedyogi(
+    *,
+    learning_rate: float = 0.1,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    epsilon: float = 1e-3,
+    decay: float = 1.0,
+) -> ServerOptimizer:
+    """As `fedadam`, with Yogi's second moment, which forgets large means no faster than small ones."""
+
+    def second_moment(second: Vector, square: Vector) -> Vector:
+        return second - np.float32(1 - beta2) * square * np.sign(second - square)
+
+    return _adaptive("fedyogi", second_moment, learning_rate, beta1, beta2, epsilon, decay)
+
+
+def _adaptive(
+    name: str,
+    second_moment: Callable[[Vector, Vector], Vector],
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    decay: float,
+) -> ServerOptimizer:
+    _check_rate(learning_rate, decay)
+    _check_share("beta1", beta1)
+    _check_share("beta2", beta2)
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ConfigError(f"epsilon is {epsilon}", hint="give a positive epsilon, such as 1e-3")
 
     def update(mean: Vector, slots: tuple[Vector, ...], step: int) -> tuple[Vector, tuple[Vector, ...]]:
-        first = (beta1 * slots[0] + (1 - beta1) * mean).astype(np.float32)
-        second = (beta2 * slots[1] + (1 - beta2) * mean * mean).astype(np.float32)
-        corrected = first / (1 - beta1**step)
-        spread = np.sqrt(second / (1 - beta2**step)) + epsilon
-        return (learning_rate * corrected / spread).astype(np.float32), (first, second)
+        first = np.float32(beta1) * slots[0] + np.float32(1 - beta1) * mean
+        second = second_moment(slots[1], mean * mean)
+        # A rounding error below zero has no root.
+        deviation = np.sqrt(np.maximum(second, 0) / np.float32(1 - beta2**step))
+        rate = np.float32(learning_rate * decay ** (step - 1) / (1 - beta1**step))
+        return rate * first / (deviation + np.float32(epsilon)), (first, second)
 
-    return ServerOptimizer("fedadam", 2, update)
+    return ServerOptimizer(name, 2, update)
 
 
-_MAKERS: Mapping[str, Callable[..., ServerOptimizer]] = {"fedavg": fedavg, "fedavgm": fedavgm, "fedadam": fedadam}
+def _check_rate(learning_rate: float, decay: float) -> None:
+    if not (math.isfinite(learning_rate) and learning_rate > 0 and 0 < decay <= 1):
+        raise ConfigError(
+            f"learning_rate {learning_rate} and decay {decay} are unusable",
+            hint="give learning_rate > 0 and 0 < decay <= 1",
+        )
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value}", hint=f"give 0 <= {name} < 1")
+
+
+_MAKERS: Mapping[str, Callable[..., ServerOptimizer]] = {
+    "fedavg": fedavg,
+    "fedavgm": fedavgm,
+    "fedadam": fedadam,
+    "fedyogi": fedyogi,
+}
 
 
 def server_optimizer(specification: str) -> ServerOptimizer:

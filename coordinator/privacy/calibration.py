@@ -45,7 +45,7 @@ class PrivacyPlan:
         scale: s, integer steps per unit.
         norm_bound: D2, the largest 2-norm of a rounded update.
         l1_bound: D1, its largest 1-norm.
-        honest_reports: devices whose noise is counted on, ceil((1 - corrupt_share) * min_reports).
+        honest_reports: devices whose noise is counted on, min_reports - floor(corrupt_share * max_devices).
         device_variance: variance of the integer noise that each device adds, ceil(V / honest_reports).
         variance: V' = device_variance * honest_reports, at least V = (z C s)^2.
         epsilon: what `rounds` releases cost at the task's delta; infinity where noise is off.
@@ -84,7 +84,7 @@ def calibrate(
         rounds: K, the most releases that one device takes part in.
         epsilon: device-level budget for all of them; infinity turns noise off.
         delta: at which epsilon holds.
-        corrupt_share: gamma, the share of a sum whose noise is not counted on.
+        corrupt_share: gamma, the share of a roster whose noise is not counted on.
         bits: fix the modulus instead of choosing the smallest that costs at most QUANTISATION_COST.
 
     Raises:
@@ -108,7 +108,7 @@ def calibrate(
         )
     if bits is not None and not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
         raise PrivacyError(f"a modulus of {bits} bits is not supported", hint="use 8 to 32 bits")
-    honest = honest_reports(min_reports, corrupt_share)
+    honest = honest_reports(min_reports, max_devices, corrupt_share)
     search = _Search(clip_norm, padded_length(dimension), honest, max_devices, rounds, epsilon, delta)
     choices = range(MINIMUM_BITS, MAXIMUM_BITS + 1) if bits is None else range(bits, bits + 1)
     if math.isinf(epsilon):

@@ -246,7 +246,7 @@ def _take(state: State, event: From, now: float, verify_peer: VerifyPeer) -> Ste
     if message.rid != config_of(state).plan.rid:
         return state, (Refuse(device_id, Fault.WRONG_ROUND),)
     if not _belongs(state, device_id) or isinstance(state, Selecting):
-        return state, (Refuse(device_id, Fault.NOT_SELECTED),)
+        return state, (Refuse(device_id, Fault.NOT_SELECTED), _without(state, device_id))
     if isinstance(message, Decline):
         return _drop(state, device_id), ()
     match state, message:
@@ -263,7 +263,13 @@ def _take(state: State, event: From, now: float, verify_peer: VerifyPeer) -> Ste
         case _:
             # A stage that is over: a repetition crossing our answer, or a device that fell behind. Either way it
             # gets what it lacks.
-            return state, tuple(Send(device_id, m) for m in outbox_for(state, device_id))
+            lacking = tuple(Send(device_id, m) for m in outbox_for(state, device_id))
+            return state, lacking or (_without(state, device_id),)
+
+
+def _without(state: State, device_id: str) -> Effect:
+    """What a device hears that fell behind: for it the round is over, and it need not repeat itself."""
+    return Send(device_id, Outcome(config_of(state).plan.rid, False, AbandonReason.NONE, 0))
 
 
 def _drop(state: State, device_id: str) -> State:

@@ -358,8 +358,7 @@ class Coordinator:
                 case _:
                     raise AssertionError(effect)
         if runner.state is None:
-            self._large.clear()
-            self._uploads.forget()
+            self._forget(runner.config.task)
 
     def _send(self, device_id: str, message: Message) -> None:
         frame = codec.write_frame(message, device_id, self._identity.sign)
@@ -400,7 +399,7 @@ class Coordinator:
         for runner in self._runners.values():
             if runner.wants_round:
                 runner.open_round(RoundId(self._random_bytes(16)), now)
-                self._uploads.forget()
+                self._forget(runner.config.task)
         writes = [write for runner in self._runners.values() for write in runner.take_writes()]
         seen, self._seen = self._seen, {}
         writes += [self._device_write(d, m, now) for d, m in seen.items()]
@@ -430,6 +429,12 @@ class Coordinator:
         return write
 
     # ---- small things
+
+    def _forget(self, task: str) -> None:
+        """A task's round is over: what was under way for its devices is not any more."""
+        gone = {device_id for device_id, device in self._devices.items() if device.task == task}
+        self._large = {digest: entry for digest, entry in self._large.items() if entry[0] not in gone}
+        self._uploads.forget(gone)
 
     def _runner_of(self, rid: RoundId) -> TaskRunner | None:
         return next((r for r in self._runners.values() if r.plan is not None and r.plan.rid == rid), None)

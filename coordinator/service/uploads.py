@@ -7,6 +7,8 @@ starts anew, which costs bytes but never correctness.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from edge_sdk.errors import RemoteProtocolError
 from edge_sdk.protocol import chunks
 from edge_sdk.protocol.limits import CHUNK_DEFAULT_BYTES
@@ -79,9 +81,10 @@ class Uploads:
         times = [t.assembly.next_deadline for t in self._transfers.values()]
         return min((t for t in times if t is not None), default=None)
 
-    def forget(self) -> None:
-        """The round is over."""
-        self._transfers.clear()
+    def forget(self, device_ids: Set[str]) -> None:
+        """These devices' round is over."""
+        for device_id in device_ids & self._transfers.keys():
+            del self._transfers[device_id]
 
     def _evict(self, now: float) -> None:
         for device_id in [d for d, t in self._transfers.items() if now - t.since > STALLED_AFTER_S]:

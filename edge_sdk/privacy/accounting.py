@@ -23,7 +23,7 @@ from edge_sdk.privacy.rotate import padded_length
 ORDERS = (*range(2, 257), *range(288, 1025, 32), 2048, 4096, 8192)
 """The Renyi orders looked at; the theorem holds for integers."""
 
-_ROUNDING = 1e-9  # so that nine tenths of 70 are 63
+_ROUNDING = 1e-9  # so that a tenth of 70 is 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,13 @@ class SkellamRelease:
         return cls(norm_bound, l1_bound(norm_bound, padded_length(dimension)), variance)
 
 
-def honest_reports(reports: int, corrupt_share: float) -> int:
-    """Return ceil((1 - corrupt_share) * reports): the devices of a sum whose noise is counted on."""
-    return math.ceil((1 - corrupt_share) * reports - _ROUNDING)
+def honest_reports(reports: int, roster: int, corrupt_share: float) -> int:
+    """Return reports - floor(corrupt_share * roster), at least 1: the devices of a sum whose noise is counted on.
+
+    The colluders are a share of the roster, and a coordinator can see to it that all of them are in the smallest sum
+    while honest devices drop out.
+    """
+    return max(1, reports - math.floor(corrupt_share * roster + _ROUNDING))
 
 
 def rdp_epsilon(releases: Iterable[SkellamRelease], delta: float) -> float:

@@ -153,8 +153,10 @@ def read_frame(data: bytes, *, large: bool = False) -> Frame:
             hint="update the older of the two sides",
         )
     kind = KINDS.get(number)
-    if kind is None or reserved:
+    if kind is None:
         raise RemoteProtocolError(f"unknown message kind {number}")
+    if reserved:
+        raise RemoteProtocolError("the frame's reserved bytes are not zero")
     if certificate_bytes > _CERTIFICATE_MAX_BYTES:
         raise RemoteProtocolError(f"a certificate of {certificate_bytes} bytes is over the limit")
     body_at = _HEADER.size + certificate_bytes
@@ -298,7 +300,8 @@ def _fields(kind: typing.Any) -> tuple[_Field, ...]:
 
 def _to_wire(message: typing.Any) -> typing.Any:
     packed = getattr(wire, type(message).__name__ + "T")()
-    for field in _fields(type(message)):
+    kind: typing.Any = type(message)
+    for field in _fields(kind):
         setattr(packed, field.attribute, field.to_wire(getattr(message, field.name)))
     return packed
 

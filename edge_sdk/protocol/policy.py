@@ -67,8 +67,8 @@ class Objection:
 
 
 def honest_survivors(plan: Plan) -> int:
-    """The devices whose noise is counted on: the honest share of the smallest sum that may be released."""
-    return honest_reports(plan.min_reports, plan.corrupt_share)
+    """The devices whose noise is counted on: those of the smallest sum, less all colluders of the largest roster."""
+    return honest_reports(plan.min_reports, plan.goal_count, plan.corrupt_share)
 
 
 def encoding_of(plan: Plan) -> EncodingParameters:

@@ -9,6 +9,7 @@ disk or log, and does no training: effects say what should happen, later events 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -447,12 +448,13 @@ def _share(environment: Environment, state: State, roster: Roster, now: float, e
     )
     if tuple(n.index for n in roster.neighbours) != expected:
         raise _Objection(DeclineReason.ROSTER_UNSOUND, "the neighbours are not those of the graph")
-    seen = {environment.device_id}
+    standing = [(roster.index, environment.device_id)]
     for neighbour in roster.neighbours:
-        peer_id = _verify_neighbour(environment, base, roster, neighbour, now)
-        if peer_id in seen:
-            raise _Objection(DeclineReason.ROSTER_UNSOUND, f"device {peer_id} stands in the roster twice")
-        seen.add(peer_id)
+        standing.append((neighbour.index, _verify_neighbour(environment, base, roster, neighbour, now)))
+    # Ids ascend with the index: nobody stands there twice, and the coordinator has no order to choose.
+    names = [name for _, name in sorted(standing)]
+    if any(before >= after for before, after in itertools.pairwise(names)):
+        raise _Objection(DeclineReason.ROSTER_UNSOUND, "the roster is not in the order of the devices' ids")
     _require_agreement(state.keys, roster)
     peers = tuple(client.Peer(n.index, n.channel_public, n.mask_public) for n in roster.neighbours)
     self_seed = suite.derive(entropy, "self seed")

@@ -22,6 +22,7 @@ from edge_sdk.errors import (
     ProtocolError,
     RemoteProtocolError,
     StoreError,
+    TrainingError,
 )
 from edge_sdk.identity import Identity, verify_certificate
 from edge_sdk.privacy.accounting import SkellamRelease
@@ -367,6 +368,9 @@ class DeviceAgent:
             raise RemoteProtocolError("a plan while another round is under way")
         if self.store.has_ended(plan.rid):
             raise RemoteProtocolError("a plan of a round that this device already left")
+        found = self._announcement
+        if found is None or (found.rid, found.task) != (plan.rid, plan.task):
+            raise RemoteProtocolError("a plan of a round that is not announced")
         if self.learner.example_count < self.policy.min_examples:
             detail = "too few examples on this device"
             self._leave(plan, now, committed=False, detail=detail)
@@ -487,12 +491,16 @@ class DeviceAgent:
         self._downloads[blob.sha256] = _Download(assembly, frame_of_coordinator)
 
     def _request(self, now: float) -> None:
+        # A device that only serves has never checked in: the coordinator learns here who asks.
+        stranger = isinstance(self._state, session.Waiting) and not self._checked_in
+        certificate = self._identity.certificate_der if stranger else b""
         for download in self._downloads.values():
             ranges = download.assembly.requests(now)
             if ranges:
                 firsts = tuple(first for first, _ in ranges)
                 counts = tuple(count for _, count in ranges)
-                self._send(Pull(Digest(download.assembly.sha256), CHUNK_DEFAULT_BYTES, firsts, counts))
+                pull = Pull(Digest(download.assembly.sha256), CHUNK_DEFAULT_BYTES, firsts, counts)
+                self._send(pull, certificate=certificate)
 
     def _chunk(self, payload: bytes, now: float) -> None:
         digest = chunks.blob_of(payload)
@@ -520,7 +528,7 @@ class DeviceAgent:
                     self._check(plan)
                     self._install(plan.model_version, plan.bundle, plan.checkpoint)
                     self._apply(session.Ready(), now)
-                except (ArtifactError, StoreError) as error:
+                except (ArtifactError, StoreError, TrainingError) as error:
                     self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
             return
         found = self._announcement
@@ -532,7 +540,7 @@ class DeviceAgent:
         ):
             try:
                 self._install(found.model_version, found.bundle, found.checkpoint)
-            except (ArtifactError, StoreError) as error:
+            except (ArtifactError, StoreError, TrainingError) as error:
                 log.warning("%s keeps its model: %s", self.device_id, error)
 
     def _check(self, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""A small convolutional net for handwritten digits: 8x8 grey images in 0..1, ten classes, 1,370 parameters.
+"""A small convolutional net for handwritten digits: 8x8 grey images scaled to -1.5..1.5, ten classes, 1,370 parameters.
 
     edge export exporters.examples.digits:build --out digits.edge --signer signer.key
 
@@ -20,14 +20,15 @@ def build() -> ModelSpec:
     """The model at its initial weights, the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 8, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(8 * (IMAGE_SIDE // 2) ** 2, CLASSES),
-        )
-        images = torch.rand(16, 1, IMAGE_SIDE, IMAGE_SIDE)
+        convolution = nn.Conv2d(1, 8, kernel_size=3, padding=1)
+        head = nn.Linear(8 * (IMAGE_SIDE // 2) ** 2, CLASSES)
+        model = nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), head)
+        # Kept small on purpose: private updates are clipped, and large initial weights would only be unlearnt.
+        nn.init.normal_(convolution.weight, std=0.33)
+        for parameter in (convolution.bias, head.weight, head.bias):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+        images = torch.rand(16, 1, IMAGE_SIDE, IMAGE_SIDE) * 3 - 1.5
     return ModelSpec(
         model=model,
         loss=nn.functional.cross_entropy,

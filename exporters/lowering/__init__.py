@@ -13,6 +13,7 @@ import onnx
 from edge_sdk.errors import ExportError
 from exporters.graph import Graph, Ref, TensorType
 from exporters.lowering import (
+    activations,
     convolution,
     elementwise,
     linear,
@@ -27,6 +28,7 @@ from exporters.lowering.site import Rule, Site
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
+    **activations.RULES,
     **shapes.RULES,
     **reductions.RULES,
     **linear.RULES,

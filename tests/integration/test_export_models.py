@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,7 +281,7 @@ def test_frozen_parameters_stay_out_of_the_layout() -> None:
     artifact = exported(model, x, y)
     assert [entry.name for entry in artifact.layout.entries] == ["2.weight", "2.bias"]
     assert [entry.name for entry in artifact.manifest.frozen.entries] == ["0.weight", "0.bias"]
-    assert np.array_equal(artifact.frozen()[:192], model[0].weight.numpy().reshape(-1))  # type: ignore[operator, union-attr]
+    assert np.array_equal(artifact.frozen()[:192], model[0].weight.numpy().reshape(-1))  # type: ignore[operator]
     result = OnnxTrainer(artifact).train(artifact.checkpoint(), (x.numpy(), y.numpy()), PLAN, seed=b"")
     after, _ = trained_eagerly(
         model, F.cross_entropy, lambda p: torch.optim.SGD(p, PLAN.learning_rate), x.numpy(), y.numpy(), PLAN, b""
@@ -312,7 +313,7 @@ def test_graphs_hold_nothing_of_the_machine_that_made_them() -> None:
     artifact = small()
     for name in ("train.onnx", "evaluate.onnx", "infer.onnx"):
         content = artifact.part(name)
-        assert b"/" not in content
+        assert str(Path.cwd()).encode() not in content
         assert b".py" not in content
         assert len(content) < 5000
 

@@ -126,11 +126,13 @@ def test_the_one_norm_bound_is_over_the_padded_vector() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reports", "corrupt_share", "honest"),
-    [(140, 0.05, 133), (141, 0.05, 134), (10, 0.0, 10), (1, 0.05, 1), (10, 0.7, 3), (100, 0.45, 55), (1000, 0.42, 580)],
+    ("reports", "roster", "corrupt_share", "honest"),
+    [(140, 200, 0.05, 130), (140, 140, 0.05, 133), (10, 10, 0.0, 10), (1, 20, 0.05, 1), (70, 70, 0.1, 63), (3, 9, 0.4, 1)],
 )
-def test_the_honest_share_is_rounded_up_once(reports: int, corrupt_share: float, honest: int) -> None:
-    assert honest_reports(reports, corrupt_share) == honest
+def test_all_colluders_of_the_roster_may_be_in_the_smallest_sum(
+    reports: int, roster: int, corrupt_share: float, honest: int
+) -> None:
+    assert honest_reports(reports, roster, corrupt_share) == honest
 
 
 def test_an_event_survives_as_json() -> None:

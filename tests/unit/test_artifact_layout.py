@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -48,7 +50,7 @@ def test_bytes_round_trip_into_a_new_array() -> None:
         (np.full(9, np.inf, np.float32), "infinity"),
     ],
 )
-def test_a_vector_of_another_kind_is_refused(vector: np.ndarray, words: str) -> None:  # type: ignore[type-arg]
+def test_a_vector_of_another_kind_is_refused(vector: np.ndarray[Any, Any], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         LAYOUT.unflatten(vector)
 
@@ -65,7 +67,7 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TrainingError, match=r"b is float32\[6\]"):
         LAYOUT.flatten([first, scale, first.reshape(-1)])
     with pytest.raises(TrainingError, match="w is float64"):
-        LAYOUT.flatten([first.astype(np.float64), scale, bias])  # type: ignore[list-item]
+        LAYOUT.flatten([first.astype(np.float64), scale, bias])
 
 
 def test_a_layout_names_each_tensor_once() -> None:

@@ -1,0 +1,152 @@
+"""Rules for activation functions and their gradients, each a closed formula."""
+
+from __future__ import annotations
+
+import math
+
+from exporters.lowering.builder import Tensor
+from exporters.lowering.elementwise import Floats, combine
+from exporters.lowering.site import Rule, Site
+
+
+def _select(s: Site, condition: Tensor, yes: Tensor | float, no: Tensor | float) -> Tensor:
+    dtype = s.output().dtype
+    values = [
+        value if isinstance(value, Tensor) else Tensor(s.b.scalar(value, dtype), (), dtype) for value in (yes, no)
+    ]
+    return combine(s.b, "Where", dtype, condition, *values)
+
+
+def _compare(s: Site, operator: str, x: Tensor, value: float) -> Tensor:
+    return combine(s.b, operator, "bool", x, Tensor(s.b.scalar(value, x.dtype), (), x.dtype))
+
+
+def _threshold_backward(s: Site) -> Tensor:
+    keep = _compare(s, "Greater", s.lazy("self"), s.real("threshold"))
+    return _select(s, keep, s.lazy("grad_output"), 0.0)
+
+
+def _sigmoid_backward(s: Site) -> Tensor:
+    f, y = Floats(s.b, s.output().dtype), s.lazy("output")
+    return f.mul(s.lazy("grad_output"), f.sub(y, f.mul(y, y)))
+
+
+def _tanh_backward(s: Site) -> Tensor:
+    f, y = Floats(s.b, s.output().dtype), s.lazy("output")
+    return f.mul(s.lazy("grad_output"), f.sub(1.0, f.mul(y, y)))
+
+
+def _silu(s: Site) -> Tensor:
+    f, x = Floats(s.b, s.output().dtype), s.lazy("self")
+    return f.mul(x, f("Sigmoid", x))
+
+
+def _silu_backward(s: Site) -> Tensor:
+    f, x = Floats(s.b, s.output().dtype), s.lazy("self")
+    sigmoid = f("Sigmoid", x)
+    # d/dx x*sigmoid(x) = sigmoid + silu * (1 - sigmoid)
+    slope = f.add(sigmoid, f.mul(f.mul(x, sigmoid), f.sub(1.0, sigmoid)))
+    return f.mul(s.lazy("grad_output"), slope)
+
+
+def _gelu_inner(f: Floats, x: Tensor) -> Tensor:
+    return f("Tanh", f.mul(f.add(x, f.mul(f.mul(x, x), x, 0.044715)), math.sqrt(2 / math.pi)))
+
+
+def _gelu(s: Site) -> Tensor:
+    f, x = Floats(s.b, s.output().dtype), s.lazy("self")
+    curve = _gelu_inner(f, x) if s.text("approximate") == "tanh" else f("Erf", f.mul(x, math.sqrt(0.5)))
+    return f.mul(f.mul(x, 0.5), f.add(curve, 1.0))
+
+
+def _gelu_backward(s: Site) -> Tensor:
+    f, x = Floats(s.b, s.output().dtype), s.lazy("self")
+    if s.text("approximate") == "tanh":
+        t = _gelu_inner(f, x)
+        inner_slope = f.mul(f.add(f.mul(x, x, 3 * 0.044715), 1.0), math.sqrt(2 / math.pi))
+        curve = f.mul(f.mul(x, f.sub(1.0, f.mul(t, t))), inner_slope, 0.5)
+        slope = f.add(f.mul(f.add(t, 1.0), 0.5), curve)
+    else:
+        cumulative = f.mul(f.add(f("Erf", f.mul(x, math.sqrt(0.5))), 1.0), 0.5)
+        density = f.mul(f("Exp", f.mul(x, x, -0.5)), 1 / math.sqrt(2 * math.pi))
+        slope = f.add(cumulative, f.mul(x, density))
+    return f.mul(s.lazy("grad_output"), slope)
+
+
+def _leaky_relu_backward(s: Site) -> Tensor:
+    f, g = Floats(s.b, s.output().dtype), s.lazy("grad_output")
+    positive = _compare(s, "Greater", s.lazy("self"), 0.0)
+    return _select(s, positive, g, f.mul(g, s.real("negative_slope")))
+
+
+def _leaky_relu(s: Site) -> Tensor:
+    x = s.lazy("self")
+    return Tensor(s.b.op("LeakyRelu", x.name, alpha=s.real("negative_slope")), x.shape, x.dtype)
+
+
+def _elu(s: Site) -> Tensor:
+    f, x = Floats(s.b, s.output().dtype), s.lazy("self")
+    alpha, scale, inner = s.real("alpha"), s.real("scale"), s.real("input_scale")
+    negative = f.mul(f.sub(f("Exp", f("Min", f.mul(x, inner), 0.0)), 1.0), alpha * scale)
+    return _select(s, _compare(s, "Greater", x, 0.0), f.mul(x, scale), negative)
+
+
+def _elu_backward(s: Site) -> Tensor:
+    f, g, x = Floats(s.b, s.output().dtype), s.lazy("grad_output"), s.lazy("self_or_result")
+    alpha, scale, inner = s.real("alpha"), s.real("scale"), s.real("input_scale")
+    if s.flag("is_result"):
+        slope = f.mul(f.add(x, alpha * scale), inner)
+    else:
+        slope = f.mul(f("Exp", f("Min", f.mul(x, inner), 0.0)), alpha * scale * inner)
+    return _select(s, _compare(s, "Greater", x, 0.0), f.mul(g, scale), f.mul(g, slope))
+
+
+def _hardtanh_backward(s: Site) -> Tensor:
+    x = s.lazy("self")
+    inside = combine(
+        s.b,
+        "And",
+        "bool",
+        _compare(s, "Greater", x, s.real("min_val")),
+        _compare(s, "Less", x, s.real("max_val")),
+    )
+    return _select(s, inside, s.lazy("grad_output"), 0.0)
+
+
+def _hardtanh(s: Site) -> Tensor:
+    f = Floats(s.b, s.output().dtype)
+    return f("Min", f("Max", s.lazy("self"), s.real("min_val")), s.real("max_val"))
+
+
+def _softplus(s: Site) -> Tensor:
+    f, x = Floats(s.b, s.output().dtype), s.lazy("self")
+    beta, threshold = s.real("beta"), s.real("threshold")
+    scaled = f.mul(x, beta)
+    soft = f.mul(f("Log", f.add(f("Exp", f("Min", scaled, threshold)), 1.0)), 1 / beta)
+    return _select(s, _compare(s, "Greater", scaled, threshold), x, soft)
+
+
+def _softplus_backward(s: Site) -> Tensor:
+    f, x, g = Floats(s.b, s.output().dtype), s.lazy("self"), s.lazy("grad_output")
+    scaled = f.mul(x, s.real("beta"))
+    above = _compare(s, "Greater", scaled, s.real("threshold"))
+    return _select(s, above, g, f.mul(g, f("Sigmoid", scaled)))
+
+
+RULES: dict[str, Rule] = {
+    "aten.threshold_backward.default": _threshold_backward,
+    "aten.sigmoid_backward.default": _sigmoid_backward,
+    "aten.tanh_backward.default": _tanh_backward,
+    "aten.silu.default": _silu,
+    "aten.silu_backward.default": _silu_backward,
+    "aten.gelu.default": _gelu,
+    "aten.gelu_backward.default": _gelu_backward,
+    "aten.leaky_relu.default": _leaky_relu,
+    "aten.leaky_relu_backward.default": _leaky_relu_backward,
+    "aten.elu.default": _elu,
+    "aten.elu_backward.default": _elu_backward,
+    "aten.hardtanh.default": _hardtanh,
+    "aten.hardtanh_backward.default": _hardtanh_backward,
+    "aten.softplus.default": _softplus,
+    "aten.softplus_backward.default": _softplus_backward,
+}

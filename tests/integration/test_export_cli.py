@@ -1,0 +1,111 @@
+"""`edge export` and `edge inspect`, as a person runs them."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_sdk.errors import ArtifactError, ConfigError, ExportError
+from edge_sdk.signing import new_private_key, private_key_to_pem, public_key_to_pem
+from edge_sdk.training.cli import add_inspect_verb
+from exporters.cli import add_export_verb, load_spec
+from tests.integration.exported import small
+
+
+def run(*arguments: str) -> int:
+    """Parse and run one command."""
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers(required=True)
+    add_export_verb(subparsers)
+    add_inspect_verb(subparsers)
+    parsed = parser.parse_args(arguments)
+    return int(parsed.handler(parsed) or 0)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder with a signing key."""
+    key = new_private_key()
+    (tmp_path / "signer.key").write_bytes(private_key_to_pem(key))
+    (tmp_path / "signer.key").chmod(0o600)
+    (tmp_path / "signer.pub").write_bytes(public_key_to_pem(key.public_key()))
+    return tmp_path
+
+
+def test_the_default_model_is_exported_and_inspected(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(keys / "digits.edge")
+    assert run("export", "--out", bundle, "--signer", str(keys / "signer.key")) == 0
+    assert "20 steps match float64 autograd" in capsys.readouterr().out
+    assert run("inspect", bundle, "--signer", str(keys / "signer.pub")) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "signature   valid",
+        "digits version 1",
+        "float32[batch, 1, 8, 8]",
+        "int64[batch], 10 classes",
+        "1,370 trained, 0 frozen",
+        "0.weight [8, 1, 3, 3]",
+        "requires    ONNX Runtime",
+        "MaxUnpool",
+        "parity      ok; 3 steps",
+    ):
+        assert words in shown
+
+
+def test_without_a_key_nothing_is_run(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (keys / "small.edge").write_bytes(small().content)
+    assert run("inspect", str(keys / "small.edge")) == 0
+    shown = capsys.readouterr().out
+    assert "NOT CHECKED" in shown
+    assert "parity      not replayed" in shown
+
+
+def test_another_key_is_an_error(keys: Path) -> None:
+    (keys / "small.edge").write_bytes(small().content)
+    with pytest.raises(ArtifactError, match="unknown key"):
+        run("inspect", str(keys / "small.edge"), "--signer", str(keys / "signer.pub"))
+
+
+def test_a_model_of_ones_own(keys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (keys / "my_own_model.py").write_text(
+        "import torch\n"
+        "from exporters import ModelSpec\n"
+        "def build():\n"
+        "    return ModelSpec(torch.nn.Linear(3, 2), torch.nn.functional.mse_loss,\n"
+        "                     (torch.randn(5, 3),), torch.randn(5, 2), 'line', version='7')\n"
+        "def other():\n"
+        "    return 3\n"
+    )
+    monkeypatch.chdir(keys)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert run("export", "my_own_model:build", "--optimizer", "adam", "--out", "l.edge", "--signer", "signer.key") == 0
+    assert "line version 7, 8 parameters" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="gives a int, not a ModelSpec"):
+        load_spec("my_own_model:other")
+    with pytest.raises(ConfigError, match="has no function absent"):
+        load_spec("my_own_model:absent")
+    with pytest.raises(ExportError, match="no optimizer 'lion'"):
+        run("export", "my_own_model:build", "--optimizer", "lion", "--out", "x.edge", "--signer", "signer.key")
+
+
+def test_what_names_no_function_is_refused() -> None:
+    with pytest.raises(ConfigError, match="does not name a function"):
+        load_spec("my_models.digits")
+    with pytest.raises(ConfigError, match="cannot import no_such_module_here"):
+        load_spec("no_such_module_here:build")
+
+
+def test_adding_the_verbs_imports_nothing_heavy() -> None:
+    code = (
+        "import argparse, sys\n"
+        "from exporters.cli import add_export_verb\n"
+        "from edge_sdk.training.cli import add_inspect_verb\n"
+        "subparsers = argparse.ArgumentParser().add_subparsers()\n"
+        "add_export_verb(subparsers), add_inspect_verb(subparsers)\n"
+        "assert not {'torch', 'numpy', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,139 @@
+"""Predictions, and models that are installed, replaced, damaged and rolled back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sdk.errors import ArtifactError, StoreError, TrainingError
+from edge_sdk.inference.installed import InstalledModels
+from edge_sdk.inference.predictor import Predictor
+from edge_sdk.signing import new_private_key
+from edge_sdk.training.layout import Vector
+from tests.integration.exported import SIGNER, flat, images, small, small_net
+
+KEY = SIGNER.public_key()
+
+
+def checkpoint(seed: int) -> Vector:
+    """Parameters of the small net at other initial values."""
+    return flat(small_net(seed))
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_predictions_are_those_of_pytorch(batch: int) -> None:
+    x, _ = images(batch)
+    with torch.no_grad():
+        expected = small_net(5)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(Predictor(small(), checkpoint(5)).predict(x), expected, atol=1e-6)
+
+
+def test_bad_inputs_are_refused() -> None:
+    predictor = Predictor(small(), checkpoint(0))
+    x, _ = images(2)
+    with pytest.raises(TrainingError, match="x is float64"):
+        predictor.predict(x.astype(np.float64))
+    with pytest.raises(TrainingError, match=r"the model takes float32\[batch, 1, 8, 8\]"):
+        predictor.predict(x[:, :, :4])
+    with pytest.raises(TrainingError, match="NaN"):
+        predictor.predict(np.full_like(x, np.nan))
+    with pytest.raises(TrainingError, match="elements"):
+        Predictor(small(), checkpoint(0)[:-1])
+    with pytest.raises(TrainingError, match="output is not finite"):
+        Predictor(small(), np.full(small().layout.size, 3e38, np.float32)).predict(x)
+
+
+def test_the_newest_model_serves(tmp_path: Path) -> None:
+    models, (x, _) = InstalledModels(tmp_path / "models", signer=KEY), images(3)
+    assert models.current() is None
+    with pytest.raises(ArtifactError, match="no model is installed"):
+        models.predictor()
+    for version in (1, 2):
+        models.install(small(), version, checkpoint(version))
+        current = models.current()
+        assert current is not None
+        assert current.version == version
+        expected = Predictor(small(), checkpoint(version)).predict(x)
+        assert np.array_equal(models.predictor().predict(x), expected)
+
+
+def test_another_process_sees_the_swap(tmp_path: Path) -> None:
+    writer, reader = (InstalledModels(tmp_path, signer=KEY) for _ in range(2))
+    x, _ = images(3)
+    writer.install(small(), 1, checkpoint(1))
+    before = reader.predictor()
+    assert reader.predictor() is before
+    writer.install(small(), 2, checkpoint(2))
+    assert np.array_equal(reader.predictor().predict(x), Predictor(small(), checkpoint(2)).predict(x))
+
+
+def test_rolling_back_goes_one_step(tmp_path: Path) -> None:
+    models, (x, _) = InstalledModels(tmp_path, signer=KEY), images(3)
+    for version in (1, 2, 3):
+        models.install(small(), version, checkpoint(version))
+    assert models.roll_back().version == 2
+    assert np.array_equal(models.predictor().predict(x), Predictor(small(), checkpoint(2)).predict(x))
+    with pytest.raises(ArtifactError, match="no earlier model"):
+        models.roll_back()
+
+
+def test_only_two_models_are_kept(tmp_path: Path) -> None:
+    models = InstalledModels(tmp_path, signer=KEY)
+    for version in range(5):
+        models.install(small(), version, checkpoint(version))
+    assert len(list(tmp_path.glob("*.checkpoint"))) == 2
+    assert len(list(tmp_path.glob("*.edge"))) == 1
+
+
+def test_a_model_that_cannot_predict_is_never_installed(tmp_path: Path) -> None:
+    models = InstalledModels(tmp_path, signer=KEY)
+    models.install(small(), 1, checkpoint(1))
+    bad = checkpoint(2)
+    bad[0] = np.nan
+    with pytest.raises(ArtifactError, match="cannot predict"):
+        models.install(small(), 2, bad)
+    current = models.current()
+    assert current is not None
+    assert current.version == 1
+
+
+def test_a_damaged_checkpoint_does_not_serve_and_can_be_repaired(tmp_path: Path) -> None:
+    InstalledModels(tmp_path, signer=KEY).install(small(), 1, checkpoint(1))
+    (file,) = tmp_path.glob("*.checkpoint")
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    models = InstalledModels(tmp_path, signer=KEY)
+    with pytest.raises(ArtifactError, match="checkpoint of version 1 was damaged"):
+        models.predictor()
+    models.install(small(), 1, checkpoint(1))
+    InstalledModels(tmp_path, signer=KEY).predictor()
+
+
+def test_a_bundle_swapped_on_disk_does_not_serve(tmp_path: Path) -> None:
+    InstalledModels(tmp_path, signer=KEY).install(small(), 1, checkpoint(1))
+    with pytest.raises(ArtifactError, match="unknown key"):
+        InstalledModels(tmp_path, signer=new_private_key().public_key()).predictor()
+    (file,) = tmp_path.glob("*.edge")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="truncated"):
+        InstalledModels(tmp_path, signer=KEY).predictor()
+
+
+def test_files_of_an_interrupted_installation_are_cleared(tmp_path: Path) -> None:
+    models = InstalledModels(tmp_path, signer=KEY)
+    models.install(small(), 1, checkpoint(1))
+    (tmp_path / "half.part").write_bytes(b"half a model")
+    models.install(small(), 2, checkpoint(2))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_spoilt_state_is_told(tmp_path: Path) -> None:
+    models = InstalledModels(tmp_path, signer=KEY)
+    models.install(small(), 1, checkpoint(1))
+    for text in ("{", "[]", json.dumps({"current": {"version": 1}, "previous": None})):
+        (tmp_path / "installed.json").write_text(text)
+        with pytest.raises(StoreError, match="cannot be read"):
+            models.current()
