@@ -20,7 +20,7 @@ MODEL = "exporters.examples.digits:build"
 DELTA = 1e-5
 CLIP_NORM = 0.5
 EPSILON = 8.0
-TRAINING = Training(epochs=6, batch_size=32, max_steps=6, learning_rate=0.2)
+TRAINING = Training(epochs=10, batch_size=32, max_steps=10, learning_rate=0.3)
 SERVER_OPTIMIZER = "fedadam:learning_rate=0.2,beta1=0.5,beta2=0.9,epsilon=0.005,decay=0.85"
 MIN_REPORTS_SHARE = 0.7
 

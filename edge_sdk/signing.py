@@ -58,9 +58,7 @@ def verify_raw(public_key: ec.EllipticCurvePublicKey, signature: bytes, message:
 
 def key_id(public_key: ec.EllipticCurvePublicKey) -> bytes:
     """Name a public key: SHA-256 of its SubjectPublicKeyInfo in DER, 32 bytes."""
-    spki = public_key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    spki = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).digest()
 
 
@@ -73,9 +71,7 @@ def private_key_to_pem(private_key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def public_key_to_pem(public_key: ec.EllipticCurvePublicKey) -> bytes:
     """Write a public key as SubjectPublicKeyInfo PEM."""
-    return public_key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    return public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def private_key_from_pem(pem: bytes, *, source: str = "private key") -> ec.EllipticCurvePrivateKey:

@@ -12,10 +12,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version as installed_version
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -41,7 +42,7 @@ from edge_sdk.training.manifest import (
     TensorSpec,
     Tool,
 )
-from edge_sdk.training.onnx_sessions import load_model
+from edge_sdk.training.onnx_sessions import load_model, runtime_version
 from exporters.align import DTYPE_NAMES
 from exporters.graph import BatchSize, Graph, TensorType
 from exporters.lowering import RULES, Lowered
@@ -52,7 +53,6 @@ from exporters.replay import Examples, Graphs, certify
 from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step
 
 _TRACED_BATCHES = (4, 7)
-_DISTRIBUTIONS = ("edge-sdk", "onnx", "onnxruntime", "torch")
 
 Signer = str | os.PathLike[str] | ec.EllipticCurvePrivateKey
 
@@ -162,7 +162,12 @@ def _build(
         requirements=Requirements(
             OPSET, IR_VERSION, MINIMUM_ONNXRUNTIME, tuple(sorted(set().union(*(used for _, _, used in cut))))
         ),
-        tools=tuple(Tool(tool, installed_version(tool)) for tool in _DISTRIBUTIONS),
+        tools=(
+            Tool("edge-sdk", version_of("edge-sdk")),
+            Tool("onnx", onnx.__version__),
+            Tool("onnxruntime", runtime_version()),
+            Tool("torch", str(torch.__version__)),
+        ),
         replay=certificate.replay,
         parity=certificate.parity,
         parts=(),

@@ -260,6 +260,8 @@ def _take(state: State, event: From, now: float, verify_peer: VerifyPeer) -> Ste
             return _take_answer(state, device_id, message, now)
         case ((Unmasking() | Releasing()), MaskedInput()):
             return state, _too_late(state, device_id, message)
+        case Releasing(), _:
+            return state, ()  # How it ends is not known yet; everybody hears when it is.
         case _:
             # A stage that is over: a repetition crossing our answer, or a device that fell behind. Either way it
             # gets what it lacks.

@@ -11,6 +11,7 @@ import json
 import math
 import types
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -319,11 +320,17 @@ def _read(kind: type[_Record], value: Any, where: str) -> _Record:
     """Turn parsed JSON into a record of `kind`, refusing anything that its annotations do not allow."""
     if not isinstance(value, dict):
         raise _malformed(f"{where} is not an object")
-    hints = get_type_hints(kind)
+    record: Any = kind
+    hints = _hints(record)
     if set(value) != set(hints):
         odd = sorted(set(value) ^ set(hints))
         raise _malformed(f"{where} lacks or does not know {', '.join(odd)}")
     return kind(**{name: _value(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

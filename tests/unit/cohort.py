@@ -9,7 +9,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from coordinator.rounds import transitions
-from coordinator.rounds.states import Cohort, Entry, Pacing, Releasing, Reporting, RoundConfig, Sharing, Unmasking
+from coordinator.rounds.states import (
+    Cohort,
+    Entry,
+    Pacing,
+    Releasing,
+    Reporting,
+    RoundConfig,
+    Selecting,
+    Sharing,
+    Unmasking,
+)
 from coordinator.rounds.transitions import CheckedIn, From
 from edge_sdk.errors import IdentityError
 from edge_sdk.identity import verify_certificate
@@ -47,7 +57,7 @@ PLAN = Plan(
     model_version=1,
     bundle=BlobRef(Digest(suite.digest(b"bundle")), 6),
     checkpoint=BlobRef(Digest(suite.digest(b"checkpoint")), 10),
-    goal_count=100,
+    goal_count=20,
     min_reports=4,
     corrupt_share=0.05,
     dropout_share=0.3,
@@ -173,7 +183,8 @@ class Round:
         for name, member in self.members.items():
             event = CheckedIn(name, member.environment.certificate)
             self.state, _ = transitions.step(self.state, event, NOW, verify_device)
-        self.tick(NOW + self.config.pacing.selection_timeout_s)
+        if isinstance(self.state, Selecting):
+            self.tick(NOW + self.config.pacing.selection_timeout_s)
 
     def advertise(self) -> dict[str, AdvertiseKeys]:
         """Stage 1: every member joins, trains and advertises."""
@@ -204,6 +215,7 @@ class Round:
         self.select()
         for name, message in self.advertise().items():
             self.tell(name, message)
+        assert isinstance(self.state, Sharing)
         return self
 
     def until_shared(self, who: Iterable[str] | None = None) -> Round:
@@ -233,8 +245,9 @@ class Round:
 
     # ---- what the honest coordinator says to one member
 
-    def roster(self, name: str) -> Roster:
-        return transitions.roster_for(Sharing(self.config, NOW, NOW, 0, self.cohort, frozenset(), {}), self.index(name))
+    def roster(self, name: str, cohort: Cohort | None = None) -> Roster:
+        state = Sharing(self.config, NOW, NOW, 0, cohort or self.cohort, frozenset(), {})
+        return transitions.roster_for(state, self.index(name))
 
     def delivery(self, name: str) -> ShareDelivery:
         assert isinstance(self.state, Reporting)
@@ -252,8 +265,7 @@ class Round:
         """A roster that holds together, over entries that were changed."""
         entries = list(self.cohort.entries)
         change(entries)
-        cohort = transitions.make_cohort(self.config, tuple(entries))
-        return transitions.roster_for(Sharing(self.config, NOW, NOW, 0, cohort, frozenset(), {}), self.index(name))
+        return self.roster(name, transitions.make_cohort(self.config, tuple(entries)))
 
     def entry(self, name: str, *, keys: client.RoundKeys | None = None, context: bytes | None = None) -> Entry:
         """An entry of a device, well signed with its own identity key."""

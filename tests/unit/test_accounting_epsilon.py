@@ -127,7 +127,14 @@ def test_the_one_norm_bound_is_over_the_padded_vector() -> None:
 
 @pytest.mark.parametrize(
     ("reports", "roster", "corrupt_share", "honest"),
-    [(140, 200, 0.05, 130), (140, 140, 0.05, 133), (10, 10, 0.0, 10), (1, 20, 0.05, 1), (70, 70, 0.1, 63), (3, 9, 0.4, 1)],
+    [
+        (140, 200, 0.05, 130),
+        (140, 140, 0.05, 133),
+        (10, 10, 0.0, 10),
+        (1, 20, 0.05, 1),
+        (70, 70, 0.1, 63),
+        (3, 9, 0.4, 1),
+    ],
 )
 def test_all_colluders_of_the_roster_may_be_in_the_smallest_sum(
     reports: int, roster: int, corrupt_share: float, honest: int

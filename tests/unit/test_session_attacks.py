@@ -174,11 +174,11 @@ def test_keys_signed_for_another_plan_or_model() -> None:
 
 @pytest.mark.parametrize("index", [3, 7])
 def test_one_device_twice(index: int) -> None:
-    assert "twice" in forge(index, lambda held: held.entry("device-005"))
+    assert "order of the devices" in forge(index, lambda held: held.entry("device-005"))
 
 
 def test_this_device_as_its_own_neighbour() -> None:
-    assert "twice" in forge(3, lambda held: held.entry(ME))
+    assert "order of the devices" in forge(3, lambda held: held.entry(ME))
 
 
 def test_roster_without_this_device() -> None:
@@ -207,16 +207,14 @@ def test_keys_that_give_everybody_the_same_secret(which: str) -> None:
 
 
 def test_wrong_neighbours_in_a_sparse_graph() -> None:
-    held = Round(64, planned(dropout_share=0.1, min_reports=30)).until_advertised()
-    roster = held.roster(ME)
-    assert roster.degree < 63
-    absent = next(i for i in range(1, 64) if all(n.index != i for n in roster.neighbours))
-    stranger = next(n for n in held.roster(device_name(absent - 1)).neighbours if n.index == absent or n.index > 0)
-    chosen = tuple(sorted((stranger, *roster.neighbours[1:]), key=lambda n: n.index))
-    if chosen == roster.neighbours:
-        chosen = chosen[1:]
-    changed = replace(roster, neighbours=chosen)
-    assert "not those of the graph" in refused(held.members[ME], changed, DeclineReason.ROSTER_UNSOUND)
+    held = Round(64, planned(dropout_share=0.1, min_reports=30, goal_count=64)).until_advertised()
+    mine = held.cohort.neighbours[0]
+    assert len(mine) < 63
+    stranger = next(index for index in range(1, 64) if index not in mine)
+    chosen = tuple(sorted((stranger, *mine[1:])))
+    lying = replace(held.cohort, neighbours=(chosen, *held.cohort.neighbours[1:]))
+    roster = held.roster(ME, lying)
+    assert "not those of the graph" in refused(held.members[ME], roster, DeclineReason.ROSTER_UNSOUND)
 
 
 # ---- stage 4: boxes
@@ -408,3 +406,14 @@ def test_a_second_plan_for_the_same_round_is_not_followed() -> None:
         member.step(session.PlanReceived(planned(rid=OTHER_RID), Digest(bytes(32)), Spending()))
     assert member.state is before
     assert held.config.plan == PLAN
+
+
+def test_a_roster_in_an_order_of_the_coordinators_choice() -> None:
+    """The order decides who is whose neighbour."""
+
+    def swap(entries: list[Any]) -> None:
+        entries[3], entries[4] = entries[4], entries[3]
+
+    held, member = advertised()
+    complaint = refused(member, held.forged_roster(ME, swap), DeclineReason.ROSTER_UNSOUND)
+    assert "order of the devices" in complaint
