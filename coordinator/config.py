@@ -170,7 +170,7 @@ class TaskConfig:
                 pacing=Pacing(**data.pop("pacing")),
                 **data,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"the stored task configuration cannot be read: {error}", hint="create the task anew"
             ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from device_sim.virtual import STAGES, Vanish
+from device_sim.script import STAGES, Vanish
 from edge_sdk.protocol import codec, topics
 from edge_sdk.runtime.agent import DeviceAgent
 from edge_sdk.runtime.driver import MakeTransport, Transport

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from coordinator.registrar.folder import init_folder, issue_logged, open_folder
 from edge_sdk.client import EXAMPLES_FILE, IDENTITY_FOLDER, SIGNER_FILE
 from edge_sdk.credentials import NewFile, private_key_file, save_identity, write_folder
 from edge_sdk.errors import ConfigError
-from edge_sdk.identity import Role, make_identity
+from edge_sdk.identity import Identity, Role, make_identity
 from edge_sdk.signing import new_private_key, public_key_to_pem
 from edge_sdk.training.examples import ExampleStore
 
@@ -86,7 +87,10 @@ def make_authorities(folders: FleetFolders, now: float) -> None:
     key = new_private_key()
     public = NewFile("signer.pub", public_key_to_pem(key.public_key()), secret=False)
     write_folder(folders.signer_key.parent, [private_key_file("signer.key", key), public])
-    _issue(folders, authority, "coordinator", "coordinator", folders.coordinator / IDENTITY_FOLDER, now)
+    folders.coordinator.mkdir(parents=True, exist_ok=True)
+    save_identity(
+        folders.coordinator / IDENTITY_FOLDER, _issue(folders, authority, "coordinator", "coordinator", now)
+    )
 
 
 def make_devices(folders: FleetFolders, shards: Mapping[str, Shard], now: float) -> None:
@@ -97,17 +101,26 @@ def make_devices(folders: FleetFolders, shards: Mapping[str, Shard], now: float)
     """
     authority = open_folder(folders.registrar)
     signer = folders.signer_public.read_bytes()
-    for device_id, (x, y) in shards.items():
-        home = folders.device(device_id)
-        _issue(folders, authority, device_id, "device", home / IDENTITY_FOLDER, now)
+
+    def make(identity: Identity, shard: Shard) -> None:
+        home = folders.device(identity.id)
+        home.mkdir(parents=True, exist_ok=True)
+        save_identity(home / IDENTITY_FOLDER, identity)
         (home / SIGNER_FILE).write_bytes(signer)
-        with ExampleStore.create_for(home / EXAMPLES_FILE, x, y) as store:
-            store.add_many(x, y)
+        with ExampleStore.create_for(home / EXAMPLES_FILE, *shard) as store:
+            store.add_many(*shard)
+
+    # Nearly all of it is waiting for the disk, which serves many as fast as one.
+    with ThreadPoolExecutor(16) as pool:
+        made = [
+            pool.submit(make, _issue(folders, authority, device_id, "device", now), shard)
+            for device_id, shard in shards.items()
+        ]
+        for future in made:
+            future.result()
 
 
-def _issue(
-    folders: FleetFolders, authority: Authority, identity_id: str, role: Role, target: Path, now: float
-) -> None:
+def _issue(folders: FleetFolders, authority: Authority, identity_id: str, role: Role, now: float) -> Identity:
     key = new_private_key()
     certificate = issue_logged(
         folders.registrar,
@@ -118,8 +131,7 @@ def _issue(
         now=now,
         lifetime_days=DEFAULT_LIFETIME_DAYS,
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_identity(target, make_identity(key, certificate, authority.certificate, role=role, now=now))
+    return make_identity(key, certificate, authority.certificate, role=role, now=now)
 
 
 def split_over(items: Sequence[str], parts: int) -> Iterator[tuple[str, ...]]:

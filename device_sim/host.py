@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from device_sim.faults import faulty
-from device_sim.virtual import Vanish
+from device_sim.script import Vanish
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import ConfigError, EdgeError
 from edge_sdk.protocol.messages import TaskState

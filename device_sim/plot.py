@@ -51,7 +51,7 @@ def plot_rounds(path: Path, rounds: Sequence[RoundView], baselines: Baselines, *
         axes.patch.set_visible(False)
         more, names = spent.get_legend_handles_labels()
         handles, labels = handles + more, labels + names
-    axes.legend(handles, labels, loc="lower right", framealpha=0.9)
+    axes.legend(handles, labels, loc="center right", bbox_to_anchor=(1.0, 0.55), framealpha=0.9)
     axes.set_title(f"Handwritten digits on {devices} devices, secure aggregation in every round")
     figure.savefig(path)
     pyplot.close(figure)

@@ -9,56 +9,18 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from coordinator.service.engine import Coordinator, Publication
 from coordinator.service.release import ReleaseJob, release
+from device_sim.script import STAGES, CrashCoordinator, Fault, Reboot, Vanish
 from edge_sdk.errors import EdgeError
 from edge_sdk.protocol import codec, topics
-from edge_sdk.protocol.messages import AdvertiseKeys, CheckIn, MaskedInput, ShareKeys, UnmaskingShares
 from edge_sdk.runtime.agent import DeviceAgent, Outgoing, TrainingJob
-
-STAGES: Mapping[str, type] = {
-    "check_in": CheckIn,
-    "advertise_keys": AdvertiseKeys,
-    "share_keys": ShareKeys,
-    "masked_input": MaskedInput,
-    "unmasking": UnmaskingShares,
-}
-"""The messages at which a device can be made to vanish, by stage."""
 
 _KIND_AT = 3
 _RECONNECT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Vanish:
-    """A device goes offline just before it sends this stage's message, until a later round is announced."""
-
-    device_id: str
-    round_number: int
-    stage: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reboot:
-    """A device's process dies just after it sent this stage's message, and starts again a second later."""
-
-    device_id: str
-    round_number: int
-    stage: str
-
-
-@dataclass(frozen=True, slots=True)
-class CrashCoordinator:
-    """The coordinator's process dies instead of taking in the delivery of this number, and starts again at once."""
-
-    delivery: int
-
-
-Fault: TypeAlias = Vanish | Reboot | CrashCoordinator
 
 
 class ProcessDied(Exception):

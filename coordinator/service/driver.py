@@ -19,6 +19,7 @@ log = logging.getLogger("edge.coordinator")
 
 LOOK_FOR_TASKS_S = 0.5
 BATCH = 256
+LINGER_S = 0.01
 
 
 async def serve(
@@ -80,6 +81,9 @@ class _Loop:
                 items = [await self._inbox.get()]
         except TimeoutError:
             items = []
+        if items:
+            # Those who answer the same stage come close together: one transaction, and one sync, for many.
+            await asyncio.sleep(LINGER_S)
         while len(items) < BATCH and not self._inbox.empty():
             items.append(self._inbox.get_nowait())
         messages: list[tuple[str, bytes]] = []

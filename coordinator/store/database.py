@@ -85,9 +85,10 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _create(connection: sa.Connection) -> None:
-    metadata.create_all(connection)
+    meta.create(connection, checkfirst=True)
     found = connection.execute(sa.select(meta.c.value).where(meta.c.key == "schema")).scalar()
     if found is None:
+        metadata.create_all(connection)
         connection.execute(meta.insert().values(key="schema", value=str(SCHEMA_VERSION)))
     elif found != str(SCHEMA_VERSION):
         raise StoreError(

@@ -7,10 +7,9 @@ the same object. It holds no socket, reads no clock, and never trains inside a c
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge_sdk import __version__
@@ -25,7 +24,6 @@ from edge_sdk.errors import (
     TrainingError,
 )
 from edge_sdk.identity import Identity, verify_certificate
-from edge_sdk.privacy.accounting import SkellamRelease
 from edge_sdk.protocol import chunks, codec, session, topics
 from edge_sdk.protocol.limits import (
     BLOB_MAX_BYTES,
@@ -57,7 +55,8 @@ from edge_sdk.protocol.messages import (
     Survivors,
     TaskState,
 )
-from edge_sdk.protocol.policy import DevicePolicy, Spending, composed_epsilon, release_of
+from edge_sdk.protocol.policy import DevicePolicy, composed_epsilon, release_of
+from edge_sdk.runtime import journal
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore, JournalEntry, Participation
 from edge_sdk.secagg import suite
@@ -226,7 +225,7 @@ class DeviceAgent:
         rid, problem = NO_ROUND, ""
         for entry in entries:
             try:
-                event = _to_event(entry)
+                event = journal.to_event(entry)
                 if isinstance(event, session.PlanReceived):
                     rid = event.plan.rid
                 self._state, _ = session.step(self._environment, self._state, event, entry.at, entry.entropy)
@@ -352,6 +351,7 @@ class DeviceAgent:
                 self._rejected(message, now)
             case Pull():
                 self._serve(message)
+                self._schedule_resend(now)  # The coordinator is at work on the offer: another would start it anew.
             case Large():
                 if message.frame.size_bytes > LARGE_FRAME_MAX_BYTES:
                     raise RemoteProtocolError(f"a frame of {message.frame.size_bytes} bytes is over the limit")
@@ -366,7 +366,7 @@ class DeviceAgent:
     def _planned(self, plan: Plan, body: bytes, now: float) -> None:
         if session.round_id(self._state) not in (None, plan.rid):
             raise RemoteProtocolError("a plan while another round is under way")
-        if self.store.has_ended(plan.rid):
+        if session.round_id(self._state) is None and self.store.has_ended(plan.rid):
             raise RemoteProtocolError("a plan of a round that this device already left")
         found = self._announcement
         if found is None or (found.rid, found.task) != (plan.rid, plan.task):
@@ -409,7 +409,7 @@ class DeviceAgent:
         if isinstance(after, session.Ended):
             self._leave(after.plan, now, committed=after.committed, detail=after.detail)
         else:
-            kind, payload = _from_event(event, body)
+            kind, payload = journal.from_event(event, body)
             # What was said must never be unsaid, not even by a power cut: a device that forgot could say another thing.
             durable = any(isinstance(effect, session.Send) for effect in effects)
             self.store.append(
@@ -630,48 +630,3 @@ class DeviceAgent:
 class _Download:
     assembly: chunks.Assembly
     frame_of_coordinator: bool
-
-
-# ---- events as journal entries, and back
-
-
-def _from_event(event: session.Event, body: bytes) -> tuple[str, bytes]:
-    match event:
-        case session.PlanReceived():
-            spending = json.dumps(asdict(event.spending)).encode()
-            return "plan", len(spending).to_bytes(4, "little") + spending + body
-        case session.Ready():
-            return "ready", b""
-        case session.Trained(update):
-            return "trained", update
-        case session.Received(message):
-            return type(message).__name__, body
-        case session.Failed() | session.Tick() | session.Superseded():
-            raise AssertionError("an event that only ends a round is never journaled")
-
-
-_RECEIVED = {kind.__name__: kind for kind in (Roster, ShareDelivery, Survivors, Receipt, Outcome)}
-
-
-def _to_event(entry: JournalEntry) -> session.Event:
-    match entry.kind:
-        case "plan":
-            at = 4 + int.from_bytes(entry.payload[:4], "little")
-            spending, body = json.loads(entry.payload[4:at]), entry.payload[at:]
-            releases = tuple((SkellamRelease(**release), count) for release, count in spending["releases"])
-            plan = codec.decode(Plan, body)
-            return session.PlanReceived(
-                plan, Digest(suite.digest(body)), Spending(spending["participations"], releases)
-            )
-        case "ready":
-            return session.Ready()
-        case "trained":
-            return session.Trained(entry.payload)
-        case name if name in _RECEIVED:
-            message = codec.decode(_RECEIVED[name], entry.payload)
-            return session.Received(message)  # type: ignore[arg-type]  # the names are those of round messages
-        case _:
-            raise StoreError(
-                f"the device's journal holds an unknown event {entry.kind!r}",
-                hint="use the version that wrote it",
-            )

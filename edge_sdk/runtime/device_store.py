@@ -169,8 +169,8 @@ class DeviceStore:
         self._read("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def has_ended(self, rid: bytes) -> bool:
-        """Whether this device already left that round."""
-        return bool(self._read("SELECT 1 FROM ended WHERE rid = ?", rid))
+        """Whether this device already left that round, or gave it what it gives once."""
+        return bool(self._read("SELECT 1 FROM ended WHERE rid = ? UNION SELECT 1 FROM ledger WHERE rid = ?", rid, rid))
 
     # ---- the ledger
 

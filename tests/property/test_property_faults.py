@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.service.tasks import RoundView
-from device_sim.virtual import STAGES, CrashCoordinator, Fault, Network, Reboot, Vanish
+from device_sim.script import STAGES, CrashCoordinator, Fault, Reboot, Vanish
+from device_sim.virtual import Network
 from edge_sdk.protocol.messages import AbandonReason
 from tests.simulation.world import Case, device_name, fresh_folder
 

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from coordinator.store import tables
 from coordinator.store.database import Database
-from device_sim.virtual import CrashCoordinator, Network, ProcessDied, Reboot, Vanish
+from device_sim.script import CrashCoordinator, Reboot, Vanish
+from device_sim.virtual import Network, ProcessDied
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import AbandonReason, Bitmap, Survivors
 from edge_sdk.runtime.device_store import DeviceStore

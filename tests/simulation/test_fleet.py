@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from coordinator.service.tasks import newest_model
-from device_sim.virtual import Fault, Network, Vanish
+from device_sim.script import Fault, Vanish
+from device_sim.virtual import Network
 from tests.simulation.world import Case, World, device_name, known_update, task_config
 
 STAGES = ("check_in", "advertise_keys", "share_keys", "masked_input", "unmasking")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +29,8 @@ from coordinator.service.engine import Coordinator
 from coordinator.service.tasks import RoundView, create_task, encoding_for, list_rounds, list_tasks
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
-from device_sim.virtual import Fault, Network, VirtualFleet
+from device_sim.script import Fault
+from device_sim.virtual import Network, VirtualFleet
 from edge_sdk.identity import Identity, Role
 from edge_sdk.protocol import codec, topics
 from edge_sdk.protocol.messages import (
@@ -160,6 +161,7 @@ class Witness:
         inputs: by device, the digest of the masked input of each round that left it.
         answers: by round and device, the one answer that left it.
         survivors: by round, the one set that was published.
+        frames: how many frames of each kind were sent.
     """
 
     def __init__(self) -> None:
@@ -167,11 +169,16 @@ class Witness:
         self.inputs: dict[str, dict[bytes, bytes]] = defaultdict(dict)
         self.answers: dict[bytes, dict[str, UnmaskingShares]] = defaultdict(dict)
         self.survivors: dict[bytes, Survivors] = {}
+        self.frames: Counter[str] = Counter()
         self._plain: dict[tuple[bytes, int], modular.Words] = {}
 
     def observe(self, topic: str, payload: bytes) -> None:
         """Note what matters, and complain where a party contradicts itself."""
-        if payload[:2] != b"EF" or codec.KINDS[payload[3]] not in (MaskedInput, UnmaskingShares, Survivors):
+        if payload[:2] != b"EF":
+            return
+        kind = codec.KINDS[payload[3]]
+        self.frames[kind.__name__] += 1
+        if kind not in (MaskedInput, UnmaskingShares, Survivors):
             return
         frame = codec.read_frame(payload)
         message = codec.decode(frame.kind, frame.body)

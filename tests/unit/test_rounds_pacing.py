@@ -141,6 +141,7 @@ def test_a_stage_that_would_fail_waits_for_its_full_time(
 ) -> None:
     held = held_at(stage, 3)
     due = transitions.deadline(held.state)
+    assert due is not None
     assert due == held.state.opened_at + timeout_s  # type: ignore[union-attr]
     held.tick(due - 0.1)
     assert isinstance(held.state, before)

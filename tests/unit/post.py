@@ -1,0 +1,217 @@
+"""A device alone with its post: a real agent over a real store, to which a test delivers message after message."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from edge_sdk.identity import Identity
+from edge_sdk.protocol import chunks, codec, topics
+from edge_sdk.protocol.messages import (
+    AdvertiseKeys,
+    Announcement,
+    BlobRef,
+    DeviceId,
+    Digest,
+    MaskedInput,
+    Message,
+    Plan,
+    Pull,
+    RoundId,
+    ShareKeys,
+    TaskState,
+)
+from edge_sdk.protocol.policy import DevicePolicy
+from edge_sdk.runtime.agent import DeviceAgent, Outgoing, Pace, TrainingJob
+from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.device_store import DeviceStore
+from edge_sdk.secagg import suite
+from tests.simulation.world import POPULATION, START, KnownLearner, device_name, identity
+from tests.unit.cohort import PLAN, Member, Round
+
+M = TypeVar("M", bound=Message)
+ME = device_name(0)
+DIMENSION = 20
+BUNDLE = b"a bundle" * 100
+CHECKPOINT = bytes(4 * DIMENSION)
+POLICY = DevicePolicy(min_reports=2)
+
+
+def reference(data: bytes) -> BlobRef:
+    return BlobRef(Digest(suite.digest(data)), len(data))
+
+
+def make_plan(**changes: Any) -> Plan:
+    """A plan with blobs that exist."""
+    return replace(PLAN, bundle=reference(BUNDLE), checkpoint=reference(CHECKPOINT), **changes)
+
+
+def make_announcement(**changes: Any) -> Announcement:
+    values: dict[str, Any] = {
+        "sequence": 1,
+        "population": POPULATION,
+        "task": "task",
+        "state": TaskState.OPEN,
+        "rid": PLAN.rid,
+        "round_number": 1,
+        "rounds": 3,
+        "selection_window_s": 30.0,
+        "model_version": 1,
+        "bundle": reference(BUNDLE),
+        "checkpoint": reference(CHECKPOINT),
+    }
+    return Announcement(**(values | changes))
+
+
+@dataclass
+class Learner(KnownLearner):
+    """Takes any bundle, counts what it is asked."""
+
+    checks: int = 0
+
+    def check(self, bundle: bytes, checkpoint: bytes) -> int:
+        self.checks += 1
+        return super().check(bundle, checkpoint)
+
+
+class Post:
+    """One agent and what it is told.
+
+    Args:
+        folder: the device's home; another post over the same folder is the device after a reboot.
+    """
+
+    def __init__(
+        self, folder: Path, *, policy: DevicePolicy = POLICY, now: float = START, learner: Learner | None = None
+    ) -> None:
+        self.now = now
+        self.folder = folder
+        self.store = DeviceStore(folder / "device.sqlite")
+        self.blobs = BlobCache(folder / "blobs")
+        self.learner = learner or Learner(0, DIMENSION)
+        self.agent = DeviceAgent(
+            identity(ME),
+            POPULATION,
+            self.store,
+            self.blobs,
+            self.learner,
+            policy=policy,
+            random_bytes=os.urandom,
+            pace=Pace(resend_s=10.0),
+        )
+        self.started = self.read(self.agent.start(now))
+
+    def reboot(self, *, policy: DevicePolicy = POLICY) -> Post:
+        """The process dies and starts again."""
+        self.store.close()
+        return Post(self.folder, policy=policy, now=self.now, learner=self.learner)
+
+    # ---- bytes and messages
+
+    def read(self, outgoing: Iterable[Outgoing]) -> list[Message]:
+        """The control messages in what the agent sends, each checked as the coordinator would."""
+        found = []
+        for message in outgoing:
+            if isinstance(topics.parse(message.topic), topics.ControlUp):
+                found.append(cast(Message, codec.parse_for_coordinator(codec.read_frame(message.payload))))
+        return found
+
+    def put(self, topic: str, payload: bytes) -> tuple[Outgoing, ...]:
+        return self.agent.receive(topic, payload, self.now)
+
+    def announce(self, message: Announcement | None = None, *, signer: Identity | None = None) -> list[Message]:
+        who = signer or identity("coordinator", "coordinator")
+        payload = codec.write_frame(
+            message or make_announcement(), codec.BROADCAST, who.sign, certificate=who.certificate_der
+        )
+        return self.read(self.put(topics.build(topics.TaskTopic(POPULATION)), payload))
+
+    def tell(self, message: Message, *, signer: Identity | None = None, addressee: str = ME) -> list[Message]:
+        who = signer or identity("coordinator", "coordinator")
+        payload = codec.write_frame(message, addressee, who.sign)
+        return self.read(self.put(topics.build(topics.ControlDown(DeviceId(ME))), payload))
+
+    def give(self, data: bytes, pull: Pull) -> list[Message]:
+        """Answer a pull with the chunks of `data`, whatever was asked for."""
+        said: list[Message] = []
+        ranges = tuple(zip(pull.firsts, pull.counts, strict=True))
+        for frame in chunks.frames(pull.sha256, data, pull.chunk_bytes, ranges):
+            said += self.read(self.put(topics.build(topics.ChunkDown(DeviceId(ME))), frame))
+        return said
+
+    def wait(self, seconds: float) -> list[Message]:
+        self.now += seconds
+        return self.read(self.agent.tick(self.now))
+
+    # ---- a round
+
+    def follow(self, plan: Plan | None = None) -> AdvertiseKeys:
+        """Hear of a round, check in, get the plan and its blobs, and advertise."""
+        plan = plan or make_plan()
+        number = plan.round_number
+        self.announce(make_announcement(rid=plan.rid, sequence=number, round_number=number, task=plan.task))
+        said = self.tell(plan)
+        for pull in [m for m in said if isinstance(m, Pull)]:
+            data = BUNDLE if pull.sha256 == plan.bundle.sha256 else CHECKPOINT
+            said = self.give(data, pull)
+        return one(said, AdvertiseKeys)
+
+    def train(self) -> list[Message]:
+        job = self.agent.take_job()
+        assert job is not None
+        return self.finish(job)
+
+    def finish(self, job: TrainingJob) -> list[Message]:
+        return self.read(self.agent.trained(job, self.learner.train(job), self.now))
+
+
+class Cohort(Round):
+    """A cohort in which one member is the agent of a post."""
+
+    def __init__(self, post: Post, plan: Plan | None = None, size: int = 6) -> None:
+        super().__init__(size, plan or make_plan(), DevicePolicy(min_reports=2, epsilon_at_most=math.inf))
+        self.post = post
+        del self.members[ME]
+
+    def index(self, name: str) -> int:
+        return int(name.rsplit("-", 1)[1])
+
+    def play_until_reported(self) -> MaskedInput:
+        """Everybody goes through the stages; returns the agent's masked input."""
+        self.members[ME] = Member(ME, self[1].environment)
+        self.members[ME].environment = replace(
+            self[1].environment, device_id=ME, certificate=identity(ME).certificate_der
+        )
+        self.select()
+        del self.members[ME]
+        self.tell(ME, self.post.follow(self.plan))
+        self.post.train()
+        for name, keys in self.advertise().items():
+            self.tell(name, keys)
+        self.tell(ME, one(self.post.tell(self.roster(ME)), ShareKeys))
+        for name, shares in self.share().items():
+            self.tell(name, shares)
+        report = one(self.post.tell(self.delivery(ME)), MaskedInput)
+        self.tell(ME, report)
+        for name, other in self.report().items():
+            self.tell(name, other)
+        return report
+
+
+def one(said: Iterable[Message], kind: type[M]) -> M:
+    """The one message of a kind."""
+    (message,) = [m for m in said if isinstance(m, kind)]
+    return message
+
+
+def next_round(number: int) -> dict[str, Any]:
+    """What another round's plan changes."""
+    return {"rid": RoundId(suite.digest(bytes([number]))[:16]), "round_number": number}
+
+
+def stage_of(post: Post) -> str:
+    return type(post.agent.state).__name__
