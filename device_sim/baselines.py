@@ -112,11 +112,11 @@ def train_federated(
 
 
 def mean_of_clipped(clip_norm: float) -> Aggregate:
-    """The exact mean of clipped updates, the same for any order of them."""
+    """The mean of clipped updates, in float64."""
 
     def aggregate(number: int, updates: Sequence[Vector]) -> Vector:
-        total = np.sum([clip(update, clip_norm)[0] for update in updates], axis=0, dtype=np.float64)
-        return (total / len(updates)).astype(np.float32)
+        clipped = np.stack([clip(update, clip_norm)[0] for update in updates])
+        return np.asarray(clipped.mean(axis=0, dtype=np.float64), np.float32)
 
     return aggregate
 

@@ -20,8 +20,8 @@ MODEL = "exporters.examples.digits:build"
 DELTA = 1e-5
 CLIP_NORM = 0.5
 EPSILON = 8.0
-TRAINING = Training(epochs=10, batch_size=32, max_steps=10, learning_rate=0.3)
-SERVER_OPTIMIZER = "fedadam:learning_rate=0.2,beta1=0.5,beta2=0.9,epsilon=0.005,decay=0.85"
+TRAINING = Training(epochs=6, batch_size=32, max_steps=12, learning_rate=0.3)
+SERVER_OPTIMIZER = "fedadam:learning_rate=0.15,beta1=0.5,beta2=0.9,epsilon=0.004,decay=0.97"
 MIN_REPORTS_SHARE = 0.7
 
 

@@ -1,4 +1,4 @@
-"""The demo's picture: accuracy and epsilon by round, beside what they are compared with."""
+"""The demo's picture: accuracy by round beside what it is compared with, and below it the epsilon spent."""
 
 from __future__ import annotations
 
@@ -10,48 +10,65 @@ from coordinator.service.tasks import RoundView
 from device_sim.baselines import Baselines
 
 _PRIVATE, _FREE, _CENTRAL, _SPENT = "#0b6e99", "#5a9e3f", "#444444", "#c2571a"
+_SIZE_INCHES, _SIZE_WITHOUT_NOISE_INCHES = (8.0, 5.6), (8.0, 4.2)
 
 
-def plot_rounds(path: Path, rounds: Sequence[RoundView], baselines: Baselines, *, devices: int) -> None:
-    """Write a PNG.
+def plot_rounds(
+    path: Path, rounds: Sequence[RoundView], baselines: Baselines, *, devices: int, budget: float | None = None
+) -> None:
+    """Write a PNG; its lower part is left out where no epsilon is known.
 
     Args:
         path: the file.
         rounds: committed ones, in order.
         baselines: what to compare with.
         devices: in the fleet.
+        budget: of epsilon, drawn as a line; None for none.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     numbers = [r.number for r in rounds]
-    accuracies = [math.nan if r.accuracy is None else r.accuracy for r in rounds]
-    epsilons = [math.nan if r.epsilon is None or math.isinf(r.epsilon) else r.epsilon for r in rounds]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes.axhline(baselines.centralised[-1], color=_CENTRAL, linestyle=":", label="centralised training")
-    free = baselines.noise_free
-    axes.plot(range(1, len(free) + 1), free, color=_FREE, marker="s", markersize=4, label="federated, no noise")
-    axes.plot(numbers, accuracies, color=_PRIVATE, marker="o", linewidth=2.2, label="federated, private")
-    axes.set(xlabel="round", ylabel="accuracy on held-out digits", ylim=(0, 1.02))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(alpha=0.25)
-    handles, labels = axes.get_legend_handles_labels()
-    if not all(math.isnan(epsilon) for epsilon in epsilons):
-        spent = axes.twinx()
-        spent.bar(numbers, epsilons, color=_SPENT, alpha=0.22, width=0.55, label="epsilon spent")
-        spent.set_ylabel("epsilon spent so far (device level)", color=_SPENT)
-        spent.tick_params(axis="y", colors=_SPENT)
-        spent.set_ylim(0, 2.2 * max(epsilon for epsilon in epsilons if not math.isnan(epsilon)))
-        # The lines stay in front of the bars.
-        axes.set_zorder(spent.get_zorder() + 1)
-        axes.patch.set_visible(False)
-        more, names = spent.get_legend_handles_labels()
-        handles, labels = handles + more, labels + names
-    axes.legend(handles, labels, loc="center right", bbox_to_anchor=(1.0, 0.55), framealpha=0.9)
-    axes.set_title(f"Handwritten digits on {devices} devices, secure aggregation in every round")
+    private = [math.nan if r.accuracy is None else r.accuracy for r in rounds]
+    free, central = baselines.noise_free, baselines.centralised[-1]
+    spent = [(r.number, r.epsilon) for r in rounds if r.epsilon is not None and math.isfinite(r.epsilon)]
+
+    figure = Figure(figsize=_SIZE_INCHES if spent else _SIZE_WITHOUT_NOISE_INCHES, dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    if spent:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    else:
+        upper = lower = figure.subplots()
+
+    upper.axhline(central, color=_CENTRAL, linestyle="--", linewidth=1.2, label=f"centralised training: {central:.1%}")
+    name = f"federated without noise: {free[-1]:.1%}"
+    upper.plot(range(1, len(free) + 1), free, color=_FREE, marker="s", markersize=4, label=name)
+    name = f"federated and private: {private[-1]:.1%}"
+    upper.plot(numbers, private, color=_PRIVATE, marker="o", markersize=5, linewidth=2.2, label=name)
+    lowest = min(value for value in (*private, *free, central) if not math.isnan(value))
+    # Room below the curves, to the next ten percent, for the legend.
+    upper.set_ylim(max(0.0, math.floor(lowest * 10 - 1) / 10), 1.02)
+    upper.set_ylabel("accuracy on held-out examples")
+    upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    upper.legend(loc="lower right", framealpha=0.9)
+    upper.set_title(f"Handwritten digits on {devices:,} devices, secure aggregation in every round", loc="left")
+
+    if spent:
+        lower.bar([number for number, _ in spent], [epsilon for _, epsilon in spent], color=_SPENT, width=0.5)
+        top = max(epsilon for _, epsilon in spent)
+        if budget is not None and math.isfinite(budget):
+            top = max(top, budget)
+            lower.axhline(budget, color=_SPENT, linestyle=":", linewidth=1.4)
+            lower.text(
+                0.01, budget, f"budget {budget:g}", color=_SPENT, va="bottom", transform=lower.get_yaxis_transform()
+            )
+        lower.set_ylim(0, 1.35 * top)
+        lower.set_ylabel("epsilon spent")
+    lower.set_xlabel("round")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (upper, lower):
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
-    pyplot.close(figure)

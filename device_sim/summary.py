@@ -43,7 +43,7 @@ def summarise(
     show = screen.console.print
 
     plot = folders.work / PLOT_FILE
-    plot_rounds(plot, committed, baselines, devices=settings.devices)
+    plot_rounds(plot, committed, baselines, devices=settings.devices, budget=settings.epsilon)
     private = final.accuracy or 0.0
     show()
     show("[bold]Accuracy on held-out digits[/bold]")

@@ -127,7 +127,8 @@ def fedyogi(
     """As `fedadam`, with Yogi's second moment, which forgets large means no faster than small ones."""
 
     def second_moment(second: Vector, square: Vector) -> Vector:
-        return second - np.float32(1 - beta2) * square * np.sign(second - square)
+        step: Vector = np.float32(1 - beta2) * square * np.sign(second - square)
+        return second - step
 
     return _adaptive("fedyogi", second_moment, learning_rate, beta1, beta2, epsilon, decay)
 
@@ -151,7 +152,7 @@ def _adaptive(
         first = np.float32(beta1) * slots[0] + np.float32(1 - beta1) * mean
         second = second_moment(slots[1], mean * mean)
         # A rounding error below zero has no root.
-        deviation = np.sqrt(np.maximum(second, 0) / np.float32(1 - beta2**step))
+        deviation: Vector = np.sqrt(np.maximum(second, 0) / np.float32(1 - beta2**step))
         rate = np.float32(learning_rate * decay ** (step - 1) / (1 - beta1**step))
         return rate * first / (deviation + np.float32(epsilon)), (first, second)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from coordinator.aggregation.accumulator import ModularSum
 from coordinator.config import TaskConfig
 from coordinator.privacy import accountant
 from coordinator.privacy.ledger import ReleaseEvent
@@ -95,9 +96,8 @@ class TaskRunner:
         self._optimizer_sha256 = Digest(b"")
         self._position = 0
         self._opened_at = 0.0
-        self._total: modular.Words | None = None
+        self._total: ModularSum | None = None
         self._total_changed = False
-        self._summed = 0
         self._abandoned_in_a_row = 0
         self._committed = 0
         self._ledger: list[ReleaseEvent] = []
@@ -128,15 +128,14 @@ class TaskRunner:
             self.apply(transitions.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
             return
         self.state = journal.fold(config, row.opened_at, rows, self._verify_peer)
-        self._summed = len(getattr(self.state, "reported", ()))
-        if isinstance(self.state, Releasing):
-            self._summed = len(self.state.unmasking.reported)
         self._total = None
         if total is not None:
-            self._total = np.frombuffer(total.vector, modular.work_dtype(plan.bits)).copy()
+            words = np.frombuffer(total.vector, modular.work_dtype(plan.bits))
+            self._total = ModularSum(plan.bits, total.count, words)
+        summed = 0 if self._total is None else self._total.count
         fixed = survivors_fixed(self.state)
         published = codec.encode(fixed) if fixed else None
-        if row.survivors != published or (0 if total is None else total.count) != self._summed:
+        if row.survivors != published or summed != counts(self.state).reported:
             self.apply(transitions.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
 
     def _load_task(self, connection: sa.Connection) -> None:
@@ -201,7 +200,7 @@ class TaskRunner:
         self.sequence += 1
         self.state = transitions.open_round(self._round_config(plan, body), now)
         self._opened_at, self._position = now, 0
-        self._total, self._total_changed, self._summed = None, False, 0
+        self._total, self._total_changed = None, False
         self.statistics = Statistics()
         values = {
             "rid": rid,
@@ -259,11 +258,8 @@ class TaskRunner:
         self._touched = True
 
     def _accumulate(self, vector: modular.Words) -> None:
-        if self._total is None:
-            self._total = vector.copy()
-        else:
-            self._total += vector
-        self._summed += 1
+        total = self._total or ModularSum.empty(vector.size, self.config.encoding.bits)
+        self._total = total.plus(vector)
         self._total_changed = True
 
     def _close(self, state: Committed | Abandoned, now: float) -> None:
@@ -299,7 +295,7 @@ class TaskRunner:
             rid=config_of(self.state).plan.rid,
             config=self.config,
             unmasking=self.state.unmasking,
-            total=self._total.copy(),
+            total=self._total.words,
             parameters=np.frombuffer(self._blobs.get(self.checkpoint.sha256), "<f4"),
             optimizer_state=self._blobs.get(self._optimizer_sha256),
             bundle=self._blobs.get(self.config.bundle.sha256),
@@ -441,8 +437,8 @@ class TaskRunner:
             writes.insert(0, lambda c: c.execute(tables.journal.insert(), rows))
         return writes
 
-    def _write_total(self, state: State, total: modular.Words) -> None:
-        rid, count, vector = config_of(state).plan.rid, self._summed, total.tobytes()
+    def _write_total(self, state: State, total: ModularSum) -> None:
+        rid, count, vector = config_of(state).plan.rid, total.count, total.words.tobytes()
         table = tables.accumulators
 
         def write(connection: sa.Connection) -> None:

@@ -213,7 +213,8 @@ class DeviceAgent:
         known = self.store.get("coordinator")
         self._coordinator = bytes.fromhex(known) if known else None
         self._fold(self.store.journal(), now)
-        if session.base_of(self._state) is not None:
+        base = session.base_of(self._state)
+        if base is not None and now < base.expires_at:
             self._carry_out(session.resume(self._state), now)
         return self.tick(now)
 
@@ -426,6 +427,7 @@ class DeviceAgent:
         log.info("%s left round %d: %s", self.device_id, plan.round_number, detail)
         self._state, self._position = session.Waiting(), 0
         self._downloads.clear()
+        self._job = None
         self._left = self._left or (self._announcement is not None and self._announcement.rid == plan.rid)
 
     def _participation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ def spread_over_stages(devices: int, per_stage: int) -> tuple[Fault, ...]:
     )
 
 
-@pytest.mark.parametrize("epsilon", [float("inf"), 8.0])
-def test_small_round_without_dropouts(folder: Path, epsilon: float) -> None:
+@pytest.mark.parametrize("epsilon", [None, 8.0])
+def test_small_round_without_dropouts(folder: Path, epsilon: float | None) -> None:
     (view,) = Case(8, epsilon=epsilon).run(folder)
     assert view.phase == "committed"
     assert view.answered == 8
@@ -40,15 +41,15 @@ def test_new_model_is_the_mean_of_the_survivors_updates(folder: Path) -> None:
     np.testing.assert_allclose(np.frombuffer(checkpoint, "<f4"), mean, atol=2e-2)
 
 
-@pytest.mark.parametrize("epsilon", [float("inf"), 8.0])
-def test_complete_graph_with_dropouts_at_every_stage(folder: Path, epsilon: float) -> None:
+@pytest.mark.parametrize("epsilon", [None, 8.0])
+def test_complete_graph_with_dropouts_at_every_stage(folder: Path, epsilon: float | None) -> None:
     case = Case(20, min_reports=8, epsilon=epsilon, faults=spread_over_stages(20, 1))
     (view,) = case.run(folder)
     assert view.phase == "committed"
     assert (view.checked_in, view.advertised, view.shared, view.reported, view.answered) == (19, 18, 17, 16, 15)
 
 
-@pytest.mark.parametrize("epsilon", [float("inf"), 8.0])
+@pytest.mark.parametrize("epsilon", [math.inf, 8.0])
 def test_sparse_graph_with_dropouts_at_every_stage(folder: Path, epsilon: float) -> None:
     devices = 64
     config = task_config(devices, min_reports=30, epsilon=epsilon, dropout_share=0.1)

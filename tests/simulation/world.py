@@ -6,7 +6,6 @@ A `Case` is a whole run as one value: its repr in a failure can be pasted into `
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +47,7 @@ from edge_sdk.protocol.session import survivors_digest
 from edge_sdk.runtime.agent import DeviceAgent, Pace, TrainingJob
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore
-from edge_sdk.secagg import client, modular
+from edge_sdk.secagg import client, modular, suite
 
 _MEMORY = Path("/dev/shm")  # noqa: S108  # only its speed is wanted, every world has a folder of its own in it
 
@@ -253,6 +252,8 @@ class World:
     ) -> None:
         self.config = config or task_config(devices)
         self.folder = folder
+        self.seed = seed
+        self.processes = 0
         self.database = Database.in_folder(folder)
         self.blobs = Blobs(folder / "blobs")
         self.learners = [KnownLearner(number, self.config.dimension) for number in range(devices)]
@@ -285,8 +286,13 @@ class World:
             self.blobs,
             identity("coordinator", "coordinator"),
             ca=authority().certificate,
-            random_bytes=os.urandom,
+            random_bytes=self.random_bytes(),
         )
+
+    def random_bytes(self) -> Callable[[int], bytes]:
+        """Another source for each process that starts, the same for each run: times and secrets follow the seed."""
+        self.processes += 1
+        return suite.Stream(suite.digest(b"world %d process %d" % (self.seed, self.processes))).bytes
 
     def agent_maker(self, number: int) -> Callable[[], DeviceAgent]:
         name = device_name(number)
@@ -303,7 +309,7 @@ class World:
                 BlobCache(home / "blobs"),
                 self.learners[number],
                 policy=self.policy,
-                random_bytes=os.urandom,
+                random_bytes=self.random_bytes(),
                 pace=Pace(resend_s=5.0),
             )
 
@@ -344,19 +350,20 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A whole run as one value."""
+    """A whole run as one value; without an epsilon there is no noise."""
 
     devices: int
     rounds: int = 1
     min_reports: int = 0
-    epsilon: float = math.inf
+    epsilon: float | None = None
     seed: int = 1
     network: Network = NO_NETWORK_TROUBLE
     faults: tuple[Fault, ...] = ()
 
     def world(self, folder: Path) -> World:
-        config = task_config(self.devices, rounds=self.rounds, epsilon=self.epsilon, min_reports=self.min_reports)
-        policy = DevicePolicy(min_reports=2, epsilon_at_most=math.inf if math.isinf(self.epsilon) else self.epsilon + 1)
+        epsilon = math.inf if self.epsilon is None else self.epsilon
+        config = task_config(self.devices, rounds=self.rounds, epsilon=epsilon, min_reports=self.min_reports)
+        policy = DevicePolicy(min_reports=2, epsilon_at_most=epsilon + 1)
         return World(
             folder,
             self.devices,

@@ -1,6 +1,6 @@
 """How fast one million coordinates are encoded and masked, against copying them once.
 
-    python benchmarks/bench_masking.py
+    python -m benchmarks.masking
 
 Everything a device does to a trained update of 2^20 coordinates: encoding (clip, rotate, round, noise), one
 mask and the packing; and what each mask costs a device and the coordinator. Figures are medians; the ratio to a

@@ -1,0 +1,155 @@
+"""What the private federation is compared with, run on a small fleet with the bundle that the demo exports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.utility_table import private_mean
+from coordinator.aggregation.server_optimizers import server_optimizer
+from coordinator.privacy.calibration import calibrate
+from device_sim import baselines, job
+from device_sim.baselines import (
+    BASELINES_FILE,
+    Baselines,
+    demo_plan,
+    drawn_reporters,
+    load_baselines,
+    mean_of_clipped,
+    train_centrally,
+    train_federated,
+)
+from device_sim.datasets import digits, federated_digits
+from device_sim.fleet import FleetFolders
+from edge_sdk.errors import ConfigError
+from edge_sdk.signing import new_private_key, public_key_to_pem
+from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.evaluation import evaluate
+from exporters import export
+from exporters.examples.digits import build
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> FleetFolders:
+    """A demo's work folder with its signer and its bundle."""
+    made = FleetFolders(tmp_path_factory.mktemp("demo"))
+    key = new_private_key()
+    made.signer_public.parent.mkdir()
+    made.signer_public.write_bytes(public_key_to_pem(key.public_key()))
+    spec = build()
+    export(
+        spec.model,
+        spec.loss,
+        example_inputs=spec.example_inputs,
+        example_target=spec.example_target,
+        path=made.bundle,
+        signer=key,
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def artifact(folders: FleetFolders) -> Artifact:
+    from edge_sdk.credentials import load_public_key
+    from edge_sdk.training.artifact import read_artifact
+
+    return read_artifact(folders.bundle, signer=load_public_key(folders.signer_public))
+
+
+def test_central_training_reads_digits(artifact: Artifact) -> None:
+    accuracies = train_centrally(artifact, *digits(seed=1), seed=1)
+    assert len(accuracies) == baselines.CENTRAL_EPOCHS
+    assert accuracies[-1] > 0.97
+
+
+def test_the_jobs_settings_come_close_to_central_training_without_noise(artifact: Artifact) -> None:
+    found = baselines.compare(artifact, devices=200, rounds=10, dropout=0.1, seed=1)
+    assert len(found.noise_free) == 10
+    assert found.centralised[-1] - found.noise_free[-1] < 0.03
+
+
+def test_noise_for_the_jobs_epsilon_costs_less_than_ten_points(artifact: Artifact) -> None:
+    devices, rounds = 200, 10
+    plan = calibrate(
+        clip_norm=job.CLIP_NORM,
+        dimension=artifact.layout.size,
+        min_reports=job.min_reports(devices),
+        max_devices=devices,
+        rounds=rounds + 1,
+        epsilon=job.EPSILON,
+        delta=job.DELTA,
+        corrupt_share=0.05,
+    )
+
+    def accuracy(aggregate: baselines.Aggregate) -> float:
+        return train_federated(
+            artifact,
+            federated_digits(devices, seed=1),
+            plan=demo_plan(),
+            optimizer=server_optimizer(job.SERVER_OPTIMIZER),
+            reporters=drawn_reporters(devices, rounds, 0.1, seed=1),
+            aggregate=aggregate,
+            seed=1,
+        )[-1]
+
+    without = accuracy(mean_of_clipped(job.CLIP_NORM))
+    private = accuracy(private_mean(plan, artifact.layout.size, job.CLIP_NORM, seed=1))
+    assert without - private < 0.1
+
+
+def test_the_mean_is_of_clipped_updates() -> None:
+    aggregate = mean_of_clipped(1.0)
+    updates = [np.array(values, np.float32) for values in ([3.0, 4.0], [0.0, -0.5], [0.0, 0.0])]
+    np.testing.assert_allclose(aggregate(1, updates), [0.2, 0.1], rtol=1e-6)
+
+
+def test_reporters_are_those_whose_report_the_demo_lets_arrive() -> None:
+    reporters = drawn_reporters(400, 5, 0.2, seed=7)
+    assert reporters == drawn_reporters(400, 5, 0.2, seed=7)
+    assert len(reporters) == 5
+    # A quarter of those that vanish do so after their report.
+    share = np.mean([len(places) / 400 for places in reporters])
+    assert abs(share - 0.85) < 0.03
+    assert drawn_reporters(3, 2, 0.0, seed=7) == ((0, 1, 2), (0, 1, 2))
+
+
+def test_the_command_writes_what_the_demo_reads(
+    folders: FleetFolders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(baselines, "CENTRAL_EPOCHS", 2)
+    marker = folders.work / "demo.json"
+    marker.write_text(json.dumps({"devices": 10, "rounds": 2, "dropout": 0.1, "seed": 1, "other": True}))
+    monkeypatch.setattr("sys.argv", ["baselines", str(marker)])
+    assert baselines.main() == 0
+    found = load_baselines(folders.work / BASELINES_FILE)
+    assert found is not None
+    assert (len(found.centralised), len(found.noise_free)) == (2, 2)
+
+    monkeypatch.setattr(baselines, "BASELINES_FILE", "other.json")
+    folders.bundle.rename(folders.bundle.with_suffix(".gone"))
+    try:
+        assert baselines.main() == 2
+    finally:
+        folders.bundle.with_suffix(".gone").rename(folders.bundle)
+    assert "cannot read bundle" in capsys.readouterr().err
+
+
+def test_baselines_are_read_back_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / BASELINES_FILE
+    assert load_baselines(path) is None
+    path.write_text('{"centralised": [0.5], "noise_free": [1]}')
+    assert load_baselines(path) == Baselines((0.5,), (1.0,))
+    path.write_text('{"centralised": [0.5]}')
+    with pytest.raises(ConfigError, match="holds no baselines"):
+        load_baselines(path)
+
+
+def test_a_model_without_classes_has_no_accuracy(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = evaluate(artifact, artifact.checkpoint(), *digits()[1])
+    monkeypatch.setattr(baselines, "evaluate", lambda *_: replace(found, accuracy=None))
+    with pytest.raises(ConfigError, match="no accuracy"):
+        train_centrally(artifact, *digits())

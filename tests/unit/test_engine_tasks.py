@@ -1,0 +1,197 @@
+"""Tasks at work in one coordinator: several at once, new ones, finished ones, and what a restart brings back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.service.engine import Publication
+from coordinator.service.tasks import create_task, list_rounds, list_tasks, newest_model
+from coordinator.store import tables
+from device_sim.script import CrashCoordinator, Reboot, Vanish
+from device_sim.virtual import VirtualFleet
+from edge_sdk.protocol import chunks, codec, topics
+from edge_sdk.protocol.messages import (
+    NO_ROUND,
+    AbandonReason,
+    Announcement,
+    CheckIn,
+    DeviceId,
+    Outcome,
+    Plan,
+    Pull,
+    Rejection,
+    RejectionReason,
+    TaskState,
+)
+from edge_sdk.runtime.agent import DeviceAgent, Pace
+from edge_sdk.runtime.blob_cache import BlobCache
+from tests.simulation.world import START, KnownLearner, World, device_name, fresh_folder, identity, task_config
+from tests.unit.desk import Desk, control_topic, frame, heard, only
+
+ME = device_name(0)
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    with fresh_folder() as folder:
+        held = Desk(folder, rounds=2)
+        with held.world:
+            yield held
+
+
+def announcements(publications: tuple[Publication, ...]) -> list[Announcement]:
+    found = []
+    for publication in publications:
+        if isinstance(topics.parse(publication.topic), topics.TaskTopic):
+            assert publication.retain
+            message = codec.parse_for_device(codec.read_frame(publication.payload))
+            assert isinstance(message, Announcement)
+            found.append(message)
+    return found
+
+
+def restart(desk: Desk) -> tuple[Publication, ...]:
+    desk.coordinator = desk.world.make_coordinator()
+    return desk.coordinator.start(desk.now)
+
+
+def test_a_restart_announces_the_same_round(desk: Desk) -> None:
+    rid = desk.rid
+    (again,) = announcements(restart(desk))
+    assert (again.rid, again.state, again.round_number) == (rid, TaskState.OPEN, 1)
+    (once_more,) = announcements(desk.coordinator.republish(desk.now))
+    assert once_more == again
+    assert announcements(desk.coordinator.tick(desk.now)) == []
+
+
+def test_a_restart_repeats_the_phase_byte_for_byte(desk: Desk) -> None:
+    desk.join_all()
+    plans = {p.topic: p.payload for p in desk.coordinator.republish(desk.now)}
+    again = {p.topic: p.payload for p in restart(desk)}
+    assert again == plans
+    assert len(again) == 6
+
+
+def test_an_abandoned_round_is_followed_by_another(desk: Desk) -> None:
+    first = desk.rid
+    desk.check_in_all()
+    desk.now += 10_000
+    publications = desk.coordinator.tick(desk.now)
+    (announced,) = announcements(publications)
+    assert announced.rid == desk.rid != first
+    assert announced.round_number == 1
+    outcomes = {said.message for said in heard(publications)}
+    assert outcomes == {Outcome(first, False, AbandonReason.TOO_FEW_KEYS, 0)}
+
+
+def test_too_many_abandoned_rounds_in_a_row_pause_the_task(desk: Desk) -> None:
+    last: tuple[Publication, ...] = ()
+    for _ in range(desk.world.config.max_abandoned):
+        assert not desk.coordinator.idle
+        desk.now += 10_000
+        last = desk.coordinator.tick(desk.now)
+    assert desk.coordinator.idle
+    (announced,) = announcements(last)
+    assert (announced.state, announced.rid) == (TaskState.PAUSED, NO_ROUND)
+    (task,) = list_tasks(desk.world.database)
+    assert task.state is TaskState.PAUSED
+    assert "too_few_check_ins" in task.reason
+    message = CheckIn("task", NO_ROUND, "1", "1")
+    answer = only(desk.send(ME, message, certificate=identity(ME).certificate_der), Rejection)
+    assert answer.reason is RejectionReason.TASK_CLOSED
+    (again,) = announcements(restart(desk))
+    assert again == announced
+
+
+def test_a_finished_task_still_gives_out_its_model_after_a_restart(desk: Desk) -> None:
+    ended = tables.tasks.update().values(state=int(TaskState.COMPLETE), sequence=9)
+    closed = tables.rounds.update().values(closed_at=START, phase="committed")
+    desk.world.database.run_tx("end", lambda c: (c.execute(ended), c.execute(closed)))
+    (announced,) = announcements(restart(desk))
+    assert announced.state is TaskState.COMPLETE
+    assert desk.coordinator.idle
+    desk.send(ME, CheckIn("task", NO_ROUND, "1", "1"), certificate=identity(ME).certificate_der)
+    pull = Pull(announced.checkpoint.sha256, 1024, (0,), (1,))
+    (publication,) = desk.put(control_topic(ME), frame(ME, pull))
+    assert topics.parse(publication.topic) == topics.ChunkDown(DeviceId(ME))
+    assert chunks.decode_chunk(publication.payload).data == bytes(200)
+
+
+def test_a_new_task_is_noticed(desk: Desk) -> None:
+    config = replace(task_config(4), task="second", population="others")
+    create_task(desk.world.database, desk.world.blobs, config, b"bundle", bytes(200), START)
+    (announced,) = announcements(desk.coordinator.tick(desk.now))
+    assert (announced.task, announced.population) == ("second", "others")
+    message = CheckIn("second", announced.rid, "1", "1")
+    assert desk.send(ME, message, certificate=identity(ME).certificate_der) == []
+    assert list_rounds(desk.world.database, "second")[0].checked_in == 1
+    assert desk.view.checked_in == 0
+
+
+def test_one_device_cannot_join_one_round_under_another_tasks_name(desk: Desk) -> None:
+    config = replace(task_config(4), task="second", population="others")
+    create_task(desk.world.database, desk.world.blobs, config, b"bundle", bytes(200), START)
+    desk.coordinator.tick(desk.now)
+    message = CheckIn("second", desk.rid, "1", "1")
+    answer = only(desk.send(ME, message, certificate=identity(ME).certificate_der), Rejection)
+    assert answer.reason is RejectionReason.STALE_ANNOUNCEMENT
+
+
+def test_two_tasks_run_side_by_side_through_faults(folder: Path) -> None:
+    """Two populations under one coordinator, which crashes; each gets the mean of its own devices."""
+    with World(folder, 6, config=task_config(6, rounds=2)) as world:
+        second = replace(task_config(8, rounds=2, min_reports=4), task="second", population="others")
+        create_task(world.database, world.blobs, second, b"another bundle", bytes(200), START)
+
+        def maker(number: int) -> DeviceAgent:
+            name = device_name(number)
+            home = folder / name
+            world.stores[name] = world.make_store(home / "device.sqlite")
+            return DeviceAgent(
+                identity(name),
+                "others",
+                world.stores[name],
+                BlobCache(home / "blobs"),
+                KnownLearner(number),
+                policy=world.policy,
+                random_bytes=world.random_bytes(),
+                pace=Pace(resend_s=5.0),
+            )
+
+        makers = [world.agent_maker(n) for n in range(6)] + [lambda n=n: maker(n) for n in range(20, 28)]
+        faults = (
+            Reboot(device_name(1), 1, "share_keys"),
+            Vanish(device_name(21), 1, "masked_input"),
+            CrashCoordinator(30),
+            CrashCoordinator(60),
+        )
+        fleet = VirtualFleet(world.make_coordinator, makers, seed=5, faults=faults, start_at=START)
+        assert fleet.run(until=lambda: fleet.coordinator.idle)
+        for task, numbers in (("task", range(6)), ("second", range(20, 28))):
+            rounds = list_rounds(world.database, task)
+            assert [view.phase for view in rounds] == ["committed", "committed"]
+            version, checkpoint = newest_model(world.database, world.blobs, task)
+            assert version == 3
+            assert np.isfinite(np.frombuffer(checkpoint, "<f4")).all()
+            assert rounds[1].reported == len(numbers)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with fresh_folder() as path:
+        yield path
+
+
+def test_the_plan_promises_what_the_task_does(desk: Desk) -> None:
+    plan = desk.check_in_all()
+    assert isinstance(plan, Plan)
+    config = desk.world.config
+    assert (plan.goal_count, plan.min_reports, plan.dimension) == (5, 2, config.dimension)
+    assert plan.two_survivor_sets
+    assert plan.expires_after_s > config.pacing.report_timeout_s
+    assert plan.rid == desk.rid
