@@ -79,9 +79,7 @@ def main() -> None:
 def _run(program: str, arguments: Sequence[str]) -> tuple[float, float, float]:
     """Seconds until ready, seconds until trained, peak MB, of a fresh process."""
     start = time.time()
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True)
     opened, trained, peak_kib = json.loads(done.stdout)
     return opened - start, trained - start, peak_kib / 1024
 
@@ -97,9 +95,7 @@ def _prepare(work: Path) -> tuple[Path, Path]:
     draw = np.random.default_rng(0)
     x = draw.random((EXAMPLES, FEATURES), np.float32)
     make_devices(folders, {"bench": (x, np.arange(EXAMPLES) % CLASSES)}, time.time())
-    model = torch.nn.Sequential(
-        torch.nn.Linear(FEATURES, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, CLASSES)
-    )
+    model = torch.nn.Sequential(torch.nn.Linear(FEATURES, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, CLASSES))
     export(
         model,
         torch.nn.functional.cross_entropy,

@@ -182,9 +182,7 @@ def main() -> None:
             limit = primitives_s(size)
             memory = fleet.in_memory_s()
             broker, kind = fleet.over_broker_s()
-        print(
-            f"  {size:7d}{memory:12.2f}{broker:10.2f} {kind:10s}{limit:14.2f}{memory / limit:20.1f}", flush=True
-        )
+        print(f"  {size:7d}{memory:12.2f}{broker:10.2f} {kind:10s}{limit:14.2f}{memory / limit:20.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """A fleet's folders on one machine: registrar, signer, coordinator and devices, each with what it owns in the field.
 
-    work/registrar    the certificate authority
-    work/signer       the model-signing key
-    work/coordinator  the coordinator's work folder
-    work/devices/ID   a device's folder: identity, signer.pub, example store
+work/registrar    the certificate authority
+work/signer       the model-signing key
+work/coordinator  the coordinator's work folder
+work/devices/ID   a device's folder: identity, signer.pub, example store
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def make_authorities(folders: FleetFolders, now: float) -> None:
     public = NewFile("signer.pub", public_key_to_pem(key.public_key()), secret=False)
     write_folder(folders.signer_key.parent, [private_key_file("signer.key", key), public])
     folders.coordinator.mkdir(parents=True, exist_ok=True)
-    save_identity(
-        folders.coordinator / IDENTITY_FOLDER, _issue(folders, authority, "coordinator", "coordinator", now)
-    )
+    save_identity(folders.coordinator / IDENTITY_FOLDER, _issue(folders, authority, "coordinator", "coordinator", now))
 
 
 def make_devices(folders: FleetFolders, shards: Mapping[str, Shard], now: float) -> None:

@@ -76,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="edge", description="Federated learning and inference on edge devices."
-    )
+    parser = argparse.ArgumentParser(prog="edge", description="Federated learning and inference on edge devices.")
     parser.add_argument("-V", "--version", action="version", version=f"edge {version(DISTRIBUTION)}")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in _wanted(arguments):

@@ -169,9 +169,7 @@ def write_folder(folder: Path, files: Sequence[NewFile]) -> None:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         if folder.exists():
-            raise IdentityError(
-                f"{folder} exists already", hint="name a folder that does not exist yet"
-            ) from error
+            raise IdentityError(f"{folder} exists already", hint="name a folder that does not exist yet") from error
         raise IdentityError(
             f"cannot write {folder}: {error.strerror or error}", hint="check the path and its permissions"
         ) from error

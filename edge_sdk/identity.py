@@ -235,9 +235,7 @@ def _authority_key(ca: x509.Certificate) -> ec.EllipticCurvePublicKey:
 def _read(certificate: x509.Certificate) -> _Leaf:
     for extension in certificate.extensions:
         if extension.critical and extension.oid not in _UNDERSTOOD_EXTENSIONS:
-            raise IdentityError(
-                f"a certificate has the unknown critical extension {extension.oid.dotted_string}"
-            )
+            raise IdentityError(f"a certificate has the unknown critical extension {extension.oid.dotted_string}")
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound as error:
@@ -249,9 +247,7 @@ def _read(certificate: x509.Certificate) -> _Leaf:
     if len(names) != 1:
         raise IdentityError(f"a certificate has {len(names)} common names, not one")
     public_key = certificate.public_key()
-    if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(
-        public_key.curve, ec.SECP256R1
-    ):
+    if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):
         raise IdentityError(f"the certificate of {names[0]!r} is not for a P-256 key")
     return _Leaf(
         id=check_id(names[0]),

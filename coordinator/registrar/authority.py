@@ -175,9 +175,7 @@ def read_request(data: bytes) -> Request:
         IdentityError: too large, not a request, its signature is wrong, no proper id, or not a P-256 key.
     """
     if len(data) > REQUEST_MAX_BYTES:
-        raise IdentityError(
-            f"a certificate request of {len(data)} bytes is over the limit of {REQUEST_MAX_BYTES}"
-        )
+        raise IdentityError(f"a certificate request of {len(data)} bytes is over the limit of {REQUEST_MAX_BYTES}")
     try:
         pem = data.lstrip().startswith(b"-----BEGIN")
         request = x509.load_pem_x509_csr(data) if pem else x509.load_der_x509_csr(data)
@@ -196,9 +194,7 @@ def read_request(data: bytes) -> Request:
         raise IdentityError(
             f"the certificate request has {len(names)} common names, not one", hint="put the id in CN, once"
         )
-    if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(
-        public_key.curve, ec.SECP256R1
-    ):
+    if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):
         raise IdentityError("the certificate request is not for a P-256 key", hint="make an EC P-256 key")
     return Request(check_id(names[0]), public_key)
 

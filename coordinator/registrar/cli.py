@@ -27,14 +27,10 @@ def add_verb(subparsers: Subparsers) -> None:
 
     init = actions.add_parser("init", help="make a registrar: a CA key and a certificate for ten years")
     init.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for it")
-    init.add_argument(
-        "--name", default="edge-sdk registrar", help="its name in every certificate (%(default)s)"
-    )
+    init.add_argument("--name", default="edge-sdk registrar", help="its name in every certificate (%(default)s)")
     init.set_defaults(handler=_init)
 
-    request = actions.add_parser(
-        "request", help="make a key and a request for its certificate, on the device itself"
-    )
+    request = actions.add_parser("request", help="make a key and a request for its certificate, on the device itself")
     request.add_argument("--id", required=True, help="the id: a-z, 0-9 and '-', at most 63")
     request.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for both")
     request.set_defaults(handler=_request)
@@ -46,9 +42,7 @@ def add_verb(subparsers: Subparsers) -> None:
     source.add_argument("--csr", type=Path, metavar="FILE", help="for the key and the id of this request")
     source.add_argument("--new-key", action="store_true", help="for a key made here; needs --id")
     issue.add_argument("--id", help="the id; with --csr it must agree with the request")
-    issue.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a new folder for what is issued"
-    )
+    issue.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for what is issued")
     issue.add_argument("--days", type=int, default=90, help="how long it is valid (%(default)s)")
     issue.add_argument(
         "--host",
@@ -56,15 +50,11 @@ def add_verb(subparsers: Subparsers) -> None:
         metavar="NAME",
         help=f"names and addresses of a TLS server (a broker's default: {' '.join(_BROKER_HOSTS)})",
     )
-    issue.add_argument(
-        "--replace", action="store_true", help="even if another key has a valid certificate for the id"
-    )
+    issue.add_argument("--replace", action="store_true", help="even if another key has a valid certificate for the id")
     issue.set_defaults(handler=_issue)
 
     listing = actions.add_parser("list", help="show what was issued")
-    listing.add_argument(
-        "--registrar", type=Path, required=True, metavar="DIR", help="the registrar's folder"
-    )
+    listing.add_argument("--registrar", type=Path, required=True, metavar="DIR", help="the registrar's folder")
     listing.set_defaults(handler=_list)
 
 
@@ -147,9 +137,7 @@ def _list(arguments: argparse.Namespace) -> None:
     open_folder(arguments.registrar)
     print(f"{'id':<32} {'role':<12} {'issued':<11} {'valid until':<12} serial")
     for line in read_log(arguments.registrar):
-        issued, until = (
-            f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d}" for when in (line.issued_at, line.not_after)
-        )
+        issued, until = (f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d}" for when in (line.issued_at, line.not_after))
         print(f"{line.id:<32} {line.role:<12} {issued:<11} {until:<12} {line.serial}")
 
 

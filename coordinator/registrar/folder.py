@@ -115,8 +115,7 @@ def issue_logged(
         other = line.role != role or line.key_sha256 != fingerprint
         if line.id == identity_id and line.not_after > now and other and not replace:
             raise IdentityError(
-                f"{identity_id!r} has a valid certificate with another key or role: "
-                f"{line.role}, serial {line.serial}",
+                f"{identity_id!r} has a valid certificate with another key or role: {line.role}, serial {line.serial}",
                 hint="choose another id, or pass --replace if that key is lost",
             )
     certificate = issue(
@@ -146,9 +145,7 @@ def read_log(folder: Path) -> list[Issued]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise IdentityError(
-            f"cannot read {path}: {error}", hint="check the file and its permissions"
-        ) from error
+        raise IdentityError(f"cannot read {path}: {error}", hint="check the file and its permissions") from error
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
@@ -177,6 +174,4 @@ def _append(path: Path, line: Issued) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        raise IdentityError(
-            f"cannot write {path}: {error.strerror or error}", hint="check its permissions"
-        ) from error
+        raise IdentityError(f"cannot write {path}: {error.strerror or error}", hint="check its permissions") from error

@@ -108,7 +108,7 @@ class Coordinator:
         self._random_bytes = random_bytes
         self._runners: dict[str, TaskRunner] = {}
         self._devices: dict[str, _Device] = {}
-        self._uploads = Uploads(worker)
+        self._uploads = Uploads(worker, blobs.spool)
         self._large: dict[bytes, tuple[str, bytes]] = {}
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._seen: dict[str, CheckIn] = {}
@@ -296,7 +296,9 @@ class Coordinator:
                 raise RemoteProtocolError(f"{device_id}'s masked input is not what its digest says")
             self._take_vector(runner, device_id, message, message.inline, now)
             return
-        self._uploads.offer(device_id, message, now)
+        whole = self._uploads.offer(device_id, message, now)
+        if whole is not None:
+            self._take_vector(runner, device_id, message, whole, now)
         for target, pull in self._uploads.requests(now):
             self._send(target, pull)
 

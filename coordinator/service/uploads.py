@@ -1,8 +1,8 @@
 """Masked vectors on their way in, chunk by chunk, when they are too large to travel inside their message.
 
 The coordinator pulls: it decides how many transfers run at once and how much of each is outstanding, so its memory is
-bounded however many devices offer. Parts live in memory: after a restart the device offers again and the transfer
-starts anew, which costs bytes but never correctness.
+bounded however many devices offer. Parts wait in the spool: after a restart the device offers again, and only what is
+missing is pulled.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from edge_sdk.errors import RemoteProtocolError
 from edge_sdk.protocol import chunks
 from edge_sdk.protocol.limits import CHUNK_DEFAULT_BYTES
 from edge_sdk.protocol.messages import Digest, MaskedInput, Pull
+from edge_sdk.runtime.spool import Spool
 
 MAX_TRANSFERS = 32
 STALLED_AFTER_S = 30.0
 
 
 class _Transfer:
-    __slots__ = ("assembly", "message", "since")
+    __slots__ = ("assembly", "message", "parts", "since")
 
-    def __init__(self, message: MaskedInput, now: float) -> None:
-        size_bytes = message.vector.size_bytes
-        parts = chunks.MemoryParts(size_bytes, CHUNK_DEFAULT_BYTES)
-        self.assembly = chunks.Assembly(message.vector.sha256, size_bytes, CHUNK_DEFAULT_BYTES, parts)
+    def __init__(self, message: MaskedInput, spool: Spool, now: float) -> None:
+        digest, size_bytes = message.vector.sha256, message.vector.size_bytes
+        self.parts = spool.parts(digest, size_bytes, CHUNK_DEFAULT_BYTES)
+        self.assembly = chunks.Assembly(digest, size_bytes, CHUNK_DEFAULT_BYTES, self.parts)
         self.message = message
         self.since = now
 
@@ -34,23 +35,33 @@ class Uploads:
 
     Args:
         worker: its number in the chunk topics.
+        spool: where parts wait.
     """
 
-    def __init__(self, worker: int) -> None:
+    def __init__(self, worker: int, spool: Spool) -> None:
         self.worker = worker
+        self._spool = spool
         self._transfers: dict[str, _Transfer] = {}
 
-    def offer(self, device_id: str, message: MaskedInput, now: float) -> None:
-        """A device offers a vector; it is pulled now, or the device offers again later."""
+    def offer(self, device_id: str, message: MaskedInput, now: float) -> bytes | None:
+        """A device offers a vector; it is pulled now, or the device offers again later.
+
+        Returns:
+            The vector, where all of it had come before a restart.
+        """
         transfer = self._transfers.get(device_id)
         if transfer is None or transfer.message != message:
             self._evict(now)
             if len(self._transfers) >= MAX_TRANSFERS and transfer is None:
-                return
-            self._transfers[device_id] = _Transfer(message, now)
+                return None
+            self._close(device_id)
+            self._transfers[device_id] = transfer = _Transfer(message, self._spool, now)
+            if transfer.assembly.complete:
+                return self._whole(device_id, transfer)
         else:
             # Offered again: the device lost its connection, and with it what was under way.
             transfer.assembly.connection_lost()
+        return None
 
     def chunk(self, device_id: str, frame: bytes, now: float) -> tuple[MaskedInput, bytes] | None:
         """A chunk came; returns the offer and the whole vector once it is complete and its digest holds."""
@@ -61,8 +72,7 @@ class Uploads:
             transfer.since = now
         if not transfer.assembly.complete:
             return None
-        del self._transfers[device_id]
-        return transfer.message, transfer.assembly.finish()
+        return transfer.message, self._whole(device_id, transfer)
 
     def requests(self, now: float) -> list[tuple[str, Pull]]:
         """The pulls to send now."""
@@ -84,8 +94,20 @@ class Uploads:
     def forget(self, device_ids: Set[str]) -> None:
         """These devices' round is over."""
         for device_id in device_ids & self._transfers.keys():
-            del self._transfers[device_id]
+            self._transfers.pop(device_id).parts.remove()
+
+    def _whole(self, device_id: str, transfer: _Transfer) -> bytes:
+        del self._transfers[device_id]
+        try:
+            return transfer.assembly.finish()
+        finally:
+            transfer.parts.remove()
 
     def _evict(self, now: float) -> None:
         for device_id in [d for d, t in self._transfers.items() if now - t.since > STALLED_AFTER_S]:
-            del self._transfers[device_id]
+            self._close(device_id)
+
+    def _close(self, device_id: str) -> None:
+        transfer = self._transfers.pop(device_id, None)
+        if transfer is not None:
+            transfer.parts.close()

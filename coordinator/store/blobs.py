@@ -12,13 +12,19 @@ from pathlib import Path
 
 from edge_sdk.errors import StoreError
 from edge_sdk.protocol.messages import BlobRef, Digest
+from edge_sdk.runtime.spool import Spool
 
 
 class Blobs:
-    """Content-addressed files under one folder."""
+    """Content-addressed files under one folder.
+
+    Attributes:
+        spool: of vectors on their way in, in `incoming` beside the folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.spool = Spool(folder.with_name("incoming"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

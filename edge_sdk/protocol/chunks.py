@@ -72,6 +72,14 @@ class PartStore(Protocol):
         """Forget all chunks."""
         ...
 
+    def close(self) -> None:
+        """Let go of the chunks; where they outlive the process they stay for the next time."""
+        ...
+
+    def remove(self) -> None:
+        """Give the transfer up, or be done with it: nothing of it stays."""
+        ...
+
 
 class MemoryParts:
     """Keeps chunks in memory, allocated with the first of them.
@@ -107,6 +115,14 @@ class MemoryParts:
         """Forget all chunks."""
         self._data = bytearray()
         self._have = bytearray(len(self._have))
+
+    def close(self) -> None:
+        """Forget all chunks."""
+        self.drop()
+
+    def remove(self) -> None:
+        """Forget all chunks."""
+        self.drop()
 
 
 def chunk_count(size_bytes: int, chunk_bytes: int) -> int:

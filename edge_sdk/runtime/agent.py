@@ -426,6 +426,8 @@ class DeviceAgent:
         self.store.end_round(plan.rid, now, committed=committed, detail=detail)
         log.info("%s left round %d: %s", self.device_id, plan.round_number, detail)
         self._state, self._position = session.Waiting(), 0
+        for download in self._downloads.values():
+            download.parts.close()
         self._downloads.clear()
         self._job = None
         self._left = self._left or (self._announcement is not None and self._announcement.rid == plan.rid)
@@ -481,16 +483,28 @@ class DeviceAgent:
             if blob.size_bytes > BLOB_MAX_BYTES:
                 self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, "a blob larger than any device takes"), now)
                 return
-            if not self._blobs.has(blob):
-                self._download(blob)
+        try:
+            for blob in blobs:
+                if not self._blobs.has(blob):
+                    self._download(blob)
+            for download in [d for d in self._downloads.values() if d.assembly.complete]:
+                self._whole(download, now)
+        except StoreError as error:
+            # No room for it, for example: this round is lost for the device, not the device.
+            log.warning("%s cannot fetch: %s", self.device_id, error)
+            self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
         self._arrived(now)
 
     def _download(self, blob: BlobRef, *, frame_of_coordinator: bool = False) -> None:
         if blob.sha256 in self._downloads:
             return
-        parts = chunks.MemoryParts(blob.size_bytes, CHUNK_DEFAULT_BYTES)
+        parts: chunks.PartStore
+        if frame_of_coordinator:
+            parts = chunks.MemoryParts(blob.size_bytes, CHUNK_DEFAULT_BYTES)
+        else:
+            parts = self._blobs.spool.parts(blob.sha256, blob.size_bytes, CHUNK_DEFAULT_BYTES)
         assembly = chunks.Assembly(blob.sha256, blob.size_bytes, CHUNK_DEFAULT_BYTES, parts)
-        self._downloads[blob.sha256] = _Download(assembly, frame_of_coordinator)
+        self._downloads[blob.sha256] = _Download(assembly, parts, frame_of_coordinator)
 
     def _request(self, now: float) -> None:
         # A device that only serves has never checked in: the coordinator learns here who asks.
@@ -512,12 +526,20 @@ class DeviceAgent:
         download.assembly.receive(payload, now)
         if not download.assembly.complete:
             return
+        self._whole(download, now)
+
+    def _whole(self, download: _Download, now: float) -> None:
         data = download.assembly.finish()
         del self._downloads[download.assembly.sha256]
+        download.parts.remove()
         if download.frame_of_coordinator:
             self._control(data, now, large=True)
         else:
-            self._blobs.put(data)
+            try:
+                self._blobs.put(data)
+            except StoreError as error:
+                log.warning("%s cannot keep what it fetched: %s", self.device_id, error)
+                self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
             self._arrived(now)
 
     def _arrived(self, now: float) -> None:
@@ -631,4 +653,5 @@ class DeviceAgent:
 @dataclass(frozen=True, slots=True)
 class _Download:
     assembly: chunks.Assembly
+    parts: chunks.PartStore
     frame_of_coordinator: bool

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edge_sdk.errors import StoreError
 from edge_sdk.protocol.messages import BlobRef, Digest
+from edge_sdk.runtime.spool import Spool
 
 KEPT = 6
 
@@ -16,11 +17,15 @@ class BlobCache:
     """A folder of verified blobs.
 
     Args:
-        folder: created where missing.
+        folder: created where missing; what is on its way in waits beside it, in `incoming`.
+
+    Attributes:
+        spool: of blobs on their way in.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.spool = Spool(folder.with_name("incoming"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final, Self
 
 from edge_sdk.errors import StoreError
-from edge_sdk.protocol.chunks import chunk_count
+from edge_sdk.protocol.chunks import MemoryParts, chunk_count
 
 _HEAD: Final = struct.Struct("<8sQI")
 _MAGIC: Final = b"EDGEPART"
 _ENTRY: Final = struct.Struct("<II")
+KEPT: Final = 64
 _HINT: Final = "check the disk's free space and the folder's permissions; the transfer resumes where it stopped"
 
 
@@ -158,6 +159,34 @@ class FileParts:
 
     def _failed(self, error: OSError) -> StoreError:
         return StoreError(f"cannot use {self._part}: {error.strerror}", hint=_HINT)
+
+
+class Spool:
+    """A folder of transfers on their way in.
+
+    Args:
+        folder: made with the first transfer that needs it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def parts(self, sha256: bytes, size_bytes: int, chunk_bytes: int) -> MemoryParts | FileParts:
+        """Where the chunks of a blob go: to disk where there is more than one to lose.
+
+        Of other transfers those not touched for longest are given up, so that the folder stays small.
+
+        Raises:
+            StoreError: the files cannot be used, or the disk has no room for the blob.
+        """
+        if size_bytes <= chunk_bytes:
+            return MemoryParts(size_bytes, chunk_bytes)
+        found = FileParts(self._folder, sha256, size_bytes, chunk_bytes)
+        records = sorted(self._folder.glob("*.have"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for old in records[KEPT:]:
+            old.with_suffix(".part").unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
+        return found
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

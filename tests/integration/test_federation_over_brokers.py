@@ -83,9 +83,7 @@ def test_two_rounds(tmp_path: Path, broker: RunningBroker) -> None:
 
 
 @pytest.mark.usefixtures("now")
-def test_vectors_too_large_for_a_message_are_pulled_in_chunks(
-    tmp_path: Path, broker: RunningBroker
-) -> None:
+def test_vectors_too_large_for_a_message_are_pulled_in_chunks(tmp_path: Path, broker: RunningBroker) -> None:
     made = World(tmp_path, 4, config=world.task_config(4, dimension=100_000))
     run(made, broker)
     assert list_rounds(made.database, "task")[0].bytes_up > 4 * 100_000

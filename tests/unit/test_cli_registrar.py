@@ -10,8 +10,15 @@ import pytest
 from coordinator.registrar.folder import read_log
 from edge_sdk.cli import main
 from edge_sdk.clock import SystemClock
-from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, REQUEST_FILE, load_identity
-from edge_sdk.signing import load_private_key, load_public_key
+from edge_sdk.credentials import (
+    CA_FILE,
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    REQUEST_FILE,
+    load_identity,
+    load_private_key,
+    load_public_key,
+)
 
 
 @pytest.fixture

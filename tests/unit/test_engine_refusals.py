@@ -41,6 +41,7 @@ from edge_sdk.protocol.messages import (
     ShareDelivery,
     ShareKeys,
 )
+from edge_sdk.runtime.spool import Spool
 from edge_sdk.secagg import suite
 from tests.simulation.world import START, authority, device_name, fresh_folder, identity, known_update
 from tests.unit.cohort import said as in_effects
@@ -360,21 +361,41 @@ def test_a_lost_chunk_is_asked_for_again(desk: Desk) -> None:
 
 
 def test_transfers_are_bounded_whoever_offers(tmp_path: Path) -> None:
-    transfers = uploads.Uploads(0)
+    transfers = uploads.Uploads(0, Spool(tmp_path))
     for number in range(100):
-        message = MaskedInput(RoundId(bytes(16)), BlobRef(Digest(suite.digest(bytes([number]))), 10**9), b"")
+        message = MaskedInput(RoundId(bytes(16)), BlobRef(Digest(suite.digest(bytes([number]))), 10**6), b"")
         transfers.offer(f"device-{number}", message, START)
     assert len(transfers.requests(START)) == uploads.MAX_TRANSFERS
     later = START + uploads.STALLED_AFTER_S + 1
-    newcomer = MaskedInput(RoundId(bytes(16)), BlobRef(Digest(bytes(32)), 10**9), b"")
+    newcomer = MaskedInput(RoundId(bytes(16)), BlobRef(Digest(bytes(32)), 10**6), b"")
     transfers.offer("device-200", newcomer, later)
     assert [device for device, _ in transfers.requests(later)] == ["device-200"]
 
 
-def test_a_device_that_offers_something_else_gives_up_its_first_transfer() -> None:
-    transfers = uploads.Uploads(0)
+def test_a_transfer_goes_on_after_a_restart_with_what_is_missing(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 1_000
+    sha256 = Digest(suite.digest(data))
+    message = MaskedInput(RoundId(bytes(16)), BlobRef(sha256, len(data)), b"")
+    before = uploads.Uploads(0, Spool(tmp_path))
+    assert before.offer(ME, message, START) is None
+    ((_, pull),) = before.requests(START)
+    frames = list(chunks.frames(sha256, data, pull.chunk_bytes, [(0, 5)]))
+    for each in frames[:3]:
+        assert before.chunk(ME, each, START) is None
+
+    after = uploads.Uploads(0, Spool(tmp_path))
+    assert after.offer(ME, message, START) is None
+    ((_, pull),) = after.requests(START)
+    assert (pull.firsts, pull.counts) == ((3,), (2,))
+    assert after.chunk(ME, frames[3], START) is None
+    assert after.chunk(ME, frames[4], START) == (message, data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_offers_something_else_gives_up_its_first_transfer(tmp_path: Path) -> None:
+    transfers = uploads.Uploads(0, Spool(tmp_path))
     for digit in range(50):
-        message = MaskedInput(RoundId(bytes(16)), BlobRef(Digest(suite.digest(bytes([digit]))), 10**9), b"")
+        message = MaskedInput(RoundId(bytes(16)), BlobRef(Digest(suite.digest(bytes([digit]))), 10**6), b"")
         transfers.offer(ME, message, START)
         assert len(transfers.requests(START)) == 1
 
