@@ -30,12 +30,14 @@ from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.broker_url import parse_broker_url
 from edge_sdk.runtime.device_store import DeviceStore, Participation
 from edge_sdk.runtime.dial import TlsFiles
+from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.training.examples import ExampleSchema, ExampleStore
 from edge_sdk.training.learner import LocalLearner
 
 IDENTITY_FOLDER = "identity"
 SIGNER_FILE = "signer.pub"
 EXAMPLES_FILE = "examples.sqlite"
+DEVICE_FILE = "device.sqlite"
 
 
 class EdgeClient:
@@ -70,7 +72,7 @@ class EdgeClient:
         signer = load_public_key(home / SIGNER_FILE)
         path = home / EXAMPLES_FILE
         self._examples = ExampleStore(path, schema) if schema is not None or path.exists() else None
-        self.store = DeviceStore(home / "device.sqlite")
+        self.store = DeviceStore(home / DEVICE_FILE)
         self.learner = LocalLearner(signer, self._examples, InstalledModels(home / "models", signer=signer))
         self.agent = DeviceAgent(
             self.identity,
@@ -131,10 +133,12 @@ class EdgeClient:
             broker: mqtt(s)://host[:port].
 
         Raises:
-            ConfigError: the URL cannot be read.
+            ConfigError: the URL cannot be read, or another process runs this device.
+            StoreError: the device's store failed; nothing that it does not hold was sent.
         """
         from edge_sdk.runtime.driver import mqtt, run_devices
 
         url = parse_broker_url(broker)
         transports = mqtt(url, lambda agent: self.tls_files if url.tls else None)
-        await run_devices([self.agent], transports, stop=stop or asyncio.Event(), clock=self._clock)
+        with only_process_in(self.home):
+            await run_devices([self.agent], transports, stop=stop or asyncio.Event(), clock=self._clock)

@@ -101,12 +101,14 @@ def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
         IdentityError: missing, unreadable, open to group or others, or not an unencrypted P-256 key.
     """
     pem, mode = _read(path)
+    key = private_key_from_pem(pem, source=str(path))
+    # Second: of a public key that was named by mistake, that it is open is not what is wrong.
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise IdentityError(
             f"the private key {path} can be used by others (mode {stat.S_IMODE(mode):04o})",
             hint=f"chmod 600 {path}, and replace the key if others had access to this machine",
         )
-    return private_key_from_pem(pem, source=str(path))
+    return key
 
 
 def load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
@@ -171,7 +173,8 @@ def write_folder(folder: Path, files: Sequence[NewFile]) -> None:
         if folder.exists():
             raise IdentityError(f"{folder} exists already", hint="name a folder that does not exist yet") from error
         raise IdentityError(
-            f"cannot write {folder}: {error.strerror or error}", hint="check the path and its permissions"
+            f"cannot write {folder}: {error.strerror or error}",
+            hint="check the disk's free space, the path and its permissions",
         ) from error
 
 
@@ -191,7 +194,8 @@ def _read(path: Path) -> tuple[bytes, int]:
             content = stream.read(_PEM_MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise IdentityError(
-            f"{path} is missing", hint="edge registrar issue makes it; see edge registrar --help"
+            f"{path} is missing",
+            hint="check the path; edge registrar makes identities, edge signer the keys that sign models",
         ) from error
     except OSError as error:
         raise IdentityError(

@@ -193,6 +193,15 @@ def create_request(private_key: ec.EllipticCurvePrivateKey, identity_id: str) ->
     return request.public_bytes(serialization.Encoding.PEM)
 
 
+def certificate_id(certificate: x509.Certificate) -> str:
+    """Return the id that a certificate names. Whether it is to be believed is not asked here.
+
+    Raises:
+        IdentityError: it is not one of a device, coordinator or broker.
+    """
+    return _read(certificate).id
+
+
 @lru_cache(maxsize=4096)
 def _authentic(der: bytes, ca: x509.Certificate) -> _Leaf:
     """Authenticate a certificate, then read it. A failure raises and is not remembered."""

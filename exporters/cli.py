@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,12 +89,32 @@ def load_spec(target: str) -> ModelSpec:
             f"cannot import {module_name}: {error}",
             hint="run edge where the module lies, and install what it imports",
         ) from error
+    # The module is the person's own code, which may raise anything; here it becomes one line.
+    except Exception as error:
+        raise _failed(module_name, error) from error
     build = getattr(module, function_name, None)
     if not callable(build):
-        raise ConfigError(f"{module_name} has no function {function_name}", hint="check its name")
-    spec = build()
+        raise ConfigError(
+            f"{module_name} has no function {function_name}",
+            hint=f"define it there: def {function_name}() -> exporters.ModelSpec",
+        )
+    try:
+        spec = build()
+    except Exception as error:
+        raise _failed(target, error) from error
     if not isinstance(spec, ModelSpec):
         raise ConfigError(
-            f"{target} gives a {type(spec).__name__}, not a ModelSpec", hint="return exporters.ModelSpec(...)"
+            f"{target} gives {type(spec).__name__}, not a ModelSpec", hint="return exporters.ModelSpec(...)"
         )
     return spec
+
+
+def _failed(what: str, error: Exception) -> ConfigError:
+    *_, last = traceback.extract_tb(error.__traceback__)
+    # Neither the line here that called it, nor the import machinery's.
+    ours = last.filename == __file__ or last.filename.startswith("<")
+    where = "" if ours else f" at line {last.lineno} of {Path(last.filename).name}"
+    return ConfigError(
+        f"{what} fails{where}: {type(error).__name__}: {error}",
+        hint="mend it, or set EDGE_DEBUG=1 in the environment to see how it came there",
+    )

@@ -99,6 +99,10 @@ def export(
     """
     key = signer if isinstance(signer, ec.EllipticCurvePrivateKey) else load_private_key(Path(signer))
     chosen = find_optimizer(optimizer)
+    labels: dict[str, object] = {"name": name, "version": version}
+    for what, text in labels.items():
+        if not isinstance(text, str) or not text:
+            raise ExportError(f"the model's {what} is {text!r}, which is no text", hint=f'pass one, as in {what}="1"')
     x, y = _examples(example_inputs, example_target, batch_max)
     rate = chosen.default_learning_rate if learning_rate is None else learning_rate
     if not (math.isfinite(rate) and rate > 0):
@@ -375,5 +379,6 @@ def _write(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise ExportError(
-            f"cannot write {path}: {error.strerror or error}", hint="check that the folder exists and can be written"
+            f"cannot write {path}: {error.strerror or error}",
+            hint="check the disk's free space, and that the folder exists and can be written",
         ) from error

@@ -6,16 +6,21 @@ Light to import: everything heavy is inside the handlers.
 from __future__ import annotations
 
 import argparse
+import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_sdk.errors import ConfigError
+from edge_sdk.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from coordinator.config import TaskConfig
+    from coordinator.service.tasks import RoundView
     from edge_sdk.cli import Subparsers
+    from edge_sdk.training.artifact import Artifact
 
 DEFAULT_HOME = Path("work/coordinator")
+_DEFAULT = "(default: %(default)s)"
 
 
 def add_coordinator_verb(subparsers: Subparsers) -> None:
@@ -23,13 +28,14 @@ def add_coordinator_verb(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("coordinator", help="run the coordinator of a federation")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     serve = actions.add_parser("serve", help="serve all open tasks of a work folder")
-    serve.add_argument("--home", type=Path, default=DEFAULT_HOME, help="work folder (default: %(default)s)")
+    serve.add_argument("--home", type=Path, default=DEFAULT_HOME, metavar="DIR", help=f"work folder {_DEFAULT}")
     serve.add_argument(
         "--broker",
         default="embedded",
-        help="mqtt(s)://host[:port], or 'embedded' to start one on this machine (default: %(default)s)",
+        metavar="URL",
+        help=f"mqtt(s)://host[:port], or 'embedded' to start one on this machine {_DEFAULT}",
     )
-    serve.add_argument("--port", type=int, default=1883, help="of the embedded broker (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=1883, metavar="N", help=f"of the embedded broker {_DEFAULT}")
     serve.add_argument("--verbose", action="store_true", help="log every refused message")
     serve.set_defaults(handler=_serve)
 
@@ -38,45 +44,74 @@ def add_run_verb(subparsers: Subparsers) -> None:
     """Declare `edge run`."""
     parser = subparsers.add_parser("run", help="create, list and show training runs")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="create a run; a serving coordinator takes it up by itself")
-    create.add_argument("task", help="its name, such as 'digits'")
-    create.add_argument("--home", type=Path, default=DEFAULT_HOME, help="work folder (default: %(default)s)")
-    create.add_argument("--bundle", type=Path, required=True, help="the signed .edge bundle to train")
-    create.add_argument("--signer", type=Path, required=True, help="public key of the bundle's signer")
-    create.add_argument("--population", help="whom to train with (default: the task's name)")
-    create.add_argument("--rounds", type=int, default=10)
-    create.add_argument("--devices", type=int, required=True, help="goal count: selection fills to this many")
-    create.add_argument("--min-reports", type=int, help="fewest devices in a released sum (default: 70%% of --devices)")
-    create.add_argument(
-        "--epsilon", default="10", help="device-level budget, or 'off' for no noise (default: %(default)s)"
+    create = actions.add_parser(
+        "create",
+        # The list of all of its options, which argparse would put before each error, hides the error.
+        usage="edge run create NAME --bundle FILE --signer KEY --devices N [OPTION ...]",
+        help="create a run; a serving coordinator takes it up by itself",
     )
-    create.add_argument("--delta", type=float, default=1e-5)
-    create.add_argument("--clip-norm", type=float, default=1.0)
-    create.add_argument("--participation-cap", type=int, help="rounds one device may join (default: rounds + 1)")
-    create.add_argument("--corrupt-share", type=float, default=0.05)
-    create.add_argument("--dropout-share", type=float, default=0.2)
-    create.add_argument("--epochs", type=int, default=5)
-    create.add_argument("--batch-size", type=int, default=8)
-    create.add_argument("--max-steps", type=int, default=100)
-    create.add_argument("--learning-rate", type=float, default=0.1)
-    create.add_argument("--server-optimizer", default="fedavg:learning_rate=1")
-    create.add_argument("--evaluation", type=Path, help=".npz with x and y, held out at the coordinator")
-    create.add_argument("--stage-timeout", type=float, default=60.0, help="seconds for each stage but reporting")
-    create.add_argument("--report-timeout", type=float, default=1200.0, help="seconds for training and reporting")
-    create.add_argument("--quiet", type=float, default=2.0, help="seconds without news that close a nearly full stage")
+    create.add_argument("task", metavar="NAME", help="its name, such as 'digits'")
+    create.add_argument("--home", type=Path, default=DEFAULT_HOME, metavar="DIR", help=f"work folder {_DEFAULT}")
+    create.add_argument("--bundle", type=Path, required=True, metavar="FILE", help="the signed .edge bundle to train")
+    create.add_argument("--signer", type=Path, required=True, metavar="KEY", help="public key of the bundle's signer")
+    create.add_argument("--population", metavar="NAME", help="whom to train with (default: the run's name)")
+    create.add_argument("--rounds", type=int, default=10, metavar="N", help=f"how many to commit {_DEFAULT}")
+    create.add_argument("--devices", type=int, required=True, metavar="N", help="selection fills to this many")
+    create.add_argument(
+        "--min-reports", type=int, metavar="N", help="fewest devices in a released sum (default: 70%% of --devices)"
+    )
+    create.add_argument("--epsilon", default="10", help=f"device-level budget, or 'off' for no noise {_DEFAULT}")
+    create.add_argument("--delta", type=float, default=1e-5, help=f"at which epsilon is stated {_DEFAULT}")
+    create.add_argument("--clip-norm", type=float, default=1.0, metavar="C", help=f"largest update {_DEFAULT}")
+    create.add_argument(
+        "--participation-cap", type=int, metavar="N", help="rounds one device may join (default: rounds + 1)"
+    )
+    create.add_argument(
+        "--corrupt-share", type=float, default=0.05, metavar="S", help=f"colluders to protect against {_DEFAULT}"
+    )
+    create.add_argument(
+        "--dropout-share", type=float, default=0.2, metavar="S", help=f"dropouts that a round survives {_DEFAULT}"
+    )
+    create.add_argument("--epochs", type=int, default=5, metavar="N", help=f"on each device, in a round {_DEFAULT}")
+    create.add_argument("--batch-size", type=int, default=8, metavar="N", help=f"examples a step {_DEFAULT}")
+    create.add_argument("--max-steps", type=int, default=100, metavar="N", help=f"no more steps than these {_DEFAULT}")
+    create.add_argument("--learning-rate", type=float, default=0.1, metavar="R", help=f"of the devices {_DEFAULT}")
+    create.add_argument(
+        "--server-optimizer",
+        default="fedavg:learning_rate=1",
+        metavar="SPEC",
+        help=f"fedavg, fedavgm, fedadam or fedyogi, and its options {_DEFAULT}",
+    )
+    create.add_argument("--evaluation", type=Path, metavar="FILE", help=".npz with x and y, held out, on this machine")
+    create.add_argument(
+        "--stage-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help=f"seconds for each stage but reporting {_DEFAULT}",
+    )
+    create.add_argument(
+        "--report-timeout", type=float, default=1200.0, metavar="S", help=f"seconds to train and report {_DEFAULT}"
+    )
+    create.add_argument(
+        "--quiet",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help=f"seconds without news that close a nearly full stage {_DEFAULT}",
+    )
     create.set_defaults(handler=_create)
     listing = actions.add_parser("list", help="list the runs of a work folder")
-    listing.add_argument("--home", type=Path, default=DEFAULT_HOME, help="work folder (default: %(default)s)")
+    listing.add_argument("--home", type=Path, default=DEFAULT_HOME, metavar="DIR", help=f"work folder {_DEFAULT}")
     listing.set_defaults(handler=_list)
     show = actions.add_parser("show", help="show the rounds of a run")
-    show.add_argument("task")
-    show.add_argument("--home", type=Path, default=DEFAULT_HOME, help="work folder (default: %(default)s)")
+    show.add_argument("task", metavar="NAME", help="the run's name")
+    show.add_argument("--home", type=Path, default=DEFAULT_HOME, metavar="DIR", help=f"work folder {_DEFAULT}")
     show.set_defaults(handler=_show)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     import asyncio
-    import logging
     import os
     import signal
 
@@ -87,44 +122,37 @@ def _serve(arguments: argparse.Namespace) -> int:
     from coordinator.store.database import Database
     from edge_sdk.clock import SystemClock
     from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_identity
+    from edge_sdk.logs import log_to_terminal
     from edge_sdk.runtime.broker_url import parse_broker_url
     from edge_sdk.runtime.dial import TlsFiles
+    from edge_sdk.runtime.home_lock import only_process_in
 
-    logging.basicConfig(
-        level=logging.INFO if arguments.verbose else logging.WARNING,
-        format="%(asctime)s %(name)s %(message)s",
-    )
+    log_to_terminal(verbose=arguments.verbose)
     home: Path = arguments.home
     folder = home / "identity"
     identity = load_identity(folder, role="coordinator", now=SystemClock().now())
-    coordinator = Coordinator(
-        Database.in_folder(home), Blobs(home / "blobs"), identity, ca=identity.ca, random_bytes=os.urandom
-    )
-    embedded = None
-    if arguments.broker == "embedded":
-        embedded = start_broker(home / "broker", port=arguments.port)
-        url = embedded.url
-    else:
-        url = parse_broker_url(arguments.broker)
-    tls = TlsFiles(folder / CA_FILE, folder / CERTIFICATE_FILE, folder / KEY_FILE) if url.tls else None
+    given = None if arguments.broker == "embedded" else parse_broker_url(arguments.broker)
+    with ExitStack() as stack:
+        stack.enter_context(only_process_in(home))
+        database = Database.in_folder(home)
+        stack.callback(database.close)
+        coordinator = Coordinator(database, Blobs(home / "blobs"), identity, ca=identity.ca, random_bytes=os.urandom)
+        if given is None:
+            embedded = stack.enter_context(start_broker(home / "broker", port=arguments.port))
+            url, kind = embedded.url, f" ({embedded.kind}, started here)"
+        else:
+            url, kind = given, ""
+        tls = TlsFiles(folder / CA_FILE, folder / CERTIFICATE_FILE, folder / KEY_FILE) if url.tls else None
 
-    async def main() -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
-        await serve(coordinator, url, identity.id, stop=stop, tls=tls)
+        async def main() -> None:
+            stop = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop.set)
+            await serve(coordinator, url, identity.id, stop=stop, tls=tls)
 
-    kind = f" ({embedded.kind}, started here)" if embedded else ""
-    print(
-        f"coordinator {identity.id} in {home} on {url}{kind}; Ctrl-C stops it, starting it again resumes",
-        flush=True,
-    )
-    try:
+        print(f"{identity.id} serves {home} at {url}{kind}; Ctrl-C stops it, starting it again resumes", flush=True)
         asyncio.run(main())
-    finally:
-        if embedded is not None:
-            embedded.stop()
     return 0
 
 
@@ -141,6 +169,7 @@ def _create(arguments: argparse.Namespace) -> int:
     artifact = read_artifact(arguments.bundle, signer=signer)
     checkpoint = artifact.checkpoint()
     config = _config(arguments, checkpoint.size, public_key_to_pem(signer).decode())
+    _check_fit(arguments, artifact)
     home: Path = arguments.home
     create_task(
         Database.in_folder(home),
@@ -155,37 +184,94 @@ def _create(arguments: argparse.Namespace) -> int:
         f"epsilon {encoding.epsilon:.2f} at delta {config.privacy.delta:g} for {config.privacy.participation_cap} "
         f"participations, noise multiplier {encoding.noise_multiplier:.2f}"
         if encoding.device_variance
-        else "NO NOISE: the sum is hidden from nobody who sees the model change"
+        else "NO NOISE: whoever sees the models learns the exact sum of the updates, though of no single one"
     )
     print(f"run {config.task}: {config.rounds} rounds with {config.goal_count} devices of {config.population!r}")
     print(f"  secure aggregation over at least {config.min_reports} reports, {encoding.bits} bits a parameter")
     print(f"  {noise}")
+    needed = _device_options(config)
+    if needed:
+        print(f"  devices decline this by default; to take part: edge device run {' '.join(needed)}")
     return 0
 
 
-def _config(arguments: argparse.Namespace, dimension: int, signer: str) -> TaskConfig:
-    import math
+def _device_options(config: TaskConfig) -> list[str]:
+    """What a device must be told so that its policy lets this run pass, beside the defaults."""
+    from edge_sdk.protocol.policy import DevicePolicy
 
+    policy, options = DevicePolicy(), []
+    if config.min_reports < policy.min_reports:
+        options.append(f"--min-reports {config.min_reports}")
+    if not config.encoding.device_variance:
+        options.append("--epsilon any")
+    elif config.encoding.epsilon > policy.epsilon_at_most:
+        options.append(f"--epsilon {math.ceil(config.encoding.epsilon)}")
+    return options
+
+
+def _check_fit(arguments: argparse.Namespace, artifact: Artifact) -> None:
+    """See that batches and held-out examples are such as the bundle takes, before devices or rounds find out."""
+    from edge_sdk.training.evaluation import evaluate
+    from edge_sdk.training.examples import read_examples
+
+    batch = artifact.manifest.batch
+    if not batch.minimum <= arguments.batch_size <= batch.maximum:
+        raise ConfigError(
+            f"--batch-size {arguments.batch_size} is out of the bundle's range",
+            hint=f"choose {batch.minimum} to {batch.maximum}, or export with another batch_max",
+        )
+    if arguments.evaluation is not None:
+        x, y = read_examples(arguments.evaluation)
+        try:
+            evaluate(artifact, artifact.checkpoint(), x, y)
+        except TrainingError as error:
+            raise ConfigError(
+                f"{arguments.evaluation} does not fit the bundle: {error}", hint=error.hint or "convert the examples"
+            ) from error
+
+
+def epsilon_of_option(text: str) -> float:
+    """The budget that `--epsilon` names; infinity for 'off', which turns the noise off.
+
+    Raises:
+        ConfigError: it is neither 'off' nor a positive number.
+    """
+    if text == "off":
+        return math.inf
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    # Infinity is asked for by its name only, so that nobody turns the noise off by mistake.
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"--epsilon {text} is no budget", hint="give a positive number, or 'off' for no noise")
+    return value
+
+
+def _config(arguments: argparse.Namespace, dimension: int, signer: str) -> TaskConfig:
     from coordinator.config import Privacy, TaskConfig, Training
     from coordinator.rounds.states import Pacing
     from coordinator.service.tasks import encoding_for
     from edge_sdk.protocol.messages import BlobRef, Digest
 
-    try:
-        epsilon = math.inf if arguments.epsilon == "off" else float(arguments.epsilon)
-    except ValueError as error:
+    devices, rounds = arguments.devices, arguments.rounds
+    min_reports = max(2, math.ceil(0.7 * devices)) if arguments.min_reports is None else arguments.min_reports
+    cap = rounds + 1 if arguments.participation_cap is None else arguments.participation_cap
+    if devices < 2 or rounds < 1 or cap < 1:
         raise ConfigError(
-            f"epsilon {arguments.epsilon!r} is no number",
-            hint="give a positive number, or 'off' for no noise",
-        ) from error
-    if arguments.evaluation is not None and not arguments.evaluation.is_file():
-        raise ConfigError(f"there is no file {arguments.evaluation}", hint="give an .npz with arrays x and y")
-    min_reports = arguments.min_reports or max(2, math.ceil(0.7 * arguments.devices))
+            f"a run of {rounds} rounds with {devices} devices, {cap} rounds for each, cannot be",
+            hint="choose --devices 2 or more, --rounds and --participation-cap 1 or more",
+        )
+    if not 2 <= min_reports <= devices:
+        raise ConfigError(
+            f"--min-reports {min_reports} does not go with --devices {devices}",
+            hint="choose 2 to the number of devices; 70% of it leaves room for dropouts",
+        )
     privacy = Privacy(
-        epsilon=epsilon,
+        epsilon=epsilon_of_option(arguments.epsilon),
         delta=arguments.delta,
         clip_norm=arguments.clip_norm,
-        participation_cap=arguments.participation_cap or arguments.rounds + 1,
+        participation_cap=cap,
         corrupt_share=arguments.corrupt_share,
         dropout_share=arguments.dropout_share,
     )
@@ -195,13 +281,13 @@ def _config(arguments: argparse.Namespace, dimension: int, signer: str) -> TaskC
         population=arguments.population or arguments.task,
         bundle=BlobRef(Digest(bytes(32)), 0),
         dimension=dimension,
-        rounds=arguments.rounds,
-        goal_count=arguments.devices,
+        rounds=rounds,
+        goal_count=devices,
         min_check_ins=min_reports,
         min_reports=min_reports,
         training=Training(arguments.epochs, arguments.batch_size, arguments.max_steps, arguments.learning_rate),
         privacy=privacy,
-        encoding=encoding_for(privacy, dimension=dimension, min_reports=min_reports, goal_count=arguments.devices),
+        encoding=encoding_for(privacy, dimension=dimension, min_reports=min_reports, goal_count=devices),
         pacing=Pacing(
             selection_timeout_s=max(600.0, stage_s),
             advertise_timeout_s=stage_s,
@@ -239,22 +325,33 @@ def _show(arguments: argparse.Namespace) -> int:
 
     database = Database.in_folder(_existing(arguments.home))
     config = task_config(database, arguments.task)
-    print(f"{config.task}: population {config.population!r}, {config.dimension} parameters, {config.rounds} rounds")
-    print(" round  phase          in  keys  shares  reports  answers   loss  accuracy  epsilon  KB up  KB down")
-    for r in list_rounds(database, arguments.task):
-        devices = max(1, r.selected)
-        loss = "-" if r.loss is None else f"{r.loss:.3f}"
-        accuracy = "-" if r.accuracy is None else f"{r.accuracy:.1%}"
-        epsilon = "-" if r.epsilon is None else f"{r.epsilon:.2f}"
-        reached = f"{r.checked_in:4d}{r.advertised:6d}{r.shared:8d}{r.reported:9d}{r.answered:9d}"
-        traffic = f"{r.bytes_up / devices / 1000:7.1f}{r.bytes_down / devices / 1000:9.1f}"
-        print(f"{r.number:6d}  {r.phase:13s}{reached}{loss:>7s}{accuracy:>10s}{epsilon:>9s}{traffic}")
-        if r.phase == "abandoned":
-            print(f"        abandoned: {r.reason.name.lower().replace('_', ' ')}. {r.detail}")
-        for what, counts in (("refused", r.faults), ("declined", r.declined)):
+    print(
+        f"{config.task}: population {config.population!r}, {config.dimension:,} parameters, {config.rounds} rounds.\n"
+        "Devices that came to each stage, then the model; kB for each device."
+    )
+    print("round   in keys shares input unmask   loss accuracy epsilon kB up   down phase")
+    for view in list_rounds(database, arguments.task):
+        print(_round_line(view))
+        # Not only of abandoned ones: an evaluation that failed is told here too.
+        reason = view.reason.name.lower().replace("_", " ") if view.phase == "abandoned" else ""
+        told = ": ".join(text for text in (reason, view.detail) if text)
+        if told:
+            print(f"      {told}")
+        for what, counts in (("refused", view.faults), ("declined", view.declined)):
             if counts:
-                print(f"        {what}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+                print(f"      {what}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
     return 0
+
+
+def _round_line(view: RoundView) -> str:
+    """One round in no more than 80 columns."""
+    devices = max(1, view.selected)
+    loss = "-" if view.loss is None else f"{view.loss:.3f}"
+    accuracy = "-" if view.accuracy is None else f"{view.accuracy:.1%}"
+    epsilon = "-" if view.epsilon is None else "none" if math.isinf(view.epsilon) else f"{view.epsilon:.2f}"
+    reached = f"{view.checked_in:5d}{view.advertised:5d}{view.shared:7d}{view.reported:6d}{view.answered:7d}"
+    traffic = f"{view.bytes_up / devices / 1000:6.1f}{view.bytes_down / devices / 1000:7.1f}"
+    return f"{view.number:5d}{reached}{loss:>7s}{accuracy:>9s}{epsilon:>8s}{traffic} {view.phase}"
 
 
 def _existing(home: Path) -> Path:

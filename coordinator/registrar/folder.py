@@ -9,6 +9,7 @@ A certificate is logged, durably, before anybody gets it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -167,11 +168,22 @@ def _parse(path: Path, number: int, line: str) -> Issued:
 
 
 def _append(path: Path, line: Issued) -> None:
+    data = json.dumps(asdict(line), sort_keys=True).encode() + b"\n"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(handle, "ab") as stream:
-            stream.write(json.dumps(asdict(line), sort_keys=True).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            end = os.fstat(handle).st_size
+            try:
+                if os.write(handle, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(handle)
+            except OSError:
+                # Half a line would make the whole log unreadable.
+                os.ftruncate(handle, end)
+                raise
+        finally:
+            os.close(handle)
     except OSError as error:
-        raise IdentityError(f"cannot write {path}: {error.strerror or error}", hint="check its permissions") from error
+        raise IdentityError(
+            f"cannot write {path}: {error.strerror or error}", hint="check the disk's free space and its permissions"
+        ) from error

@@ -1,26 +1,36 @@
 """The round as a function: (state, event, now) -> (state, effects).
 
 Every fault of a device is a counted refusal with a name and leaves the state alone; nothing a device sends can raise
-here. A stage closes when all expected have come, when its time is up, or early when nearly all came and then nobody
-new for a while (at most half the tolerated dropouts missing), so that the slow are not cut off by the fast. The
-journal of accepted events replays to the same state, and `outbox` derives from a state every message that a device
-may still need, so no queue of outgoing messages is stored: after a restart the phase is published again, byte for
-byte. Knows no clock, store, broker or log.
+here. The journal of accepted events replays to the same state. What a stage needs to end is in `closing`, what devices
+may still need in `outbox`. Knows no clock, store, broker or log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import assert_never
 
+from coordinator.rounds.closing import abandon, close_if_due, outcomes
+from coordinator.rounds.events import (
+    Accumulate,
+    CheckedIn,
+    Effect,
+    Event,
+    Fault,
+    From,
+    Refuse,
+    Released,
+    Send,
+    Step,
+    Stopped,
+    Tick,
+    VerifyPeer,
+)
+from coordinator.rounds.outbox import outbox_for, outcome_of
 from coordinator.rounds.states import (
     Abandoned,
     Advertising,
-    Cohort,
     Committed,
-    Entry,
     Releasing,
     Reporting,
     RoundConfig,
@@ -36,126 +46,20 @@ from edge_sdk.protocol.messages import (
     AbandonReason,
     AdvertiseKeys,
     Decline,
-    Digest,
     MaskedInput,
-    Message,
-    Neighbour,
     Outcome,
     PublicKey,
     Receipt,
     ReceiptStatus,
     Rejection,
     RejectionReason,
-    Roster,
-    RoundId,
-    ShareDelivery,
     ShareKeys,
-    Survivors,
     UnmaskingShares,
-    bitmap,
-    members,
 )
 from edge_sdk.protocol.session import BOX_BYTES, SHARE_BYTES, survivors_digest
-from edge_sdk.secagg import client, graph, keys, merkle, modular, suite
+from edge_sdk.secagg import client, keys, modular
 
 _ANY_PRIVATE_KEY = bytes(range(keys.KEY_BYTES))
-
-VerifyPeer = Callable[[bytes, bytes, bytes, float], bool]
-"""(certificate DER, message, signature, now) -> whether a good certificate's key signed the message."""
-
-
-class Fault(StrEnum):
-    """Why something a device sent was not taken; counted by name."""
-
-    NOT_SELECTED = "not_selected"
-    WRONG_ROUND = "wrong_round"
-    WRONG_STAGE = "wrong_stage"
-    BAD_SIGNATURE = "bad_signature"
-    BAD_KEY = "bad_key"
-    NOT_THE_NEIGHBOURS = "not_the_neighbours"
-    CHANGED_ITS_MIND = "changed_its_mind"
-    WRONG_SIZE = "wrong_size"
-    WRONG_SURVIVORS = "wrong_survivors"
-
-
-STAGE_MESSAGES = (AdvertiseKeys, ShareKeys, MaskedInput, UnmaskingShares, Decline)
-"""What a device says inside a round."""
-
-StageMessage = AdvertiseKeys | ShareKeys | MaskedInput | UnmaskingShares | Decline
-
-
-# ---- events
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedIn:
-    """A device whose certificate is good offers itself."""
-
-    device_id: str
-    certificate: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class From:
-    """An authenticated stage message. A masked input comes here only when its vector is here, verified."""
-
-    device_id: str
-    message: StageMessage
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """The masks are off and the new model is stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The round cannot go on."""
-
-    reason: AbandonReason
-
-
-Event = CheckedIn | From | Tick | Released | Stopped
-
-
-# ---- effects
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a message to one device."""
-
-    device_id: str
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Accumulate:
-    """Add this device's vector to the running sum, in the transaction that records the event."""
-
-    device_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Take off the masks, decode, apply the server optimizer, then say Released or Stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Count a device's fault."""
-
-    device_id: str
-    fault: Fault
-
-
-Effect = Send | Accumulate | Release | Refuse
-Step = tuple[State, tuple[Effect, ...]]
 
 
 def open_round(config: RoundConfig, now: float) -> State:
@@ -176,11 +80,11 @@ def step(state: State, event: Event, now: float, verify_peer: VerifyPeer) -> Ste
         return state, _after_the_end(state, event)
     match event:
         case Stopped(reason):
-            return _abandon(state, reason)
+            return abandon(state, reason)
         case Released():
             if not isinstance(state, Releasing):
                 return state, ()
-            return Committed(state), _outcomes(state.unmasking, True, AbandonReason.NONE)
+            return Committed(state), outcomes(state.unmasking, True, AbandonReason.NONE)
         case CheckedIn():
             state, effects = _check_in(state, event, now)
         case From():
@@ -191,21 +95,8 @@ def step(state: State, event: Event, now: float, verify_peer: VerifyPeer) -> Ste
             assert_never(event)
     if isinstance(state, Abandoned):
         return state, effects
-    following, more = _close_if_due(state, now)
+    following, more = close_if_due(state, now)
     return following, effects + more
-
-
-def deadline(state: State) -> float | None:
-    """When the round wants its next Tick, or None."""
-    match state:
-        case Releasing() | Committed() | Abandoned():
-            return None
-        case _:
-            came, expected = _progress(state)
-            due = state.opened_at + _timeout(state)
-            if expected and came >= _nearly_all(state.config, expected) and _suffices(state):
-                due = min(due, state.last_at + state.config.pacing.quiet_s)
-            return due
 
 
 # ---- taking what comes
@@ -387,319 +278,8 @@ def _take_answer(state: Unmasking, device_id: str, message: UnmaskingShares, now
     return replace(state, answers={**state.answers, index: message}, last_at=now), ()
 
 
-# ---- closing a stage
-
-
-def _progress(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> tuple[int, int]:
-    """How many came in this stage, and how many may still be hoped for in all."""
-    match state:
-        case Selecting():
-            return len(state.checked_in), state.config.plan.goal_count
-        case Advertising():
-            return len(state.advertised), len(state.selected) - len(state.gone - state.advertised.keys())
-        case Sharing():
-            return len(state.shared), state.cohort.size - len(state.gone - state.shared.keys())
-        case Reporting():
-            return len(state.reported), len(state.shared) - len(
-                (state.gone & state.shared.keys()) - state.reported.keys()
-            )
-        case Unmasking():
-            gone = (state.gone & state.reported.keys()) - state.answers.keys()
-            return len(state.answers), len(state.reported) - len(gone)
-        case _:
-            assert_never(state)
-
-
-def _timeout(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> float:
-    pacing = state.config.pacing
-    match state:
-        case Selecting():
-            return pacing.selection_timeout_s
-        case Advertising():
-            return pacing.advertise_timeout_s
-        case Sharing():
-            return pacing.share_timeout_s
-        case Reporting():
-            return pacing.report_timeout_s
-        case Unmasking():
-            return pacing.unmask_timeout_s
-        case _:
-            assert_never(state)
-
-
-def _nearly_all(config: RoundConfig, expected: int) -> float:
-    return (1.0 - config.plan.dropout_share / 2) * expected
-
-
-def _suffices(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> bool:
-    """Whether what came would carry the round on; a stage that would fail waits for its full time."""
-    match state:
-        case Selecting():
-            return len(state.checked_in) >= state.config.min_check_ins
-        case Advertising():
-            return len(state.advertised) >= state.config.plan.min_reports
-        case Sharing():
-            return len(state.shared) >= state.config.plan.min_reports and _reachable(
-                state.cohort, state.shared, state.shared
-            )
-        case Reporting():
-            # Devices refuse a smaller sum or fewer live neighbours; better to know it before their answers are spent.
-            return len(state.reported) >= state.config.plan.min_reports and _reachable(
-                state.cohort, state.shared, state.reported
-            )
-        case Unmasking():
-            return enough_answers(state)
-        case _:
-            assert_never(state)
-
-
-def _reachable(cohort: Cohort, whose: Mapping[int, object], alive: Mapping[int, object]) -> bool:
-    """Whether the secrets of all of these could be rebuilt by those alive."""
-    living = frozenset(alive)
-    return all(len(living.intersection(cohort.neighbours[i])) >= cohort.parameters.threshold for i in whose)
-
-
-def _close_if_due(state: State, now: float) -> Step:
-    if isinstance(state, Releasing | Committed | Abandoned):
-        return state, ()
-    came, expected = _progress(state)
-    due = deadline(state)
-    if came < expected and (due is None or now < due):
-        return state, ()
-    match state:
-        case Selecting():
-            return _close_selection(state, now)
-        case Advertising():
-            return _close_advertising(state, now)
-        case Sharing():
-            return _close_sharing(state, now)
-        case Reporting():
-            return _close_reporting(state, now)
-        case Unmasking():
-            return _close_unmasking(state)
-        case _:
-            assert_never(state)
-
-
-def _close_selection(state: Selecting, now: float) -> Step:
-    if not _suffices(state):
-        return _abandon(state, AbandonReason.TOO_FEW_CHECK_INS)
-    following = Advertising(state.config, now, now, state.checked_in, frozenset(), {})
-    return following, _sends(following)
-
-
-def _close_advertising(state: Advertising, now: float) -> Step:
-    if not _suffices(state):
-        return _abandon(state, AbandonReason.TOO_FEW_KEYS)
-    # Sorted by id: the order in which messages happened to arrive decides nothing.
-    entries = tuple(Entry(d, state.selected[d], state.advertised[d]) for d in sorted(state.advertised))
-    cohort = make_cohort(state.config, entries)
-    gone = frozenset(cohort.index_of[d] for d in state.gone if d in cohort.index_of)
-    following = Sharing(state.config, now, now, len(state.selected), cohort, gone, {})
-    return following, _sends(following)
-
-
-def make_cohort(config: RoundConfig, entries: tuple[Entry, ...]) -> Cohort:
-    """The roster's tree and graph."""
-    plan = config.plan
-    leaves = [
-        client.roster_leaf(index, e.certificate, e.message.channel_public, e.message.mask_public, e.message.signature)
-        for index, e in enumerate(entries)
-    ]
-    root = Digest(merkle.root(leaves))
-    size = len(entries)
-    parameters = graph.parameters(size, plan.corrupt_share, plan.dropout_share, plan.two_survivor_sets)
-    seed = suite.digest(b"graph", config.context, root)
-    return Cohort(
-        entries=entries,
-        index_of={e.device_id: index for index, e in enumerate(entries)},
-        root=root,
-        proofs=tuple(b"".join(proof) for proof in merkle.proofs(leaves)),
-        parameters=parameters,
-        neighbours=tuple(graph.neighbours(size, parameters.degree, index, seed) for index in range(size)),
-    )
-
-
-def _close_sharing(state: Sharing, now: float) -> Step:
-    if not _suffices(state):
-        return _abandon(state, AbandonReason.TOO_FEW_SHARES)
-    following = Reporting(
-        state.config,
-        now,
-        now,
-        state.selected,
-        state.cohort,
-        state.gone,
-        state.shared,
-        bitmap(set(state.shared), state.cohort.size),
-        {},
-    )
-    return following, _sends(following)
-
-
-def _close_reporting(state: Reporting, now: float) -> Step:
-    cohort = state.cohort
-    if not _suffices(state):
-        return _abandon(state, AbandonReason.TOO_FEW_REPORTS)
-    survivors = Survivors(state.config.plan.rid, cohort.root, state.sharers, bitmap(set(state.reported), cohort.size))
-    following = Unmasking(
-        state.config,
-        now,
-        now,
-        state.selected,
-        cohort,
-        state.gone,
-        state.shared,
-        state.reported,
-        survivors,
-        {},
-    )
-    return following, _sends(following)
-
-
-def _close_unmasking(state: Unmasking) -> Step:
-    if not _suffices(state):
-        return _abandon(state, AbandonReason.TOO_FEW_ANSWERS)
-    return Releasing(state), (Release(),)
-
-
-def enough_answers(state: Unmasking) -> bool:
-    """Whether for every device in U2 at least the threshold of shares has come."""
-    tally = dict.fromkeys(state.shared, 0)
-    for answer in state.answers.values():
-        for index in answer.indices:
-            tally[index] += 1
-    return all(count >= state.cohort.parameters.threshold for count in tally.values())
-
-
-def _abandon(
-    state: Selecting | Advertising | Sharing | Reporting | Unmasking | Releasing, reason: AbandonReason
-) -> Step:
-    return Abandoned(state, reason), _outcomes(state, False, reason)
-
-
-def _outcomes(state: State, committed: bool, reason: AbandonReason) -> tuple[Effect, ...]:
-    plan = config_of(state).plan
-    match state:
-        case Selecting():
-            audience: tuple[str, ...] = ()
-        case Advertising():
-            audience = tuple(state.selected)
-        case Releasing():
-            audience = tuple(state.unmasking.cohort.index_of)
-        case Sharing() | Reporting() | Unmasking():
-            audience = tuple(state.cohort.index_of)
-        case _:
-            audience = ()
-    reports = len(state.reported) if isinstance(state, Reporting | Unmasking) else 0
-    outcome = Outcome(plan.rid, committed, reason, reports)
-    return tuple(Send(device_id, outcome) for device_id in audience)
-
-
 def _after_the_end(state: Committed | Abandoned, event: Event) -> tuple[Effect, ...]:
     """A straggler hears how the round ended."""
     if not isinstance(event, From) or event.message.rid != config_of(state).plan.rid:
         return ()
     return (Send(event.device_id, outcome_of(state)),)
-
-
-def outcome_of(state: Committed | Abandoned) -> Outcome:
-    """What a straggler hears."""
-    rid: RoundId = config_of(state).plan.rid
-    if isinstance(state, Committed):
-        return Outcome(rid, True, AbandonReason.NONE, len(state.releasing.unmasking.reported))
-    return Outcome(rid, False, state.reason, 0)
-
-
-# ---- what devices may still need
-
-
-def _sends(state: State) -> tuple[Effect, ...]:
-    return tuple(Send(device_id, message) for device_id, message in outbox(state))
-
-
-def outbox(state: State) -> Iterator[tuple[str, Message]]:
-    """The current phase's messages to all whose answer is outstanding."""
-    match state:
-        case Advertising():
-            audience: Iterator[str] = (d for d in state.selected if d not in state.advertised and d not in state.gone)
-        case Sharing():
-            audience = _outstanding(state.cohort, range(state.cohort.size), state.shared, state.gone)
-        case Reporting():
-            audience = _outstanding(state.cohort, state.shared, state.reported, state.gone)
-        case Unmasking():
-            audience = _outstanding(state.cohort, state.reported, state.answers, state.gone)
-        case _:
-            return
-    for device_id in audience:
-        for message in outbox_for(state, device_id):
-            yield device_id, message
-
-
-def _outstanding(
-    cohort: Cohort, expected: Mapping[int, object] | range, came: Mapping[int, object], gone: frozenset[int]
-) -> Iterator[str]:
-    return (cohort.entries[i].device_id for i in expected if i not in came and i not in gone)
-
-
-def outbox_for(state: State, device_id: str) -> tuple[Message, ...]:
-    """What this device may lack in the current phase."""
-    match state:
-        case Advertising():
-            return (state.config.plan,) if device_id in state.selected else ()
-        case Sharing():
-            index = state.cohort.index_of.get(device_id)
-            return () if index is None else (roster_for(state, index),)
-        case Reporting():
-            index = state.cohort.index_of.get(device_id)
-            return () if index is None or index not in state.shared else (delivery_for(state, index),)
-        case Unmasking():
-            index = state.cohort.index_of.get(device_id)
-            return () if index is None or index not in state.reported else (state.survivors,)
-        case Committed() | Abandoned():
-            return (outcome_of(state),)
-        case _:
-            return ()
-
-
-def roster_for(state: Sharing, index: int) -> Roster:
-    """Stage 2 for one device: its neighbours with their proofs."""
-    cohort = state.cohort
-    return Roster(
-        rid=state.config.plan.rid,
-        root=cohort.root,
-        size=cohort.size,
-        index=index,
-        degree=cohort.parameters.degree,
-        threshold=cohort.parameters.threshold,
-        proof=cohort.proofs[index],
-        neighbours=tuple(
-            Neighbour(
-                index=i,
-                certificate=cohort.entries[i].certificate,
-                channel_public=cohort.entries[i].message.channel_public,
-                mask_public=cohort.entries[i].message.mask_public,
-                signature=cohort.entries[i].message.signature,
-                proof=cohort.proofs[i],
-            )
-            for i in cohort.neighbours[index]
-        ),
-    )
-
-
-def delivery_for(state: Reporting, index: int) -> ShareDelivery:
-    """Stage 4, down, for one device: the boxes that its neighbours addressed to it."""
-    indices, boxes = [], []
-    for sender in state.cohort.neighbours[index]:
-        message = state.shared.get(sender)
-        if message is None:
-            continue
-        position = message.indices.index(index)
-        indices.append(sender)
-        boxes.append(message.boxes[BOX_BYTES * position : BOX_BYTES * (position + 1)])
-    return ShareDelivery(state.config.plan.rid, state.sharers, tuple(indices), b"".join(boxes))
-
-
-def live(state: Unmasking) -> frozenset[int]:
-    """U3, as indices."""
-    return members(state.survivors.survivors, state.cohort.size) or frozenset()

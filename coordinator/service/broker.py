@@ -36,6 +36,7 @@ _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 1.0
 _PORT_ATTEMPTS: Final = 5
+_PORT_MAX: Final = 65_535
 _LOG_TAIL_LINES: Final = 3
 
 _CONNECT: Final = b"\x10\x16\x00\x04MQTT\x04\x02\x00\x0a\x00\x0aedge-probe"
@@ -139,13 +140,19 @@ def start_broker(
                 hint="install mosquitto, or use a broker of your own by its URL",
             )
         _check_tls(tls)
-    folder.mkdir(parents=True, exist_ok=True)
     if port:
         _require_free(host, port)
     attempts = 1 if port else _PORT_ATTEMPTS
     while True:
         attempts -= 1
-        broker = _launch(program, folder, host, port or _free_port(host), tls)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            broker = _launch(program, folder, host, port or _free_port(host), tls)
+        except OSError as error:
+            raise ConfigError(
+                f"the broker cannot be started in {folder}: {error.strerror or error}",
+                hint="check the disk's free space and the folder's permissions",
+            ) from error
         if _came_up(broker, tls):
             return broker
         broker.kill()
@@ -301,6 +308,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _require_free(host: str, port: int) -> None:
+    if not 0 < port <= _PORT_MAX:
+        raise ConfigError(f"{port} is no port", hint=f"choose one of 1 to {_PORT_MAX}, or 0 for any free one")
     try:
         _bind(host, port).close()
     except OSError as error:

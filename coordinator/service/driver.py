@@ -54,7 +54,7 @@ class _Loop:
             coordinator.subscriptions,
             lambda topic, payload: self._inbox.put_nowait((topic, payload)),
             on_connected=lambda: self._inbox.put_nowait(None),
-            on_disconnected=lambda reason: log.warning("lost the broker: %s", reason),
+            on_disconnected=lambda reason: log.warning("%s; the coordinator keeps trying", reason),
             tls=tls,
             queue_messages=65_536,
             reconnect_max_s=10.0,

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from coordinator.config import TaskConfig
-from coordinator.rounds import transitions
+from coordinator.rounds import closing, events, outbox, transitions
+from coordinator.rounds.events import CheckedIn, Effect, From, Refuse, Release, Send
 from coordinator.rounds.states import Releasing
-from coordinator.rounds.transitions import CheckedIn, Effect, From, Refuse, Release, Send
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult
 from coordinator.service.task_runner import TaskRunner
 from coordinator.service.uploads import Uploads
@@ -132,7 +132,7 @@ class Coordinator:
         self._announced.clear()
         for runner in self._runners.values():
             if runner.state is not None:
-                for device_id, message in transitions.outbox(runner.state):
+                for device_id, message in outbox.outbox(runner.state):
                     self._devices[device_id].task = runner.config.task
                     self._send(device_id, message)
         return self.tick(now)
@@ -143,7 +143,7 @@ class Coordinator:
             try:
                 self._receive(topic, payload, now)
             except (RemoteProtocolError, IdentityError) as error:
-                log.info("refused on %s: %s", topic[:200], error)
+                log.debug("refused on %s: %s", topic[:200], error)
         return self._commit(now)
 
     def tick(self, now: float) -> tuple[Publication, ...]:
@@ -151,9 +151,9 @@ class Coordinator:
         self._load_tasks(now)
         for runner in self._runners.values():
             if runner.state is not None:
-                due = transitions.deadline(runner.state)
+                due = closing.deadline(runner.state)
                 if due is not None and now >= due:
-                    self._carry_out(runner, runner.apply(transitions.Tick(), now))
+                    self._carry_out(runner, runner.apply(events.Tick(), now))
         for device_id, pull in self._uploads.requests(now):
             self._send(device_id, pull)
         return self._commit(now)
@@ -174,7 +174,7 @@ class Coordinator:
     def next_deadline(self) -> float | None:
         """When `tick` is next needed, apart from the driver's own look for new tasks."""
         times = [self._uploads.next_deadline()]
-        times += [transitions.deadline(r.state) for r in self._runners.values() if r.state is not None]
+        times += [closing.deadline(r.state) for r in self._runners.values() if r.state is not None]
         return min((t for t in times if t is not None), default=None)
 
     @property
@@ -356,7 +356,7 @@ class Coordinator:
                     self._jobs.append(runner.release_job())
                 case Refuse(device_id, fault):
                     runner.count(fault)
-                    log.info("%s: %s", device_id, fault)
+                    log.debug("%s: %s", device_id, fault)
                 case _:
                     raise AssertionError(effect)
         if runner.state is None:

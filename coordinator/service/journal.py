@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import assert_never
 
-from coordinator.rounds import transitions
+from coordinator.rounds import events, transitions
+from coordinator.rounds.events import CheckedIn, Event, From, Released, Stopped, Tick
 from coordinator.rounds.states import RoundConfig, State
-from coordinator.rounds.transitions import CheckedIn, Event, From, Released, Stopped, Tick
 from edge_sdk.errors import StoreError
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import AbandonReason, MaskedInput, Message
@@ -50,7 +50,7 @@ def to_row(position: int, event: Event, now: float) -> Row:
             assert_never(event)
 
 
-_STAGE_MESSAGES = {kind.__name__: kind for kind in transitions.STAGE_MESSAGES}
+_STAGE_MESSAGES = {kind.__name__: kind for kind in events.STAGE_MESSAGES}
 
 
 def to_event(row: Row) -> Event:
@@ -75,7 +75,7 @@ def to_event(row: Row) -> Event:
             raise StoreError(f"the journal holds an unknown event {row.kind!r}", hint="use the version that wrote it")
 
 
-def fold(config: RoundConfig, opened_at: float, rows: Iterable[Row], verify: transitions.VerifyPeer) -> State:
+def fold(config: RoundConfig, opened_at: float, rows: Iterable[Row], verify: events.VerifyPeer) -> State:
     """The state of a round after its journal; effects were carried out or derive from the state."""
     state = transitions.open_round(config, opened_at)
     for row in rows:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from coordinator.aggregation.server_optimizers import server_optimizer
 from coordinator.config import TaskConfig
+from coordinator.rounds.outbox import live
 from coordinator.rounds.states import Unmasking
-from coordinator.rounds.transitions import live
 from coordinator.secagg import unmasking as secrets
 from edge_sdk.errors import EdgeError, RemoteProtocolError
 from edge_sdk.privacy.encode import decode

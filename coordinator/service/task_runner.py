@@ -7,6 +7,8 @@ one transaction and only then publishes. Knows no broker, topic or signature.
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,7 +20,8 @@ from coordinator.aggregation.accumulator import ModularSum
 from coordinator.config import TaskConfig
 from coordinator.privacy import accountant
 from coordinator.privacy.ledger import ReleaseEvent
-from coordinator.rounds import transitions
+from coordinator.rounds import events, transitions
+from coordinator.rounds.events import Accumulate, Effect, Event, Fault, Refuse, Release, VerifyPeer
 from coordinator.rounds.states import (
     Abandoned,
     Committed,
@@ -30,7 +33,6 @@ from coordinator.rounds.states import (
     phase,
     survivors_fixed,
 )
-from coordinator.rounds.transitions import Accumulate, Effect, Event, Fault, Refuse, Release, VerifyPeer
 from coordinator.service import journal
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult
 from coordinator.store import tables
@@ -52,6 +54,8 @@ from edge_sdk.protocol.messages import (
 )
 from edge_sdk.protocol.policy import honest_survivors
 from edge_sdk.secagg import modular, suite
+
+log = logging.getLogger("edge.coordinator")
 
 Write = Callable[[sa.Connection], object]
 SOFTWARE = "1"
@@ -125,7 +129,7 @@ class TaskRunner:
         self.statistics = _statistics_from(row.statistics)
         if row.software != SOFTWARE:
             self.state = transitions.open_round(config, row.opened_at)
-            self.apply(transitions.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
+            self.apply(events.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
             return
         self.state = journal.fold(config, row.opened_at, rows, self._verify_peer)
         self._total = None
@@ -136,7 +140,7 @@ class TaskRunner:
         fixed = survivors_fixed(self.state)
         published = codec.encode(fixed) if fixed else None
         if row.survivors != published or summed != counts(self.state).reported:
-            self.apply(transitions.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
+            self.apply(events.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
 
     def _load_task(self, connection: sa.Connection) -> None:
         t, m, r, led = tables.tasks.c, tables.models.c, tables.rounds.c, tables.ledger.c
@@ -228,7 +232,7 @@ class TaskRunner:
             return ()
         before = self.state
         self.state, effects = transitions.step(before, event, now, self._verify_peer)
-        if isinstance(event, transitions.From) and isinstance(event.message, Decline) and self.state is not before:
+        if isinstance(event, events.From) and isinstance(event.message, Decline) and self.state is not before:
             _count_one(self.statistics.declined, event.message.reason.name.lower())
         left: list[Effect] = []
         for effect in effects:
@@ -271,12 +275,29 @@ class TaskRunner:
         # The journal has served; what it held of devices goes with it. Their ids were never tied to a value.
         self._writes.append(lambda c: c.execute(tables.accumulators.delete().where(tables.accumulators.c.rid == rid)))
         self._writes.append(lambda c: c.execute(tables.journal.delete().where(tables.journal.c.rid == rid)))
+        self._say_closed(state)
         self.state = None
         if self._abandoned_in_a_row >= self.config.max_abandoned:
             self._end_task(
                 TaskState.PAUSED,
                 f"{self._abandoned_in_a_row} rounds in a row were abandoned: {reason.name.lower()}",
             )
+
+    def _say_closed(self, state: Committed | Abandoned) -> None:
+        reached, statistics = counts(state), self.statistics
+        words = [f"{reached.reported} of {reached.selected or reached.checked_in} devices reported"]
+        if statistics.accuracy is not None:
+            words.append(f"accuracy {statistics.accuracy:.1%}")
+        if statistics.epsilon is not None and math.isfinite(statistics.epsilon):
+            words.append(f"epsilon {statistics.epsilon:.2f}")
+        words += [f"{count} declined as {reason}" for reason, count in sorted(statistics.declined.items())]
+        if statistics.detail:
+            words.append(statistics.detail)
+        ended = "committed"
+        if isinstance(state, Abandoned):
+            ended = f"abandoned, {state.reason.name.lower().replace('_', ' ')}"
+        number = config_of(state).plan.round_number
+        log.info("%s round %d of %d %s: %s", self.config.task, number, self.config.rounds, ended, ", ".join(words))
 
     def _count_end(self, committed: bool) -> None:
         if committed:
@@ -307,7 +328,7 @@ class TaskRunner:
             return ()
         if isinstance(result, ReleaseFailed):
             self.statistics.detail = result.detail
-            return self.apply(transitions.Stopped(result.reason), now)
+            return self.apply(events.Stopped(result.reason), now)
         plan = config_of(self.state).plan
         checkpoint = self._blobs.put(result.parameters.astype("<f4").tobytes())
         optimizer = self._blobs.put(result.optimizer_state)
@@ -332,7 +353,7 @@ class TaskRunner:
         entry = {"task": self.config.task, "position": position, "rid": plan.rid, "event": event.to_json()}
         self._writes.append(lambda c: c.execute(tables.models.insert().values(**model)))
         self._writes.append(lambda c: c.execute(tables.ledger.insert().values(**entry)))
-        return self.apply(transitions.Released(), now)
+        return self.apply(events.Released(), now)
 
     def _release_event(self, plan: Plan, reports: int) -> ReleaseEvent:
         honest = honest_survivors(plan)
@@ -472,6 +493,7 @@ class TaskRunner:
 
     def _end_task(self, state: TaskState, reason: str) -> None:
         self.task_state, self.reason = state, reason
+        log.info("%s is %s: %s", self.config.task, state.name.lower(), reason)
         self.sequence += 1
         self._write_task()
 

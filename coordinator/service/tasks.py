@@ -18,7 +18,7 @@ from coordinator.privacy.calibration import calibrate
 from coordinator.store import tables
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
-from edge_sdk.errors import ConfigError
+from edge_sdk.errors import ConfigError, StoreError
 from edge_sdk.protocol.messages import AbandonReason, Digest, Mechanism, TaskState
 
 
@@ -78,8 +78,8 @@ def create_task(
         ).scalar()
         if taken is not None:
             raise ConfigError(
-                f"task {taken!r} already uses that name or population",
-                hint="choose another --task and --population",
+                f"the run {taken!r} already uses that name or population",
+                hint="choose another name and --population; edge run list shows those taken",
             )
         connection.execute(
             tables.tasks.insert().values(
@@ -190,7 +190,7 @@ def task_config(database: Database, task: str) -> TaskConfig:
 
     text = database.run_tx("read the task", read)
     if text is None:
-        raise ConfigError(f"there is no task {task!r}", hint="list them with: edge run list")
+        raise ConfigError(f"there is no run {task!r}", hint="edge run list shows all")
     return TaskConfig.from_json(text)
 
 
@@ -206,7 +206,13 @@ def list_rounds(database: Database, task: str) -> list[RoundView]:
 
 
 def _round_view(row: sa.Row[Any]) -> RoundView:
-    data = json.loads(row.statistics)
+    try:
+        data = json.loads(row.statistics)
+    except ValueError as error:
+        raise StoreError(
+            f"round {row.number} in the coordinator's store cannot be read: {error}",
+            hint="the file is damaged: restore the work folder from a backup",
+        ) from error
     return RoundView(
         number=row.number,
         phase=row.phase,

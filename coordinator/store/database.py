@@ -34,9 +34,11 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url)
+        # Without its password, if it has one.
+        self._name = self._engine.url.database or self._engine.url.render_as_string()
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
-        self.run_tx("create tables", _create)
+        self.run_tx("open", _create)
 
     @staticmethod
     def in_folder(folder: Path) -> Database:
@@ -66,11 +68,15 @@ class Database:
                     return work(connection)
             except OperationalError as error:
                 if not retryable or attempt + 1 == _ATTEMPTS or not _is_conflict(error):
-                    raise _store_error(name, error) from error
+                    raise self._failed(name, error) from error
                 time.sleep(_BACKOFF_S * 2**attempt)
             except SQLAlchemyError as error:
-                raise _store_error(name, error) from error
+                raise self._failed(name, error) from error
         raise AssertionError("unreachable")
+
+    def _failed(self, name: str, error: SQLAlchemyError) -> StoreError:
+        cause = str(getattr(error, "orig", None) or error)
+        return StoreError(f"the store {self._name} could not {name}: {cause}", hint=_remedy(cause))
 
     def close(self) -> None:
         """Give back all connections."""
@@ -92,7 +98,7 @@ def _create(connection: sa.Connection) -> None:
         connection.execute(meta.insert().values(key="schema", value=str(SCHEMA_VERSION)))
     elif found != str(SCHEMA_VERSION):
         raise StoreError(
-            f"the store has schema {found}; this version of edge-sdk reads {SCHEMA_VERSION}",
+            f"the coordinator's store has schema {found}; this version of edge-sdk reads {SCHEMA_VERSION}",
             hint="use the version that wrote it, or another work folder",
         )
 
@@ -102,14 +108,15 @@ def _is_conflict(error: DBAPIError) -> bool:
     return "locked" in text or "serialize" in text or "deadlock" in text
 
 
-def _store_error(name: str, error: SQLAlchemyError) -> StoreError:
-    cause = str(getattr(error, "orig", None) or error)
+def _remedy(cause: str) -> str:
     if "readonly" in cause or "read-only" in cause:
-        hint = "make the work folder writable or name another one"
-    elif "full" in cause:
-        hint = "free some disk space; the coordinator resumes where it stopped"
-    elif "unable to open" in cause:
-        hint = "check that the work folder exists and that this user may write it"
-    else:
-        hint = "see the coordinator's log"
-    return StoreError(f"the store could not {name}: {cause}", hint=hint)
+        return "make the work folder writable or name another one"
+    if "full" in cause:
+        return "free some disk space; the coordinator resumes where it stopped"
+    if "unable to open" in cause:
+        return "check that the work folder exists and that this user may write it"
+    if "not a database" in cause or "malformed" in cause:
+        return "the file is damaged: restore the work folder from a backup, or name another one"
+    if "locked" in cause:
+        return "another process holds it for long: stop that one, or try again"
+    return "check the disk; once it works again the coordinator resumes where it stopped"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_sdk.errors import PrivacyError
+from edge_sdk.errors import ConfigError, PrivacyError
 from edge_sdk.privacy.accounting import ORDERS, SkellamRelease, epsilon_of, honest_reports, renyi_divergences
 from edge_sdk.privacy.encode import EncodingParameters
 from edge_sdk.protocol.limits import COHORT_MAX
@@ -34,6 +34,9 @@ class DevicePolicy:
         participations_at_most: how often it takes part in one task, whatever the plan allows.
         corrupt_share_at_least: the share of colluding devices that a plan must assume.
         min_examples: the fewest examples worth training on.
+
+    Raises:
+        ConfigError: a floor is out of range.
     """
 
     tasks: frozenset[str] = frozenset()
@@ -43,6 +46,22 @@ class DevicePolicy:
     participations_at_most: int = 1_000
     corrupt_share_at_least: float = 0.05
     min_examples: int = 1
+
+    def __post_init__(self) -> None:
+        # Comparisons with NaN are false, so that it would let every plan pass.
+        if not self.epsilon_at_most > 0 or not 0 < self.delta_at_most < 1:
+            raise ConfigError(
+                f"a policy of epsilon {self.epsilon_at_most} at delta {self.delta_at_most} protects nothing",
+                hint="choose a positive epsilon (infinity allows noise off) and 0 < delta < 1",
+            )
+        if not 0 <= self.corrupt_share_at_least < 0.5:
+            raise ConfigError(
+                f"a policy cannot ask for {self.corrupt_share_at_least} colluding devices",
+                hint="choose a share from 0 to below 0.5",
+            )
+        for name in ("min_reports", "participations_at_most", "min_examples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"a policy's {name} is {getattr(self, name)}", hint="choose 1 or more")
 
 
 @dataclass(frozen=True, slots=True)

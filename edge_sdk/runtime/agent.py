@@ -489,6 +489,9 @@ class DeviceAgent:
                     self._download(blob)
             for download in [d for d in self._downloads.values() if d.assembly.complete]:
                 self._whole(download, now)
+        except RemoteProtocolError as error:
+            # What had come before a restart is not what was promised; it was dropped and is pulled anew.
+            log.info("%s: %s", self.device_id, error)
         except StoreError as error:
             # No room for it, for example: this round is lost for the device, not the device.
             log.warning("%s cannot fetch: %s", self.device_id, error)

@@ -211,7 +211,12 @@ class DeviceStore:
             raise self._failed("write", error) from error
 
     def _failed(self, what: str, error: Exception) -> StoreError:
+        damaged = "not a database" in str(error) or "malformed" in str(error)
         return StoreError(
             f"cannot {what} the device's store {self._path}: {error}",
-            hint="check the disk's free space and the folder's permissions; the device resumes where it stopped",
+            hint=(
+                "the file is damaged: restore it from a backup; a new one forgets what this device already spent"
+                if damaged
+                else "check the disk's free space and the folder's permissions; the device resumes where it stopped"
+            ),
         )

@@ -55,7 +55,7 @@ def mqtt(broker: BrokerUrl, tls: Callable[[DeviceAgent], TlsFiles | None] = lamb
             agent.subscriptions,
             on_message,
             on_connected=on_connected,
-            on_disconnected=lambda reason: log.warning("%s lost the broker: %s", agent.device_id, reason),
+            on_disconnected=lambda reason: log.warning("%s: %s; it keeps trying", agent.device_id, reason),
             tls=tls(agent),
         )
 

@@ -125,7 +125,7 @@ def read_artifact(path: str | os.PathLike[str], *, signer: ec.EllipticCurvePubli
     Raises:
         ArtifactError: the file cannot be read, or see `parse_artifact`.
     """
-    return parse_artifact(_read_file(path), signer=signer)
+    return _parse_file(path, signer)
 
 
 def parse_artifact(content: bytes, *, signer: ec.EllipticCurvePublicKey) -> Artifact:
@@ -144,7 +144,7 @@ def inspect_artifact(path: str | os.PathLike[str]) -> Artifact:
     Raises:
         ArtifactError: the file cannot be read, is no bundle, truncated, damaged or of a newer format.
     """
-    return _parse(_read_file(path), None)
+    return _parse_file(path, None)
 
 
 def pack_bundle(manifest: Manifest, parts: Mapping[str, bytes], *, signer_key_id: bytes, sign: Sign) -> bytes:
@@ -170,6 +170,14 @@ def pack_bundle(manifest: Manifest, parts: Mapping[str, bytes], *, signer_key_id
     for name in sorted(parts):
         bundle += bytes(_align(len(bundle)) - len(bundle)) + parts[name]
     return bytes(bundle)
+
+
+def _parse_file(path: str | os.PathLike[str], signer: ec.EllipticCurvePublicKey | None) -> Artifact:
+    content = _read_file(path)
+    try:
+        return _parse(content, signer)
+    except ArtifactError as error:
+        raise ArtifactError(f"{os.fspath(path)}: {error}", hint=error.hint) from error
 
 
 def _parse(content: bytes, signer: ec.EllipticCurvePublicKey | None) -> Artifact:
@@ -221,7 +229,7 @@ def _check_parts(content: bytes, end: int, manifest: Manifest) -> None:
         if hashlib.sha256(memoryview(content)[first:end]).hexdigest() != part.sha256:
             raise _tampered(f"part {part.name}")
     if len(content) != end:
-        raise _tampered(f"its end: {len(content) - end} bytes follow the last part")
+        raise _tampered(f"its end ({len(content) - end:,} bytes follow the last part)")
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +19,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.errors import StoreError
+from edge_sdk.errors import ConfigError, StoreError
 
 SCHEMA_VERSION = 1
 DEFAULT_MAX_ROWS = 10_000
+
+_NUMBERS = "biuf"
+_NPZ = "give an .npz file with arrays x and y of numbers, a row for each example"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -62,6 +67,8 @@ class ExampleStore:
     """
 
     def __init__(self, path: Path, schema: ExampleSchema | None, max_rows: int | None = None) -> None:
+        if schema is not None:
+            _check_dtypes(schema)
         self._path = path
         self._lock = threading.Lock()
         try:
@@ -84,7 +91,8 @@ class ExampleStore:
         self.max_rows = max_rows or kept
         if schema is not None and schema != self.schema:
             raise StoreError(
-                f"{path} holds examples of {self.schema}, not of {schema}", hint="use another file for other examples"
+                f"{path} holds examples of {_words(self.schema)}, not of {_words(schema)}",
+                hint="use another file for other examples",
             )
 
     @classmethod
@@ -204,6 +212,53 @@ class ExampleStore:
         )
 
 
+def read_examples(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read examples from an .npz file: arrays x and y with a row for each example.
+
+    Raises:
+        ConfigError: it cannot be read, lacks one of them, or they are not rows of finite numbers.
+    """
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise ValueError("it holds one array without a name")
+            arrays = {name: np.asarray(loaded[name]) for name in ("x", "y")}
+    except OSError as error:
+        raise ConfigError(f"cannot read examples from {path}: {error.strerror or error}", hint=_NPZ) from error
+    except KeyError as error:
+        raise ConfigError(f"{path} lacks an array x or y", hint=_NPZ) from error
+    except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(f"{path} is not an .npz file of numbers", hint=_NPZ) from error
+    x, y = arrays["x"], arrays["y"]
+    if x.ndim == 0 or y.ndim == 0 or not 0 < len(x) == len(y):
+        raise ConfigError(f"{path} holds x of shape {x.shape} and y of shape {y.shape}", hint=_NPZ)
+    for name, rows in arrays.items():
+        if rows.dtype.kind not in _NUMBERS:
+            raise ConfigError(f"{name} in {path} holds {rows.dtype}, not numbers", hint=_NPZ)
+        if rows.dtype.kind == "f" and not np.all(np.isfinite(rows)):
+            raise ConfigError(f"{name} in {path} holds NaN or infinity", hint="leave such examples out")
+    return x, y
+
+
+def _words(schema: ExampleSchema) -> str:
+    return " and ".join(
+        f"{name} {field.dtype}{list(field.shape)}" for name, field in (("x", schema.x), ("y", schema.y))
+    )
+
+
+def _check_dtypes(schema: ExampleSchema) -> None:
+    for name, field in (("x", schema.x), ("y", schema.y)):
+        try:
+            dtype = np.dtype(field.dtype)
+        except TypeError:
+            dtype = None
+        if dtype is None or dtype.name != field.dtype or dtype.kind not in _NUMBERS:
+            raise StoreError(
+                f"{name} cannot be of the type {field.dtype!r}", hint='name a type of numbers, such as "float32"'
+            )
+
+
 def _rows(name: str, rows: NDArray[Any], field: Field) -> list[bytes]:
     if rows.dtype.name != field.dtype or tuple(rows.shape[1:]) != field.shape:
         raise StoreError(
@@ -215,4 +270,10 @@ def _rows(name: str, rows: NDArray[Any], field: Field) -> list[bytes]:
 
 
 def _array(rows: list[bytes], field: Field) -> NDArray[Any]:
-    return np.frombuffer(b"".join(rows), field.dtype).reshape(len(rows), *field.shape).copy()
+    try:
+        return np.frombuffer(b"".join(rows), field.dtype).reshape(len(rows), *field.shape).copy()
+    except ValueError as error:
+        raise StoreError(
+            f"an example is not {field.dtype}{list(field.shape)}: the store is damaged",
+            hint="restore it from a backup, or clear it and add the examples again",
+        ) from error

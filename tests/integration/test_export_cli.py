@@ -84,7 +84,7 @@ def test_a_model_of_ones_own(keys: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert run("export", "my_own_model:build", "--optimizer", "adam", "--out", "l.edge", "--signer", "signer.key") == 0
     assert "line version 7, 8 parameters" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="gives a int, not a ModelSpec"):
+    with pytest.raises(ConfigError, match="gives int, not a ModelSpec"):
         load_spec("my_own_model:other")
     with pytest.raises(ConfigError, match="has no function absent"):
         load_spec("my_own_model:absent")

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from coordinator.config import Privacy, TaskConfig, Training
 from coordinator.registrar.authority import Authority, create_authority, issue_identity
+from coordinator.rounds.outbox import live
 from coordinator.rounds.states import Pacing, Unmasking
-from coordinator.rounds.transitions import live
 from coordinator.service import release as releasing
 from coordinator.service.engine import Coordinator
 from coordinator.service.tasks import RoundView, create_task, encoding_for, list_rounds, list_tasks

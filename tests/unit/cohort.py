@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from coordinator.rounds import transitions
+from coordinator.rounds import closing, events, outbox, transitions
+from coordinator.rounds.events import CheckedIn, From
 from coordinator.rounds.states import (
     Cohort,
     Entry,
@@ -20,7 +21,6 @@ from coordinator.rounds.states import (
     Sharing,
     Unmasking,
 )
-from coordinator.rounds.transitions import CheckedIn, From
 from edge_sdk.errors import IdentityError
 from edge_sdk.identity import verify_certificate
 from edge_sdk.protocol import codec, session
@@ -170,13 +170,13 @@ class Round:
         assert isinstance(state, Sharing | Reporting | Unmasking)
         return state.cohort
 
-    def tell(self, name: str, message: transitions.StageMessage, now: float = NOW) -> tuple[transitions.Effect, ...]:
+    def tell(self, name: str, message: events.StageMessage, now: float = NOW) -> tuple[events.Effect, ...]:
         """The coordinator hears a stage message."""
         self.state, effects = transitions.step(self.state, From(name, message), now, verify_device)
         return effects
 
-    def tick(self, now: float) -> tuple[transitions.Effect, ...]:
-        self.state, effects = transitions.step(self.state, transitions.Tick(), now, verify_device)
+    def tick(self, now: float) -> tuple[events.Effect, ...]:
+        self.state, effects = transitions.step(self.state, events.Tick(), now, verify_device)
         return effects
 
     def select(self) -> None:
@@ -247,11 +247,11 @@ class Round:
 
     def roster(self, name: str, cohort: Cohort | None = None) -> Roster:
         state = Sharing(self.config, NOW, NOW, 0, cohort or self.cohort, frozenset(), {})
-        return transitions.roster_for(state, self.index(name))
+        return outbox.roster_for(state, self.index(name))
 
     def delivery(self, name: str) -> ShareDelivery:
         assert isinstance(self.state, Reporting)
-        return transitions.delivery_for(self.state, self.index(name))
+        return outbox.delivery_for(self.state, self.index(name))
 
     @property
     def survivors(self) -> Survivors:
@@ -265,7 +265,7 @@ class Round:
         """A roster that holds together, over entries that were changed."""
         entries = list(self.cohort.entries)
         change(entries)
-        return self.roster(name, transitions.make_cohort(self.config, tuple(entries)))
+        return self.roster(name, closing.make_cohort(self.config, tuple(entries)))
 
     def entry(self, name: str, *, keys: client.RoundKeys | None = None, context: bytes | None = None) -> Entry:
         """An entry of a device, well signed with its own identity key."""

@@ -180,11 +180,10 @@ class Cohort(Round):
     def index(self, name: str) -> int:
         return int(name.rsplit("-", 1)[1])
 
-    def play_until_reported(self) -> MaskedInput:
-        """Everybody goes through the stages; returns the agent's masked input."""
-        self.members[ME] = Member(ME, self[1].environment)
-        self.members[ME].environment = replace(
-            self[1].environment, device_id=ME, certificate=identity(ME).certificate_der
+    def play_until_advertised(self) -> None:
+        """Everybody has advertised, and the roster is made."""
+        self.members[ME] = Member(
+            ME, replace(self[1].environment, device_id=ME, certificate=identity(ME).certificate_der)
         )
         self.select()
         del self.members[ME]
@@ -192,6 +191,10 @@ class Cohort(Round):
         self.post.train()
         for name, keys in self.advertise().items():
             self.tell(name, keys)
+
+    def play_until_reported(self) -> MaskedInput:
+        """Everybody goes through the stages; returns the agent's masked input."""
+        self.play_until_advertised()
         self.tell(ME, one(self.post.tell(self.roster(ME)), ShareKeys))
         for name, shares in self.share().items():
             self.tell(name, shares)

@@ -94,6 +94,14 @@ def test_only_a_coordinator_of_the_own_registrar_is_heard(post: Post, who: str) 
     assert stage_of(post) == "Waiting"
 
 
+def test_a_coordinators_certificate_is_not_its_signature(post: Post) -> None:
+    """Anybody who ever heard an announcement has the certificate."""
+    who, other = identity("coordinator", "coordinator"), identity(device_name(1))
+    payload = codec.write_frame(make_announcement(), codec.BROADCAST, other.sign, certificate=who.certificate_der)
+    assert post.put(topics.build(topics.TaskTopic(POPULATION)), payload) == ()
+    assert post.agent.announcement is None
+
+
 def test_nothing_is_believed_before_an_announcement(post: Post) -> None:
     assert post.tell(make_plan()) == []
     assert stage_of(post) == "Waiting"
@@ -211,6 +219,26 @@ def test_a_second_plan_for_the_same_round_is_not_followed(post: Post) -> None:
     assert post.agent.take_job() is None
 
 
+def test_a_plan_of_a_round_that_is_not_announced_is_not_followed(post: Post) -> None:
+    post.announce()
+    assert post.tell(make_plan(**next_round(5))) == []
+    assert stage_of(post) == "Waiting"
+    assert not post.store.has_ended(make_plan(**next_round(5)).rid)
+
+
+def test_a_neighbour_that_did_not_sign_its_keys_is_refused(post: Post) -> None:
+    cohort = Cohort(post)
+    cohort.play_until_advertised()
+
+    def forge(entries: list[Any]) -> None:
+        entries[3] = replace(entries[3], message=replace(entries[3].message, signature=entries[4].message.signature))
+
+    said = post.tell(cohort.forged_roster(ME, forge))
+    answer = one(said, Decline)
+    assert answer.reason is DeclineReason.ROSTER_UNSOUND
+    assert "signature" in answer.detail
+
+
 def test_a_device_with_too_few_examples_says_so(post: Post) -> None:
     post.announce()
     post.learner.example_count = 0
@@ -240,6 +268,28 @@ def test_blobs_that_are_not_what_was_announced_are_never_used(post: Post) -> Non
     assert stage_of(post) == "Preparing"
     one(post.give(BUNDLE, pulls[0]), AdvertiseKeys)
     assert post.learner.checks == 1
+
+
+def test_a_transfer_that_came_whole_but_wrong_before_a_restart_begins_anew(post: Post) -> None:
+    bundle = os.urandom(150_000)
+    plan = replace(make_plan(), bundle=reference(bundle))
+    post.announce()
+    pulls = [m for m in post.tell(plan) if isinstance(m, Pull)]
+    (pull,) = [m for m in pulls if m.sha256 == plan.bundle.sha256]
+    forged = os.urandom(len(bundle))
+    topic = topics.build(topics.ChunkDown(DeviceId(ME)))
+    first, second, third = chunks.frames(pull.sha256, forged, pull.chunk_bytes, [(0, 3)])
+    for frame in (first, second):
+        assert post.put(topic, frame) == ()
+    parts = post.blobs.spool.parts(pull.sha256, len(bundle), pull.chunk_bytes)
+    parts.write(2, 2 * pull.chunk_bytes, chunks.decode_chunk(third).data)
+    again = post.reboot()
+    repeated = [m for m in again.started if isinstance(m, Pull)]
+    assert pull in repeated
+    for each in repeated:
+        again.give(bundle if each.sha256 == pull.sha256 else CHECKPOINT, each)
+    assert stage_of(again) == "Advertised"
+    again.store.close()
 
 
 def test_chunks_that_nobody_asked_for_are_dropped(post: Post) -> None:

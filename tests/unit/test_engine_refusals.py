@@ -96,6 +96,7 @@ def test_impostors_are_refused(desk: Desk, who: str) -> None:
     anonymous(desk, check_in, signer=impostor, certificate=impostor.certificate_der)
     anonymous(desk, check_in, signer=impostor, certificate=identity(ME).certificate_der)
     anonymous(desk, check_in, certificate=impostor.certificate_der)
+    assert desk.view.checked_in == 0
     desk.check_in(ME)
     anonymous(desk, Decline(desk.rid, DeclineReason.TRAINING_FAILED, ""), signer=impostor)
     assert desk.view.declined == {}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator.rounds import transitions
+from coordinator.rounds import events, transitions
+from coordinator.rounds.events import Accumulate, CheckedIn, Fault, Refuse, Release, Send
 from coordinator.rounds.states import Abandoned, Advertising, Releasing, Reporting, Selecting, Sharing, Unmasking
-from coordinator.rounds.transitions import Accumulate, CheckedIn, Fault, Refuse, Release, Send
 from coordinator.service.release import unmask
 from edge_sdk.errors import RemoteProtocolError
 from edge_sdk.protocol.messages import (
@@ -46,7 +46,7 @@ STRANGER = "device-070"
 def refused(held: Round, name: str, message: Any, fault: Fault) -> None:
     """The message must be refused with this fault and leave the state alone; who is not in the round is told so."""
     before = held.state
-    expected: tuple[transitions.Effect, ...] = (Refuse(name, fault),)
+    expected: tuple[events.Effect, ...] = (Refuse(name, fault),)
     if fault is Fault.NOT_SELECTED and not isinstance(message, MaskedInput | UnmaskingShares):
         expected += (Send(name, Outcome(PLAN.rid, False, AbandonReason.NONE, 0)),)
     assert held.tell(name, message) == expected
@@ -197,6 +197,9 @@ def test_a_masked_input_offered_at_the_wrong_stage_is_refused() -> None:
     held = Round(SIZE).until_advertised()
     message = MaskedInput(PLAN.rid, BlobRef(Digest(bytes(32)), 64), b"")
     assert transitions.refusal_of_input(held.state, ME, message) == (Refuse(ME, Fault.WRONG_STAGE),)
+    for known in (held, Round(SIZE).until_shared(), Round(SIZE).until_reported()):
+        said = transitions.refusal_of_input(known.state, STRANGER, message)
+        assert said[0] == Refuse(STRANGER, Fault.NOT_SELECTED)
     wrong_round = replace(message, rid=RoundId(bytes(16)))
     assert transitions.refusal_of_input(held.state, ME, wrong_round) == (Refuse(ME, Fault.WRONG_ROUND),)
 
@@ -378,7 +381,7 @@ def test_nothing_is_said_of_the_end_before_it_is_known() -> None:
 def test_messages_after_the_end_are_answered_with_the_outcome() -> None:
     held = selected()
     held.state, _ = transitions.step(
-        held.state, transitions.Stopped(AbandonReason.CANCELLED), NOW, verify_device
+        held.state, events.Stopped(AbandonReason.CANCELLED), NOW, verify_device
     )  # fmt: skip
     decline = Decline(PLAN.rid, DeclineReason.TRAINING_FAILED, "")
     assert held.tell(ME, decline) == (Send(ME, Outcome(PLAN.rid, False, AbandonReason.CANCELLED, 0)),)

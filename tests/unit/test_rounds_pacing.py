@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.rounds import transitions
+from coordinator.rounds import closing, events, outbox, transitions
+from coordinator.rounds.events import CheckedIn, Event, From, Released, Send, Stopped, Tick
 from coordinator.rounds.states import (
     Abandoned,
     Advertising,
@@ -23,7 +24,6 @@ from coordinator.rounds.states import (
     phase,
     survivors_fixed,
 )
-from coordinator.rounds.transitions import CheckedIn, Event, From, Released, Send, Stopped, Tick
 from coordinator.service import journal
 from edge_sdk.errors import EdgeError, StoreError
 from edge_sdk.protocol.messages import AbandonReason, Decline, DeclineReason, Outcome
@@ -35,7 +35,7 @@ ALL = [device_name(n) for n in range(SIZE)]
 PACING = round_config().pacing
 
 
-def step(state: State, event: Event, now: float = NOW) -> tuple[State, tuple[transitions.Effect, ...]]:
+def step(state: State, event: Event, now: float = NOW) -> tuple[State, tuple[events.Effect, ...]]:
     return transitions.step(state, event, now, verify_device)
 
 
@@ -53,12 +53,12 @@ def selecting(count: int, *, min_check_ins: int = 4, goal: int = 20) -> State:
 def test_the_goal_closes_selection_at_once() -> None:
     state = selecting(20)
     assert isinstance(state, Advertising)
-    assert len(list(transitions.outbox(state))) == 20
+    assert len(list(outbox.outbox(state))) == 20
 
 
 def test_nearly_the_goal_closes_selection_after_a_quiet_while() -> None:
     state = selecting(17)  # a dropout share of 0.3 tolerates half of 0.3 of 20 missing
-    due = transitions.deadline(state)
+    due = closing.deadline(state)
     assert due == NOW + 16 + PACING.quiet_s
     assert isinstance(step(state, Tick(), due - 0.1)[0], Selecting)
     assert isinstance(step(state, Tick(), due)[0], Advertising)
@@ -66,7 +66,7 @@ def test_nearly_the_goal_closes_selection_after_a_quiet_while() -> None:
 
 def test_enough_check_ins_close_selection_at_its_time_and_not_before() -> None:
     state = selecting(16)
-    due = transitions.deadline(state)
+    due = closing.deadline(state)
     assert due == NOW + PACING.selection_timeout_s
     assert isinstance(step(state, Tick(), due - 0.1)[0], Selecting)
     assert isinstance(step(state, Tick(), due)[0], Advertising)
@@ -126,7 +126,7 @@ def test_a_stage_with_nearly_all_closes_after_a_quiet_while(
     stage: str, before: type, after: type, timeout_s: float, reason: AbandonReason
 ) -> None:
     held = held_at(stage, SIZE - 1)
-    due = transitions.deadline(held.state)
+    due = closing.deadline(held.state)
     assert due is not None
     assert due < held.state.opened_at + timeout_s  # type: ignore[union-attr]
     held.tick(due - 0.1)
@@ -140,7 +140,7 @@ def test_a_stage_that_would_fail_waits_for_its_full_time(
     stage: str, before: type, after: type, timeout_s: float, reason: AbandonReason
 ) -> None:
     held = held_at(stage, 3)
-    due = transitions.deadline(held.state)
+    due = closing.deadline(held.state)
     assert due is not None
     assert due == held.state.opened_at + timeout_s  # type: ignore[union-attr]
     held.tick(due - 0.1)
@@ -172,7 +172,7 @@ def test_a_released_round_is_committed_and_everybody_hears() -> None:
     assert {e.device_id for e in effects if isinstance(e, Send)} == set(ALL)
     assert all(isinstance(e, Send) and isinstance(e.message, Outcome) and e.message.committed for e in effects)
     assert survivors_fixed(state) == held.survivors
-    assert transitions.outcome_of(state).reports == SIZE
+    assert outbox.outcome_of(state).reports == SIZE
 
 
 def test_released_means_nothing_before_releasing() -> None:
@@ -190,7 +190,7 @@ def test_a_round_can_be_stopped_at_any_stage(reason: AbandonReason) -> None:
         assert state.reason is reason
         assert counts(state) == counts(before)
         assert phase(state) == "abandoned"
-        assert transitions.deadline(state) is None
+        assert closing.deadline(state) is None
         assert step(state, Tick(), NOW + 1e9) == (state, ())
         assert step(state, Released()) == (state, ())
 
@@ -267,9 +267,7 @@ def test_the_journal_gives_every_state_back() -> None:
         rows = [journal.to_row(position, event, at) for position, (at, event) in enumerate(held.events)]
         assert journal.fold(held.config, NOW, rows, verify_device) == state
         assert [journal.to_event(row) for row in rows] == [event for _, event in held.events]
-        assert list(transitions.outbox(state)) == list(
-            transitions.outbox(journal.fold(held.config, NOW, rows, verify_device))
-        )
+        assert list(outbox.outbox(state)) == list(outbox.outbox(journal.fold(held.config, NOW, rows, verify_device)))
         phases.add(phase(state))
     assert phases == {"selection", "configuration", "reporting", "unmasking", "committed"}
 

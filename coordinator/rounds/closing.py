@@ -1,0 +1,268 @@
+"""When a stage ends, and what follows it.
+
+A stage closes when all expected have come, when its time is up, or early when nearly all came and then nobody new for a
+while (at most half the tolerated dropouts missing), so that the slow are not cut off by the fast. One that would fail
+waits for its full time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import assert_never
+
+from coordinator.rounds.events import (
+    Effect,
+    Release,
+    Send,
+    Step,
+)
+from coordinator.rounds.outbox import outbox
+from coordinator.rounds.states import (
+    Abandoned,
+    Advertising,
+    Cohort,
+    Committed,
+    Entry,
+    Releasing,
+    Reporting,
+    RoundConfig,
+    Selecting,
+    Sharing,
+    State,
+    Unmasking,
+    config_of,
+)
+from edge_sdk.protocol.messages import (
+    AbandonReason,
+    Digest,
+    Outcome,
+    Survivors,
+    bitmap,
+)
+from edge_sdk.secagg import client, graph, merkle, suite
+
+
+def deadline(state: State) -> float | None:
+    """When the round wants its next Tick, or None."""
+    match state:
+        case Releasing() | Committed() | Abandoned():
+            return None
+        case _:
+            came, expected = _progress(state)
+            due = state.opened_at + _timeout(state)
+            if expected and came >= _nearly_all(state.config, expected) and _suffices(state):
+                due = min(due, state.last_at + state.config.pacing.quiet_s)
+            return due
+
+
+def _progress(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> tuple[int, int]:
+    """How many came in this stage, and how many may still be hoped for in all."""
+    match state:
+        case Selecting():
+            return len(state.checked_in), state.config.plan.goal_count
+        case Advertising():
+            return len(state.advertised), len(state.selected) - len(state.gone - state.advertised.keys())
+        case Sharing():
+            return len(state.shared), state.cohort.size - len(state.gone - state.shared.keys())
+        case Reporting():
+            return len(state.reported), len(state.shared) - len(
+                (state.gone & state.shared.keys()) - state.reported.keys()
+            )
+        case Unmasking():
+            gone = (state.gone & state.reported.keys()) - state.answers.keys()
+            return len(state.answers), len(state.reported) - len(gone)
+        case _:
+            assert_never(state)
+
+
+def _timeout(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> float:
+    pacing = state.config.pacing
+    match state:
+        case Selecting():
+            return pacing.selection_timeout_s
+        case Advertising():
+            return pacing.advertise_timeout_s
+        case Sharing():
+            return pacing.share_timeout_s
+        case Reporting():
+            return pacing.report_timeout_s
+        case Unmasking():
+            return pacing.unmask_timeout_s
+        case _:
+            assert_never(state)
+
+
+def _nearly_all(config: RoundConfig, expected: int) -> float:
+    return (1.0 - config.plan.dropout_share / 2) * expected
+
+
+def _suffices(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> bool:
+    """Whether what came would carry the round on; a stage that would fail waits for its full time."""
+    match state:
+        case Selecting():
+            return len(state.checked_in) >= state.config.min_check_ins
+        case Advertising():
+            return len(state.advertised) >= state.config.plan.min_reports
+        case Sharing():
+            return len(state.shared) >= state.config.plan.min_reports and _reachable(
+                state.cohort, state.shared, state.shared
+            )
+        case Reporting():
+            # Devices refuse a smaller sum or fewer live neighbours; better to know it before their answers are spent.
+            return len(state.reported) >= state.config.plan.min_reports and _reachable(
+                state.cohort, state.shared, state.reported
+            )
+        case Unmasking():
+            return enough_answers(state)
+        case _:
+            assert_never(state)
+
+
+def _reachable(cohort: Cohort, whose: Mapping[int, object], alive: Mapping[int, object]) -> bool:
+    """Whether the secrets of all of these could be rebuilt by those alive."""
+    living = frozenset(alive)
+    return all(len(living.intersection(cohort.neighbours[i])) >= cohort.parameters.threshold for i in whose)
+
+
+def close_if_due(state: State, now: float) -> Step:
+    """Close the stage where it is time, and send out what the next one needs."""
+    if isinstance(state, Releasing | Committed | Abandoned):
+        return state, ()
+    came, expected = _progress(state)
+    due = deadline(state)
+    if came < expected and (due is None or now < due):
+        return state, ()
+    match state:
+        case Selecting():
+            return _close_selection(state, now)
+        case Advertising():
+            return _close_advertising(state, now)
+        case Sharing():
+            return _close_sharing(state, now)
+        case Reporting():
+            return _close_reporting(state, now)
+        case Unmasking():
+            return _close_unmasking(state)
+        case _:
+            assert_never(state)
+
+
+def _close_selection(state: Selecting, now: float) -> Step:
+    if not _suffices(state):
+        return abandon(state, AbandonReason.TOO_FEW_CHECK_INS)
+    following = Advertising(state.config, now, now, state.checked_in, frozenset(), {})
+    return following, _sends(following)
+
+
+def _close_advertising(state: Advertising, now: float) -> Step:
+    if not _suffices(state):
+        return abandon(state, AbandonReason.TOO_FEW_KEYS)
+    # Sorted by id: the order in which messages happened to arrive decides nothing.
+    entries = tuple(Entry(d, state.selected[d], state.advertised[d]) for d in sorted(state.advertised))
+    cohort = make_cohort(state.config, entries)
+    gone = frozenset(cohort.index_of[d] for d in state.gone if d in cohort.index_of)
+    following = Sharing(state.config, now, now, len(state.selected), cohort, gone, {})
+    return following, _sends(following)
+
+
+def make_cohort(config: RoundConfig, entries: tuple[Entry, ...]) -> Cohort:
+    """The roster's tree and graph."""
+    plan = config.plan
+    leaves = [
+        client.roster_leaf(index, e.certificate, e.message.channel_public, e.message.mask_public, e.message.signature)
+        for index, e in enumerate(entries)
+    ]
+    root = Digest(merkle.root(leaves))
+    size = len(entries)
+    parameters = graph.parameters(size, plan.corrupt_share, plan.dropout_share, plan.two_survivor_sets)
+    seed = suite.digest(b"graph", config.context, root)
+    return Cohort(
+        entries=entries,
+        index_of={e.device_id: index for index, e in enumerate(entries)},
+        root=root,
+        proofs=tuple(b"".join(proof) for proof in merkle.proofs(leaves)),
+        parameters=parameters,
+        neighbours=tuple(graph.neighbours(size, parameters.degree, index, seed) for index in range(size)),
+    )
+
+
+def _close_sharing(state: Sharing, now: float) -> Step:
+    if not _suffices(state):
+        return abandon(state, AbandonReason.TOO_FEW_SHARES)
+    following = Reporting(
+        state.config,
+        now,
+        now,
+        state.selected,
+        state.cohort,
+        state.gone,
+        state.shared,
+        bitmap(set(state.shared), state.cohort.size),
+        {},
+    )
+    return following, _sends(following)
+
+
+def _close_reporting(state: Reporting, now: float) -> Step:
+    cohort = state.cohort
+    if not _suffices(state):
+        return abandon(state, AbandonReason.TOO_FEW_REPORTS)
+    survivors = Survivors(state.config.plan.rid, cohort.root, state.sharers, bitmap(set(state.reported), cohort.size))
+    following = Unmasking(
+        state.config,
+        now,
+        now,
+        state.selected,
+        cohort,
+        state.gone,
+        state.shared,
+        state.reported,
+        survivors,
+        {},
+    )
+    return following, _sends(following)
+
+
+def _close_unmasking(state: Unmasking) -> Step:
+    if not _suffices(state):
+        return abandon(state, AbandonReason.TOO_FEW_ANSWERS)
+    return Releasing(state), (Release(),)
+
+
+def enough_answers(state: Unmasking) -> bool:
+    """Whether for every device in U2 at least the threshold of shares has come."""
+    tally = dict.fromkeys(state.shared, 0)
+    for answer in state.answers.values():
+        for index in answer.indices:
+            tally[index] += 1
+    return all(count >= state.cohort.parameters.threshold for count in tally.values())
+
+
+def abandon(
+    state: Selecting | Advertising | Sharing | Reporting | Unmasking | Releasing, reason: AbandonReason
+) -> Step:
+    """End the round without a release."""
+    return Abandoned(state, reason), outcomes(state, False, reason)
+
+
+def outcomes(state: State, committed: bool, reason: AbandonReason) -> tuple[Effect, ...]:
+    """The end of a round, to all who took part in it."""
+    plan = config_of(state).plan
+    match state:
+        case Selecting():
+            audience: tuple[str, ...] = ()
+        case Advertising():
+            audience = tuple(state.selected)
+        case Releasing():
+            audience = tuple(state.unmasking.cohort.index_of)
+        case Sharing() | Reporting() | Unmasking():
+            audience = tuple(state.cohort.index_of)
+        case _:
+            audience = ()
+    reports = len(state.reported) if isinstance(state, Reporting | Unmasking) else 0
+    outcome = Outcome(plan.rid, committed, reason, reports)
+    return tuple(Send(device_id, outcome) for device_id in audience)
+
+
+def _sends(state: State) -> tuple[Effect, ...]:
+    return tuple(Send(device_id, message) for device_id, message in outbox(state))
