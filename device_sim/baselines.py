@@ -22,7 +22,7 @@ from coordinator.aggregation.server_optimizers import ServerOptimizer, server_op
 from device_sim import job
 from device_sim.datasets import Examples, FederatedDataset, federated_digits
 from device_sim.faults import draw_vanishings
-from device_sim.fleet import FleetFolders, device_ids
+from device_sim.fleet import FleetFolders, device_ids, write_whole
 from edge_sdk.credentials import load_public_key
 from edge_sdk.errors import ConfigError, EdgeError
 from edge_sdk.privacy.clip import clip
@@ -190,7 +190,7 @@ def main() -> int:
         artifact = read_artifact(folders.bundle, signer=load_public_key(folders.signer_public))
         names = ("devices", "rounds", "dropout", "seed")
         found = compare(artifact, **{name: settings[name] for name in names})
-        (marker.parent / BASELINES_FILE).write_text(json.dumps(asdict(found)), encoding="utf-8")
+        write_whole(marker.parent / BASELINES_FILE, json.dumps(asdict(found)))
     except EdgeError as error:
         print(f"baselines: {error}. {error.hint}", file=sys.stderr)
         return 2

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_sdk.cli import EXIT_INTERRUPTED
 from edge_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ def add_demo_verb(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("demo", help="train a model across a private fleet on this machine, end to end")
     parser.add_argument("--devices", type=int, default=200, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="(default: %(default)s)")
-    parser.add_argument("--processes", type=int, help="that carry the devices (default: one for 25 devices)")
+    parser.add_argument(
+        "--processes", type=int, help="that carry the devices (default: one for 25 devices, 2 at least)"
+    )
     parser.add_argument("--dropout", type=float, default=0.1, help="share vanishing in a round (default: %(default)s)")
     parser.add_argument("--epsilon", help="device-level budget over all rounds, or 'off' for no noise (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of data, split, fleet and faults (default: %(default)s)")
@@ -28,7 +30,9 @@ def add_demo_verb(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--no-kills", action="store_true", help="kill no process on the way")
     parser.add_argument("--work", type=Path, default=Path("work/demo"), help="work folder (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on with a demo that was stopped in the work folder")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the demo that was stopped in the work folder, as it was set"
+    )
     parser.set_defaults(handler=_demo)
 
 
@@ -46,8 +50,12 @@ def add_sim_verb(subparsers: Subparsers) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    import signal
+
     from device_sim.demo import Demo, load_settings
+    from device_sim.fleet import unusable
     from device_sim.screen import Screen
+    from device_sim.summary import command
 
     if arguments.resume:
         found = load_settings(arguments.work)
@@ -56,35 +64,37 @@ def _demo(arguments: argparse.Namespace) -> int:
         settings, prepared = found
     else:
         settings, prepared = _settings(arguments), False
+    # A service manager's or a closed terminal's way to say what Ctrl-C says.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     screen = Screen()
+    if arguments.resume:
+        screen.note(f"going on with {settings.rounds} rounds over {settings.devices} devices in {arguments.work}")
     try:
         Demo(settings, arguments.work, screen).run(resume=prepared)
     except KeyboardInterrupt:
         screen.close()
-        print(f"\nstopped; go on with: edge demo --resume --work {arguments.work}")
-        return 130
+        screen.say(f"stopped; go on with: {command('demo', '--resume', '--work', arguments.work)}")
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        raise unusable(arguments.work, error) from error
+    finally:
+        screen.close()
     return 0
 
 
 def _settings(arguments: argparse.Namespace) -> DemoSettings:
     """The settings of the command line."""
+    from coordinator.admin.cli import epsilon_of_option
     from device_sim.demo import DemoSettings
     from device_sim.job import EPSILON
 
-    try:
-        epsilon = EPSILON if arguments.epsilon is None else math.inf
-        if arguments.epsilon not in (None, "off"):
-            epsilon = float(arguments.epsilon)
-    except ValueError as error:
-        raise ConfigError(
-            f"epsilon {arguments.epsilon!r} is no number", hint="give a positive number, or 'off' for no noise"
-        ) from error
     return DemoSettings(
         devices=arguments.devices,
         rounds=arguments.rounds,
-        processes=arguments.processes or max(2, arguments.devices // 25),
+        processes=max(2, arguments.devices // 25) if arguments.processes is None else arguments.processes,
         dropout=arguments.dropout,
-        epsilon=epsilon,
+        epsilon=EPSILON if arguments.epsilon is None else epsilon_of_option(arguments.epsilon),
         seed=arguments.seed,
         broker=arguments.broker,
         kills=not arguments.no_kills,
@@ -97,16 +107,19 @@ def _prepare(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from device_sim.datasets import federated_digits
-    from device_sim.fleet import FleetFolders, device_ids, empty_work_folder, make_authorities, make_devices
+    from device_sim.fleet import FleetFolders, device_ids, fresh_work_folder, make_authorities, make_devices, unusable
 
     if not 2 <= arguments.devices <= 1_000:
         raise ConfigError(f"--devices {arguments.devices} is out of range", hint="choose 2 to 1000")
-    dataset = federated_digits(arguments.devices, seed=arguments.seed)
     folders = FleetFolders(arguments.work)
-    empty_work_folder(folders.work, "sim.json")
-    now = time.time()
-    make_authorities(folders, now)
-    make_devices(folders, dict(zip(device_ids(arguments.devices), dataset.shards, strict=True)), now)
-    np.savez(folders.evaluation, x=dataset.test[0], y=dataset.test[1])
+    try:
+        with fresh_work_folder(folders.work, "sim.json", "{}"):
+            dataset = federated_digits(arguments.devices, seed=arguments.seed)
+            now = time.time()
+            make_authorities(folders, now)
+            make_devices(folders, dict(zip(device_ids(arguments.devices), dataset.shards, strict=True)), now)
+            np.savez(folders.evaluation, x=dataset.test[0], y=dataset.test[1])
+    except OSError as error:
+        raise unusable(folders.work, error) from error
     print(f"registrar, signer, coordinator and {arguments.devices} devices are in {folders.work}")
     return 0

@@ -20,15 +20,17 @@ from coordinator.service.tasks import RoundView, create_task, list_rounds, list_
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from device_sim import job
+from device_sim.baselines import BASELINES_FILE
 from device_sim.datasets import FederatedDataset, federated_digits
 from device_sim.faults import draw_vanishings
 from device_sim.fleet import (
     FleetFolders,
     device_ids,
-    empty_work_folder,
+    fresh_work_folder,
     make_authorities,
     make_devices,
     split_over,
+    write_whole,
 )
 from device_sim.host import HostSettings
 from device_sim.processes import Child, stop_all, wait_for
@@ -37,6 +39,7 @@ from edge_sdk.credentials import load_public_key
 from edge_sdk.errors import ConfigError, EdgeError
 from edge_sdk.protocol.messages import TaskState
 from edge_sdk.runtime.broker_url import parse_broker_url
+from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.signing import public_key_to_pem
 from edge_sdk.training.artifact import read_artifact
 
@@ -45,6 +48,7 @@ KILL_DEVICES_IN_ROUND = 3
 KILL_COORDINATOR_IN_ROUND = 5
 _POLL_S = 0.1
 _INSTALL_TIMEOUT_S = 20.0
+_BASELINES_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Demo:
         self._baselines: Child | None = None
         self._started_at = time.monotonic()
         self._kills_done: set[str] = set()
+        self._baselines_begun = False
 
     def run(self, *, resume: bool) -> None:
         """Prepare, run all rounds, and report.
@@ -113,33 +118,30 @@ class Demo:
         Raises:
             EdgeError: something failed that the demo does not cause on purpose; all processes are stopped.
         """
+        work = self.folders.work
         with ExitStack() as stack:
+            if resume:
+                stack.enter_context(only_process_in(work))
+            else:
+                stack.enter_context(fresh_work_folder(work, MARKER, self._marker(prepared=False)))
             stack.callback(lambda: stop_all(self._children))
             dataset = federated_digits(self.settings.devices, seed=self.settings.seed)
-            if not resume:
-                self._prepare_folders()
             url = self._start_broker(stack)
             if not resume:
                 self._prepare(dataset)
-            self._start_processes(url, dataset)
+            self._start_processes(url)
             self._watch()
             self._screen.note("every device fetches and installs the final model")
-            wait_for(self._hosts, timeout_s=_INSTALL_TIMEOUT_S)
-            if self._baselines is not None:
-                if "baselines" not in self._kills_done:
-                    self._baselines.start()
-                self._screen.note("the two comparisons finish")
-                wait_for([self._baselines], timeout_s=120.0)
-                self._baselines.require_success()
-        self._report(dataset)
+            if not wait_for(self._hosts, timeout_s=_INSTALL_TIMEOUT_S):
+                self._screen.note("some devices are still without it; they would fetch it later")
+            self._finish_baselines()
+            stop_all(self._children)
+            self._report(dataset)
 
     # ---- preparing
 
-    def _prepare_folders(self) -> None:
-        work = self.folders.work
-        empty_work_folder(work, MARKER)
-        (work / MARKER).write_text(json.dumps({**asdict(self.settings), "prepared": False}), encoding="utf-8")
-        self.folders.logs.mkdir()
+    def _marker(self, *, prepared: bool) -> str:
+        return json.dumps({**asdict(self.settings), "prepared": prepared})
 
     def _start_broker(self, stack: ExitStack) -> str:
         if self.settings.broker != "embedded":
@@ -176,9 +178,7 @@ class Demo:
         wait_for([export], timeout_s=300.0)
         export.require_success()
         self._create_task()
-        (self.folders.work / MARKER).write_text(
-            json.dumps({**asdict(self.settings), "prepared": True}), encoding="utf-8"
-        )
+        write_whole(self.folders.work / MARKER, self._marker(prepared=True))
 
     def _create_task(self) -> None:
         signer = load_public_key(self.folders.signer_public)
@@ -202,8 +202,9 @@ class Demo:
 
     # ---- running
 
-    def _start_processes(self, url: str, dataset: FederatedDataset) -> None:
+    def _start_processes(self, url: str) -> None:
         logs = self.folders.logs
+        logs.mkdir(parents=True, exist_ok=True)
         self._coordinator = Child(
             "coordinator",
             "edge_sdk.cli",
@@ -258,16 +259,16 @@ class Demo:
         if not rounds:
             return
         current = rounds[-1]
-        if self._baselines is not None and current.number >= 2 and "baselines" not in self._kills_done:
-            self._kills_done.add("baselines")
-            self._baselines.start()
-        if not self.settings.kills or current.phase != "reporting" or current.reported < 1:
+        if current.number >= 2:
+            self._start_baselines()
+        if not self.settings.kills:
             return
-        if current.number == KILL_DEVICES_IN_ROUND:
+        total = self.settings.rounds
+        if _on(current, min(KILL_DEVICES_IN_ROUND, max(1, total // 2))):
             host = self._hosts[-1]
             carried = len(list(split_over(device_ids(self.settings.devices), self.settings.processes))[-1])
             self._kill_once("devices", host, f"round {current.number}: a process with {carried} devices was killed")
-        if current.number == KILL_COORDINATOR_IN_ROUND and self._coordinator is not None:
+        if self._coordinator is not None and _on(current, min(KILL_COORDINATOR_IN_ROUND, max(1, total - 1))):
             text = f"round {current.number}: the coordinator was killed with {current.reported} reports in"
             self._kill_once("coordinator", self._coordinator, text)
 
@@ -278,6 +279,21 @@ class Demo:
         child.kill()
         child.start()
         self._screen.note(f"{text}, and started again")
+
+    def _start_baselines(self) -> None:
+        # A demo that goes on may have them from before.
+        if self._baselines is not None and not self._baselines_begun:
+            self._baselines_begun = True
+            if not (self.folders.work / BASELINES_FILE).is_file():
+                self._baselines.start()
+
+    def _finish_baselines(self) -> None:
+        self._start_baselines()
+        if self._baselines is not None and self._baselines.running:
+            self._screen.note("the two comparisons finish")
+            wait_for([self._baselines], timeout_s=_BASELINES_TIMEOUT_S)
+        if self._baselines is not None:
+            self._baselines.require_success()
 
     def _require_alive(self) -> None:
         for child in (self._coordinator, *self._hosts):
@@ -292,14 +308,21 @@ class Demo:
         summarise(self.folders, self.settings, dataset, self._screen, seconds=time.monotonic() - self._started_at)
 
 
+def _on(current: RoundView, number: int) -> bool:
+    """Whether it is time for the kill of this round: in the middle of it, or of a later one if that was missed."""
+    if current.number == number:
+        return current.phase == "reporting" and current.reported >= 1
+    return current.number > number and current.phase in ("configuration", "reporting", "unmasking")
+
+
 def load_settings(work: Path) -> tuple[DemoSettings, bool] | None:
     """The settings of a demo that was stopped in this folder, and whether it had prepared all; None where none was."""
     path = work / MARKER
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8") or "{}")
+        data = json.loads(path.read_text(encoding="utf-8"))
         prepared = bool(data.pop("prepared", False))
         return DemoSettings(**data), prepared
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from edge_sdk.client import EXAMPLES_FILE, IDENTITY_FOLDER, SIGNER_FILE
 from edge_sdk.credentials import NewFile, private_key_file, save_identity, write_folder
 from edge_sdk.errors import ConfigError
 from edge_sdk.identity import Identity, Role, make_identity
+from edge_sdk.runtime.home_lock import LOCK_FILE, only_process_in
 from edge_sdk.signing import new_private_key, public_key_to_pem
 from edge_sdk.training.examples import ExampleStore
 
@@ -109,13 +111,17 @@ def make_devices(folders: FleetFolders, shards: Mapping[str, Shard], now: float)
             store.add_many(*shard)
 
     # Nearly all of it is waiting for the disk, which serves many as fast as one.
-    with ThreadPoolExecutor(16) as pool:
+    pool = ThreadPoolExecutor(16)
+    try:
         made = [
             pool.submit(make, _issue(folders, authority, device_id, "device", now), shard)
             for device_id, shard in shards.items()
         ]
         for future in made:
             future.result()
+    finally:
+        # Whoever interrupts this does not want the rest of them made.
+        pool.shutdown(cancel_futures=True)
 
 
 def _issue(folders: FleetFolders, authority: Authority, identity_id: str, role: Role, now: float) -> Identity:
@@ -138,28 +144,50 @@ def split_over(items: Sequence[str], parts: int) -> Iterator[tuple[str, ...]]:
         yield tuple(items[part::parts])
 
 
-def empty_work_folder(work: Path, marker: str) -> None:
-    """Make a work folder empty, unless it holds something that is not this program's.
+@contextmanager
+def fresh_work_folder(work: Path, marker: str, text: str) -> Iterator[None]:
+    """Make a work folder, or empty this program's own, and hold it in a `with` block.
 
     Args:
         work: the folder.
         marker: a file that only this program writes there.
+        text: its content.
 
     Raises:
-        ConfigError: it holds other things, or cannot be written.
+        ConfigError: the folder holds other things, is in use, or cannot be written.
     """
     try:
-        if work.exists() and any(work.iterdir()):
-            if not (work / marker).is_file():
-                raise ConfigError(
-                    f"{work} is not empty and not a work folder of this command", hint="name another with --work"
-                )
-            shutil.rmtree(work)
+        if work.exists() and not (work / marker).is_file() and any(work.iterdir()):
+            raise ConfigError(
+                f"{work} is not empty and not a work folder of this command", hint="name another with --work"
+            )
         work.mkdir(parents=True, exist_ok=True)
-        probe = work / marker
-        probe.touch()
     except OSError as error:
-        raise ConfigError(
-            f"cannot use {work} as a work folder: {error.strerror or error}",
-            hint="name one that this user may write with --work",
-        ) from error
+        raise unusable(work, error) from error
+    with only_process_in(work):
+        try:
+            # The marker first and never gone: a folder that was emptied by half is still known as ours.
+            write_whole(work / marker, text)
+            for entry in work.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name not in (marker, LOCK_FILE):
+                    entry.unlink()
+        except OSError as error:
+            raise unusable(work, error) from error
+        yield
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is either as before or whole, whenever the process may be killed."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def unusable(work: Path, error: OSError) -> ConfigError:
+    """What to tell somebody whose work folder cannot be used."""
+    return ConfigError(
+        f"cannot use {work} as a work folder: {error.strerror or error}",
+        hint="name one that this user may write with --work, on a disk with some space",
+    )

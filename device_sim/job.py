@@ -79,7 +79,7 @@ def digits_task(
             share_timeout_s=15.0,
             report_timeout_s=20.0,
             unmask_timeout_s=15.0,
-            quiet_s=0.5,
+            quiet_s=0.4,
         ),
         server_optimizer=SERVER_OPTIMIZER,
         signer=signer_pem,

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from coordinator.service import bind_to_parent
 from edge_sdk.errors import EdgeError
 
-_STOP_TIMEOUT_S = 4.0
+_STOP_TIMEOUT_S = 3.0
 _POLL_S = 0.05
 
 
@@ -30,7 +31,9 @@ class Child:
     def __init__(self, name: str, module: str, arguments: Sequence[str], logs: Path, *, niceness: int = 0) -> None:
         self.name = name
         self.log = logs / f"{name}.log"
-        self._command = [sys.executable, "-m", module, *arguments]
+        # Bound to this process: not even its sudden death leaves any behind.
+        self._command = [sys.executable, "-I", "-S", bind_to_parent.__file__, str(os.getpid())]
+        self._command += [sys.executable, "-m", module, *arguments]
         self._niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -84,7 +87,7 @@ class Child:
             lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         except OSError:
             return "(no log)"
-        return " / ".join(lines[-2:]) if lines else "(it said nothing)"
+        return "; ".join(line.strip() for line in lines[-2:]) if lines else "(it said nothing)"
 
 
 def wait_for(children: Sequence[Child], *, timeout_s: float, on_wait: Callable[[], None] = lambda: None) -> bool:
@@ -100,8 +103,11 @@ def wait_for(children: Sequence[Child], *, timeout_s: float, on_wait: Callable[[
 
 def stop_all(children: Sequence[Child]) -> None:
     """Tell all to stop, wait a little, and kill what is left."""
-    for child in children:
-        child.ask_to_stop()
-    if not wait_for(children, timeout_s=_STOP_TIMEOUT_S):
+    try:
+        for child in children:
+            child.ask_to_stop()
+        wait_for(children, timeout_s=_STOP_TIMEOUT_S)
+    finally:
+        # Also where an impatient second Ctrl-C cuts the waiting short.
         for child in children:
             child.kill()

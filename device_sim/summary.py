@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import shlex
+import shutil
+import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +19,7 @@ from coordinator.store.database import Database
 from device_sim import job
 from device_sim.baselines import BASELINES_FILE, Baselines, load_baselines
 from device_sim.datasets import FederatedDataset
-from device_sim.fleet import FleetFolders, device_ids
+from device_sim.fleet import FleetFolders, device_ids, write_whole
 from device_sim.plot import plot_rounds
 from device_sim.screen import Screen
 from edge_sdk.client import EdgeClient
@@ -40,42 +45,57 @@ def summarise(
         raise EdgeError("the comparisons were not computed", hint=f"see {folders.logs / 'baselines.log'}")
     committed = [r for r in rounds if r.phase == "committed"]
     final = committed[-1]
-    show = screen.console.print
-
     plot = folders.work / PLOT_FILE
     plot_rounds(plot, committed, baselines, devices=settings.devices, budget=settings.epsilon)
-    private = final.accuracy or 0.0
-    show()
-    show("[bold]Accuracy on held-out digits[/bold]")
-    show(f"  centralised training, all digits in one place   {baselines.centralised[-1]:6.1%}")
-    show(f"  this federation without noise                   {baselines.noise_free[-1]:6.1%}")
     noise = "no noise" if final.epsilon is None or math.isinf(final.epsilon) else f"epsilon {final.epsilon:.2f}"
-    show(f"  this federation, {noise:13s} (delta {job.DELTA:g})     {private:6.1%}")
+    say, heading = screen.say, partial(screen.say, style="bold")
+    say()
+    heading("Accuracy on held-out digits")
+    for what, accuracy in (
+        ("centralised training, all digits in one place", baselines.centralised[-1]),
+        ("this federation without noise", baselines.noise_free[-1]),
+        (f"this federation, {noise} at delta {job.DELTA:g}", final.accuracy or 0.0),
+    ):
+        say(f"  {what:<52}{accuracy:6.1%}")
 
     sent = _write_sent(folders, settings)
-    show()
-    show("[bold]What left a device[/bold], by its own ledger (masked: uniformly random without the others' masks)")
+    say()
+    heading("What left a device, by its own ledger")
+    say("  masked: uniformly random without the others' masks")
     for line in sent[:_SHOWN]:
-        show(f"  {line}", highlight=False)
-    show(f"  all of it: {folders.work / SENT_FILE}")
+        say(f"  {line}")
+    say(f"  all of it: {folders.work / SENT_FILE}")
 
-    show()
-    show("[bold]A device predicts with the model it has installed[/bold]")
-    show(f"  {_prediction(folders, settings, dataset)}", highlight=False)
+    say()
+    heading("A device predicts with the model it has installed")
+    for line in _prediction(folders, settings, dataset):
+        say(f"  {line}")
 
     report = folders.work / REPORT_FILE
     _write_report(report, settings, rounds, baselines, seconds)
     abandoned = len(rounds) - len(committed)
     again = f", {abandoned} abandoned and tried again" if abandoned else ""
-    show()
-    show(f"{len(committed)} rounds committed{again}; {seconds:.0f} s in all. Written:")
+    say()
+    heading(f"{len(committed)} rounds committed{again}; {seconds:.0f} s in all. Written:")
     for path in (plot, report, folders.bundle, folders.coordinator / "coordinator.sqlite", folders.logs):
-        show(f"  {path}", highlight=False)
-    show("Next:")
-    work = folders.work
-    show(f"  edge run show {job.TASK} --home {folders.coordinator}", highlight=False)
-    show(f"  edge device status --home {folders.device(device_ids(1)[0])}", highlight=False)
-    show(f"  edge inspect {folders.bundle} --signer {work / 'signer' / 'signer.pub'}", highlight=False)
+        say(f"  {path}")
+    say()
+    heading("Next")
+    for words in (
+        ("run", "show", job.TASK, "--home", folders.coordinator),
+        ("device", "status", "--home", folders.device(device_ids(1)[0])),
+        ("inspect", folders.bundle, "--signer", folders.signer_public),
+    ):
+        say(f"  {command(*words)}")
+
+
+def command(*words: str | Path) -> str:
+    """An `edge` command line that can be pasted into this shell, whether or not its environment is activated."""
+    edge = "edge"
+    if shutil.which(edge) is None:
+        beside = Path(sys.executable).with_name("edge")
+        edge = os.path.relpath(beside) if beside.is_file() else f"{sys.executable} -m edge_sdk.cli"
+    return f"{edge} {shlex.join(str(word) for word in words)}"
 
 
 def _write_sent(folders: FleetFolders, settings: DemoSettings) -> list[str]:
@@ -92,14 +112,15 @@ def _write_sent(folders: FleetFolders, settings: DemoSettings) -> list[str]:
                 writer.writerow([device_id, p.round_number, p.sent_bytes, p.sent_sha256.hex(), epsilon])
             if not shown:
                 shown = [
-                    f"{device_id} round {p.round_number}: {p.sent_bytes} masked bytes, sha256 "
-                    f"{p.sent_sha256.hex()[:24]}..., epsilon {p.epsilon:.2f} so far"
+                    f"{device_id} round {p.round_number}: {p.sent_bytes:,} bytes, "
+                    f"sha256 {p.sent_sha256.hex()[:12]}..., "
+                    + ("no noise" if math.isinf(p.epsilon) else f"epsilon {p.epsilon:.2f} so far")
                     for p in lines
                 ]
     return shown
 
 
-def _prediction(folders: FleetFolders, settings: DemoSettings, dataset: FederatedDataset) -> str:
+def _prediction(folders: FleetFolders, settings: DemoSettings, dataset: FederatedDataset) -> tuple[str, ...]:
     """A real prediction, through the public API, on digits that no device has seen."""
     x, y = dataset.test
     for device_id in device_ids(settings.devices):
@@ -110,10 +131,12 @@ def _prediction(folders: FleetFolders, settings: DemoSettings, dataset: Federate
                 continue
             version = client.agent.installed_version
         right = int((guessed == y[:10]).sum())
-        digits = " ".join(str(label) for label in guessed)
-        truth = " ".join(str(label) for label in y[:10])
-        return f"{device_id}, model version {version}: reads {digits} where {truth} is written ({right} of 10)"
-    return "no device has installed a model"
+        reads = f"{device_id}, model version {version}, reads"
+        return (
+            f"{reads}  {' '.join(str(label) for label in guessed)}",
+            f"{'where':>{len(reads)}}  {' '.join(str(label) for label in y[:10])}  is written: {right} of 10",
+        )
+    return ("no device has installed a model",)
 
 
 def _write_report(
@@ -126,4 +149,4 @@ def _write_report(
         "noise_free_accuracy": baselines.noise_free,
         "rounds": [asdict(r) for r in rounds],
     }
-    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    write_whole(path, json.dumps(data, indent=1))

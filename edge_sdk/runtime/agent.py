@@ -10,7 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge_sdk import __version__
 from edge_sdk.errors import (
@@ -648,9 +651,23 @@ class DeviceAgent:
 
     def _verify_peer(self, certificate: bytes, message: bytes, signature: bytes, now: float) -> str:
         peer = verify_certificate(certificate, self._identity.ca, "device", now)
-        if not verify_raw(peer.public_key, signature, message):
+        if not _has_signed(_Key(certificate, peer.public_key), message, signature):
             raise IdentityError(f"the signature is not {peer.id}'s")
         return peer.id
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A public key, known by the certificate that it stands in."""
+
+    certificate: bytes
+    public_key: ec.EllipticCurvePublicKey = field(compare=False)
+
+
+@lru_cache(maxsize=1024)
+def _has_signed(key: _Key, message: bytes, signature: bytes) -> bool:
+    """A roster that comes again, or to another device of this process, is not computed again."""
+    return verify_raw(key.public_key, signature, message)
 
 
 @dataclass(frozen=True, slots=True)
