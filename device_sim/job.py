@@ -61,6 +61,8 @@ def digits_task(
         corrupt_share=0.05,
         dropout_share=dropout_share,
     )
+    # Many share few cores; and a small fleet, of which a few that vanished are a large part, need not wait as long.
+    stage_s = 5.0 + devices / 20
     return TaskConfig(
         task=TASK,
         population=TASK,
@@ -75,10 +77,10 @@ def digits_task(
         encoding=encoding_for(privacy, dimension=dimension, min_reports=floor, goal_count=devices),
         pacing=Pacing(
             selection_timeout_s=20.0,
-            advertise_timeout_s=15.0,
-            share_timeout_s=15.0,
-            report_timeout_s=20.0,
-            unmask_timeout_s=15.0,
+            advertise_timeout_s=stage_s,
+            share_timeout_s=stage_s,
+            report_timeout_s=stage_s + 5.0,
+            unmask_timeout_s=stage_s,
             quiet_s=0.4,
         ),
         server_optimizer=SERVER_OPTIMIZER,

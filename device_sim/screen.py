@@ -61,7 +61,7 @@ class Screen:
         )
         self.say(
             f"  noise: epsilon {encoding.epsilon:.2f} at delta {privacy.delta:g} over {privacy.participation_cap} "
-            f"participations (noise multiplier {encoding.noise_multiplier:.2f})"
+            f"participations, multiplier {encoding.noise_multiplier:.2f}"
             if encoding.device_variance
             else "  NO NOISE, as asked"
         )

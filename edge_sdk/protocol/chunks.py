@@ -31,6 +31,7 @@ from edge_sdk.protocol.limits import (
     CHUNK_MAX_BYTES,
     CHUNK_MIN_BYTES,
     CHUNK_TIMEOUT_S,
+    PULL_CHUNKS_MAX,
     PULL_RANGES_MAX,
     WINDOW_DEFAULT_BYTES,
     WINDOW_MAX_BYTES,
@@ -182,7 +183,7 @@ def slices(data: bytes | memoryview, chunk_bytes: int, ranges: Sequence[Range]) 
         if first < 0 or length < 1 or first + length > count:
             raise RemoteProtocolError(f"a pull asks for chunks {first} to {first + length - 1} of {count}")
         asked += length
-    if asked > max(1, WINDOW_MAX_BYTES // chunk_bytes):
+    if asked > _most_chunks(WINDOW_MAX_BYTES, chunk_bytes):
         raise RemoteProtocolError(f"a pull asks for {asked} chunks of {chunk_bytes} bytes at once")
     view = memoryview(data)
     return (
@@ -256,7 +257,7 @@ class Assembly:
         self._size_bytes = size_bytes
         self._chunk_bytes = chunk_bytes
         self._store = store
-        self._window = max(1, min(window_bytes, WINDOW_MAX_BYTES) // chunk_bytes)
+        self._window = _most_chunks(min(window_bytes, WINDOW_MAX_BYTES), chunk_bytes)
         self._timeout_s = timeout_s
         self._have = bytearray(store.have())
         if len(self._have) != _bitmap_bytes(self._count):
@@ -403,6 +404,10 @@ class Assembly:
             index += 1
         self._cursor = index
         return tuple(ranges)
+
+
+def _most_chunks(window_bytes: int, chunk_bytes: int) -> int:
+    return max(1, min(window_bytes // chunk_bytes, PULL_CHUNKS_MAX))
 
 
 def _bitmap_bytes(count: int) -> int:

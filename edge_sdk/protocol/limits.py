@@ -51,6 +51,9 @@ WINDOW_DEFAULT_BYTES: Final = MIB
 WINDOW_MAX_BYTES: Final = 16 * MIB
 """The most that a sender answers to one pull: what one small message can make it send."""
 
+PULL_CHUNKS_MAX: Final = 1_024
+"""Most chunks in one pull, however small they are: what one small message can make the other side do."""
+
 PULL_RANGES_MAX: Final = 256
 """Most ranges in one pull, so that it always fits a control frame."""
 

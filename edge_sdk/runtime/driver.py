@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from edge_sdk.clock import Clock, SystemClock
-from edge_sdk.errors import StoreError, TrainingError
+from edge_sdk.errors import EdgeError
 from edge_sdk.runtime.agent import DeviceAgent, Outgoing, TrainingJob
 from edge_sdk.runtime.broker_url import BrokerUrl
 from edge_sdk.runtime.dial import TlsFiles
@@ -158,7 +158,7 @@ class _Loop:
         loop = asyncio.get_running_loop()
         try:
             update = await loop.run_in_executor(self._pool, agent.learner.train, job)
-        except (TrainingError, StoreError) as error:
+        except EdgeError as error:
             failure = error
             self._inbox.put_nowait(lambda: self._send(agent, agent.failed(job, failure, self._clock.now())))
         else:

@@ -105,12 +105,18 @@ def test_malformed_pulls_are_refused_before_anything_is_sent(ranges: list[tuple[
         slices(BLOB, CHUNK, ranges)
 
 
-def test_a_small_pull_cannot_make_the_sender_send_without_end() -> None:
+@pytest.mark.parametrize(
+    ("chunk_bytes", "most"),
+    [
+        (limits.CHUNK_MIN_BYTES, limits.PULL_CHUNKS_MAX),
+        (limits.CHUNK_MAX_BYTES, limits.WINDOW_MAX_BYTES // limits.CHUNK_MAX_BYTES),
+    ],
+)
+def test_a_small_pull_cannot_make_the_sender_send_without_end(chunk_bytes: int, most: int) -> None:
     blob = memoryview(bytes(limits.WINDOW_MAX_BYTES))
-    whole = limits.WINDOW_MAX_BYTES // CHUNK
-    assert sum(1 for _ in slices(blob, CHUNK, [(0, whole)])) == whole
+    assert sum(1 for _ in slices(blob, chunk_bytes, [(0, most)])) == most
     with pytest.raises(RemoteProtocolError, match="at once"):
-        slices(blob, CHUNK, [(0, whole), (0, 1)])
+        slices(blob, chunk_bytes, [(0, most), (0, 1)])
 
 
 def test_the_receiver_asks_for_a_window_and_then_for_the_next_half() -> None:
