@@ -10,7 +10,7 @@ from edge_sdk.cli import EXIT_INTERRUPTED
 from edge_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from device_sim.demo import DemoSettings
+    from device_sim.settings import DemoSettings
     from edge_sdk.cli import Subparsers
 
 
@@ -52,9 +52,10 @@ def add_sim_verb(subparsers: Subparsers) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     import signal
 
-    from device_sim.demo import Demo, load_settings
+    from device_sim.demo import Demo
     from device_sim.fleet import unusable
     from device_sim.screen import Screen
+    from device_sim.settings import load_settings
     from device_sim.summary import command
 
     if arguments.resume:
@@ -86,8 +87,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> DemoSettings:
     """The settings of the command line."""
     from coordinator.admin.cli import epsilon_of_option
-    from device_sim.demo import DemoSettings
     from device_sim.job import EPSILON
+    from device_sim.settings import DemoSettings
 
     return DemoSettings(
         devices=arguments.devices,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -35,60 +35,19 @@ from device_sim.fleet import (
 from device_sim.host import HostSettings
 from device_sim.processes import Child, stop_all, wait_for
 from device_sim.screen import Screen
+from device_sim.settings import MARKER, DemoSettings
 from edge_sdk.credentials import load_public_key
-from edge_sdk.errors import ConfigError, EdgeError
+from edge_sdk.errors import EdgeError
 from edge_sdk.protocol.messages import TaskState
-from edge_sdk.runtime.broker_url import parse_broker_url
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.signing import public_key_to_pem
 from edge_sdk.training.artifact import read_artifact
 
-MARKER = "demo.json"
 KILL_DEVICES_IN_ROUND = 3
 KILL_COORDINATOR_IN_ROUND = 5
 _POLL_S = 0.1
 _INSTALL_TIMEOUT_S = 20.0
 _BASELINES_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class DemoSettings:
-    """What a demo does; stored in its work folder, so that a stopped one can go on.
-
-    Attributes:
-        devices, rounds, processes: how many.
-        dropout: share of the devices that vanish in each round, over all its stages.
-        epsilon: device-level budget over all rounds; infinity turns the noise off.
-        seed: of data, split, fleet and faults.
-        broker: "embedded" or a URL.
-        kills: whether a device process and the coordinator are killed on the way.
-    """
-
-    devices: int = 200
-    rounds: int = 10
-    processes: int = 8
-    dropout: float = 0.1
-    epsilon: float = job.EPSILON
-    seed: int = 0
-    broker: str = "embedded"
-    kills: bool = True
-
-    def __post_init__(self) -> None:
-        if not 10 <= self.devices <= 5_000:
-            raise ConfigError(f"--devices {self.devices} is out of range", hint="choose 10 to 5000")
-        if not 1 <= self.rounds <= 1_000:
-            raise ConfigError(f"--rounds {self.rounds} is out of range", hint="choose 1 to 1000")
-        if not 1 <= self.processes <= self.devices:
-            raise ConfigError(f"--processes {self.processes} is out of range", hint="choose 1 to the devices")
-        if not 0.0 <= self.dropout <= 0.2:
-            raise ConfigError(
-                f"--dropout {self.dropout} is out of range",
-                hint="choose 0 to 0.2: the rounds are planned to survive a fifth",
-            )
-        if not self.epsilon > 0:
-            raise ConfigError(f"--epsilon {self.epsilon} is no budget", hint="choose a positive number, or 'off'")
-        if self.broker != "embedded":
-            parse_broker_url(self.broker)
 
 
 class Demo:
@@ -313,16 +272,3 @@ def _on(current: RoundView, number: int) -> bool:
     if current.number == number:
         return current.phase == "reporting" and current.reported >= 1
     return current.number > number and current.phase in ("configuration", "reporting", "unmasking")
-
-
-def load_settings(work: Path) -> tuple[DemoSettings, bool] | None:
-    """The settings of a demo that was stopped in this folder, and whether it had prepared all; None where none was."""
-    path = work / MARKER
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        prepared = bool(data.pop("prepared", False))
-        return DemoSettings(**data), prepared
-    except (AttributeError, TypeError, ValueError):
-        return None

@@ -12,7 +12,6 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from coordinator.service.tasks import RoundView, list_rounds
 from coordinator.store.database import Database
@@ -22,11 +21,9 @@ from device_sim.datasets import FederatedDataset
 from device_sim.fleet import FleetFolders, device_ids, write_whole
 from device_sim.plot import plot_rounds
 from device_sim.screen import Screen
+from device_sim.settings import DemoSettings
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import EdgeError
-
-if TYPE_CHECKING:
-    from device_sim.demo import DemoSettings
 
 PLOT_FILE, REPORT_FILE, SENT_FILE = "demo.png", "report.json", "what-left-the-devices.csv"
 _SHOWN = 3
