@@ -161,7 +161,10 @@ def _reason(view: RoundView) -> str:
 
 
 def dropouts(view: RoundView) -> tuple[int, int, int, int]:
-    """How many were lost at each stage; a stage that has not begun has lost none."""
-    reached = (view.selected, view.advertised, view.shared, view.reported, view.answered)
+    """How many were lost at each stage; one that has not begun or is under way has lost none yet."""
+    reached = [view.selected, view.advertised, view.shared, view.reported, view.answered]
+    if view.closed_at is None:
+        under_way = max((i for i, count in enumerate(reached) if count), default=0)
+        reached[under_way:] = [0] * (len(reached) - under_way)
     lost = [before - after if after else 0 for before, after in itertools.pairwise(reached)]
     return lost[0], lost[1], lost[2], lost[3]

@@ -13,7 +13,7 @@ from rich.console import Console
 from coordinator.service.tasks import RoundView
 from device_sim.baselines import Baselines
 from device_sim.plot import plot_rounds
-from device_sim.screen import Screen, cells, dropouts
+from device_sim.screen import Screen, cells, dropouts, line
 from edge_sdk.protocol.messages import AbandonReason
 
 ROUND = RoundView(
@@ -52,6 +52,16 @@ def test_a_stage_that_has_not_begun_has_lost_nobody() -> None:
     assert dropouts(replace(ROUND, reported=0, answered=0)) == (4, 6, 0, 0)
 
 
+def test_a_stage_under_way_has_lost_nobody_yet() -> None:
+    assert dropouts(replace(ROUND, closed_at=None, reported=12, answered=0)) == (4, 6, 0, 0)
+    assert dropouts(replace(ROUND, closed_at=None, selected=0, advertised=0, shared=0, reported=0, answered=0)) == (
+        0,
+        0,
+        0,
+        0,
+    )
+
+
 def test_a_round_column_by_column() -> None:
     assert cells(ROUND) == ("3", "200", "185", "4/6/5/4", "0.250", "91.3%", "3.46", "10.0", "22.5", "4.2")
 
@@ -59,13 +69,13 @@ def test_a_round_column_by_column() -> None:
 def test_a_round_under_way_says_its_phase_and_leaves_open_what_is_not_known() -> None:
     view = replace(ROUND, phase="selection", closed_at=None, selected=0, loss=None, accuracy=None, epsilon=None)
     shown = cells(view)
-    assert shown[:2] == ("3 selection", "200")
+    assert shown[:2] == ("3", "200")
     assert (shown[4], shown[5], shown[6], shown[9]) == ("-", "-", "-", "-")
 
 
 def test_an_abandoned_round_says_why_and_no_noise_is_named() -> None:
     view = replace(ROUND, phase="abandoned", reason=AbandonReason.TOO_FEW_REPORTS, epsilon=math.inf)
-    assert cells(view)[0] == "3 abandoned: too few reports"
+    assert line(view, 10).startswith("  round 3 of 10 abandoned: too few reports; 200 devices")
     assert cells(view)[6] == "none"
 
 
@@ -77,7 +87,7 @@ def test_without_a_terminal_each_finished_round_is_one_line(capsys: pytest.Captu
     screen.rounds(views, 2)
     screen.close()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0].strip() for line in lines] == ["round 1", "round 2"]
+    assert [shown.split(":")[0].strip() for shown in lines] == ["round 1 of 2", "round 2 of 2"]
 
 
 @pytest.mark.parametrize(
