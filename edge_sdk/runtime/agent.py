@@ -112,11 +112,11 @@ class Learner(Protocol):
         """
         ...
 
-    def train(self, job: TrainingJob) -> bytes:
-        """The update, float32 little-endian in layout order.
+    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
+        """The update, float32 little-endian in layout order. `should_stop` is asked before every step.
 
         Raises:
-            TrainingError: it failed.
+            TrainingError: it failed, or was asked to stop.
         """
         ...
 

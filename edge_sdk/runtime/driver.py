@@ -13,6 +13,7 @@ from typing import Protocol
 
 from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.errors import EdgeError
+from edge_sdk.protocol.session import round_id
 from edge_sdk.runtime.agent import DeviceAgent, Outgoing, TrainingJob
 from edge_sdk.runtime.broker_url import BrokerUrl
 from edge_sdk.runtime.dial import TlsFiles
@@ -94,6 +95,7 @@ class _Loop:
         self._agents = agents
         self._deadlines: dict[str, float] = {}
         self._jobs: set[asyncio.Task[None]] = set()
+        self._ending = False
         for agent in agents:
             self._transports[agent.device_id] = make_transport(
                 agent, self._on_message(agent), self._on_connected(agent)
@@ -109,6 +111,7 @@ class _Loop:
             while not stop.is_set() and not done():
                 await self._turn()
         finally:
+            self._ending = True
             stopped.cancel()
             await asyncio.gather(*(t.stop() for t in self._transports.values()))
 
@@ -156,8 +159,13 @@ class _Loop:
 
     async def _train(self, agent: DeviceAgent, job: TrainingJob) -> None:
         loop = asyncio.get_running_loop()
+
+        def should_stop() -> bool:
+            # Asked in the training thread. What is trained for a round that is gone only keeps the next one waiting.
+            return self._ending or round_id(agent.state) != job.plan.rid
+
         try:
-            update = await loop.run_in_executor(self._pool, agent.learner.train, job)
+            update = await loop.run_in_executor(self._pool, agent.learner.train, job, should_stop)
         except EdgeError as error:
             failure = error
             self._inbox.put_nowait(lambda: self._send(agent, agent.failed(job, failure, self._clock.now())))

@@ -6,6 +6,7 @@ Knows nothing of rounds, messages or brokers.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -59,7 +60,7 @@ class LocalLearner:
             raise ArtifactError(f"a checkpoint of {len(checkpoint)} bytes does not fit {dimension} parameters")
         return dimension
 
-    def train(self, job: TrainingJob) -> bytes:
+    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
         """The update, float32 little-endian in layout order."""
         if self._examples is None:
             raise TrainingError("this device holds no examples", hint="add some, or let it only serve")
@@ -71,7 +72,7 @@ class LocalLearner:
         )
         trainer = OnnxTrainer(self._artifact(job.bundle))
         checkpoint = np.frombuffer(job.checkpoint, "<f4").astype(np.float32)
-        result = trainer.train(checkpoint, self._examples.arrays(), plan, seed=job.seed)
+        result = trainer.train(checkpoint, self._examples.arrays(), plan, seed=job.seed, should_stop=should_stop)
         return result.update.astype("<f4").tobytes()
 
     def install(self, version: int, bundle: bytes, checkpoint: bytes) -> None:

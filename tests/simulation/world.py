@@ -97,7 +97,7 @@ class KnownLearner:
     def check(self, bundle: bytes, checkpoint: bytes) -> int:
         return len(checkpoint) // 4
 
-    def train(self, job: TrainingJob) -> bytes:
+    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
         return known_update(self.number, self.dimension).astype("<f4").tobytes()
 
     def install(self, version: int, bundle: bytes, checkpoint: bytes) -> None:
