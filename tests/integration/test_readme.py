@@ -1,0 +1,114 @@
+"""What the README says is done here, word for word: the walk by hand, and the code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_sim.fleet import FleetFolders, make_authorities, make_devices
+from edge_sdk.clock import SystemClock
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+LIMIT_S = 120
+
+
+def by_hand() -> tuple[str, str, str]:
+    """The walk's commands: before the coordinator, the coordinator itself, and after it."""
+    section = README.split("## The same by hand")[1].split("\n## ")[0]
+    lines = [line[4:] for line in section.splitlines() if line.startswith("    ")]
+    script = "\n".join(line for line in lines if not line.startswith(". .venv"))
+    before, serve, after = re.split(r"^(edge coordinator serve .*)$", script, flags=re.MULTILINE)
+    return before, serve, after
+
+
+def code_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_walk_by_hand(tmp_path: Path, port: int) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    before, serve, after = by_hand()
+
+    def run(script: str) -> str:
+        command = ["bash", "-euo", "pipefail", "-c", script.replace(":1883", f":{port}")]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    prepared = run(before)
+    assert "run digits: 3 rounds with 5 devices" in prepared
+    assert "NO NOISE" in prepared
+    serving = subprocess.Popen(
+        [*serve.split(), "--port", str(port)],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with serving:
+        assert serving.stdout is not None
+        assert f"127.0.0.1:{port}" in serving.stdout.readline()
+        shown = run(after)
+        serving.send_signal(signal.SIGINT)
+        rest = serving.communicate(timeout=10)[0]
+    assert serving.returncode in (0, 130), rest
+    assert "digits: complete (all rounds are committed), 3 of 3 rounds" in shown
+    assert shown.count("committed") >= 4
+    assert "device device-0000: model version 4" in shown
+    assert "round 3: sent" in shown
+
+
+def test_the_code_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block runs as it stands, but for the folder, the broker that nobody answers at, and when to stop."""
+    folders = FleetFolders(tmp_path)
+    now = SystemClock().now()
+    make_authorities(folders, now)
+    x = np.zeros((3, 1, 8, 8), np.float32)
+    make_devices(folders, {"phone": (x, np.arange(3))}, now)
+    (folders.device("phone") / "examples.sqlite").unlink()
+    home = str(folders.device("phone"))
+    code = code_blocks()[0].replace("~/.myapp/edge", home)
+    # It would take part for ever, and has no model yet to predict with.
+    code = re.sub(r"asyncio\.run\(device\.run\((.*?)\)\)", r"asyncio.run(soon_stopped(device, \1))", code)
+    code = code.replace("device.predict(images)", "assert len(device.examples) == 1")
+
+    async def soon_stopped(device: object, broker: str) -> None:
+        stop = asyncio.Event()
+        stop.set()
+        await device.run("mqtt://127.0.0.1:9", stop=stop)  # type: ignore[attr-defined]
+
+    exec(compile(code, "README", "exec"), {"image": x[0], "label": 7, "soon_stopped": soon_stopped})  # noqa: S102
+
+
+def test_the_code_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from exporters.examples.digits import build
+
+    folders = FleetFolders(tmp_path)
+    make_authorities(folders, SystemClock().now())
+    monkeypatch.chdir(folders.signer_key.parent)
+    spec = build()
+    names = {"torch": torch, "model": spec.model, "x": spec.example_inputs[0], "y": spec.example_target}
+    exec(compile(textwrap.dedent(code_blocks()[1]), "README", "exec"), names)  # noqa: S102
+    assert (folders.signer_key.parent / "digits.edge").stat().st_size > 10_000
