@@ -87,7 +87,11 @@ class Child:
             lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         except OSError:
             return "(no log)"
-        return "; ".join(line.strip() for line in lines[-2:]) if lines else "(it said nothing)"
+        return (
+            "; ".join(line.strip().removeprefix("edge: error: ") for line in lines[-2:])
+            if lines
+            else "it said nothing; is the disk full?"
+        )
 
 
 def wait_for(children: Sequence[Child], *, timeout_s: float, on_wait: Callable[[], None] = lambda: None) -> bool:

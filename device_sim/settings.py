@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +49,9 @@ class DemoSettings:
                 f"--dropout {self.dropout} is out of range",
                 hint="choose 0 to 0.2: more would leave too few in most rounds",
             )
-        if not self.epsilon > 0:
-            raise ConfigError(f"--epsilon {self.epsilon} is no budget", hint="choose a positive number, or 'off'")
+        # Checked here, before the results of an earlier demo make room for this one.
+        if not (0.1 <= self.epsilon <= 50 or self.epsilon == math.inf):
+            raise ConfigError(f"--epsilon {self.epsilon:g} is out of range", hint="choose 0.1 to 50, or 'off'")
         if self.broker != "embedded":
             parse_broker_url(self.broker)
 

@@ -44,14 +44,16 @@ def summarise(
     final = committed[-1]
     plot = folders.work / PLOT_FILE
     plot_rounds(plot, committed, baselines, devices=settings.devices, budget=settings.epsilon)
-    noise = "no noise" if final.epsilon is None or math.isinf(final.epsilon) else f"epsilon {final.epsilon:.2f}"
+    noise = "no noise"
+    if final.epsilon is not None and math.isfinite(final.epsilon):
+        noise = f"epsilon {final.epsilon:.2f} at delta {job.DELTA:g}"
     say, heading = screen.say, partial(screen.say, style="bold")
     say()
     heading("Accuracy on held-out digits")
     for what, accuracy in (
         ("centralised training, all digits in one place", baselines.centralised[-1]),
         ("this federation without noise", baselines.noise_free[-1]),
-        (f"this federation, {noise} at delta {job.DELTA:g}", final.accuracy or 0.0),
+        (f"this federation, {noise}", final.accuracy or 0.0),
     ):
         say(f"  {what:<52}{accuracy:6.1%}")
 
@@ -71,9 +73,9 @@ def summarise(
     report = folders.work / REPORT_FILE
     _write_report(report, settings, rounds, baselines, seconds)
     abandoned = len(rounds) - len(committed)
-    again = f", {abandoned} abandoned and tried again" if abandoned else ""
+    again = ", the others were abandoned and tried again" if abandoned else ""
     say()
-    heading(f"{len(committed)} rounds committed{again}; {seconds:.0f} s in all. Written:")
+    heading(f"{len(committed)} of {len(rounds)} rounds committed{again}; {seconds:.0f} s in all. Written:")
     for path in (plot, report, folders.bundle, folders.coordinator / "coordinator.sqlite", folders.logs):
         say(f"  {path}")
     say()

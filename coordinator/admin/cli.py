@@ -1,4 +1,4 @@
-"""`edge coordinator serve` and `edge run create|list|show`.
+"""`edge coordinator serve` and `edge run create|list|show|resume`.
 
 Light to import: everything heavy is inside the handlers.
 """
@@ -101,6 +101,10 @@ def add_run_verb(subparsers: Subparsers) -> None:
         help=f"seconds without news that close a nearly full stage {_DEFAULT}",
     )
     create.set_defaults(handler=_create)
+    resume = actions.add_parser("resume", help="go on with a run that was paused because its rounds failed")
+    resume.add_argument("task", metavar="NAME", help="the run's name")
+    resume.add_argument("--home", type=Path, default=DEFAULT_HOME, metavar="DIR", help=f"work folder {_DEFAULT}")
+    resume.set_defaults(handler=_resume)
     listing = actions.add_parser("list", help="list the runs of a work folder")
     listing.add_argument("--home", type=Path, default=DEFAULT_HOME, metavar="DIR", help=f"work folder {_DEFAULT}")
     listing.set_defaults(handler=_list)
@@ -305,6 +309,7 @@ def _config(arguments: argparse.Namespace, dimension: int, signer: str) -> TaskC
 def _list(arguments: argparse.Namespace) -> int:
     from coordinator.service.tasks import list_tasks
     from coordinator.store.database import Database
+    from edge_sdk.protocol.messages import TaskState
 
     tasks = list_tasks(Database.in_folder(_existing(arguments.home)))
     if not tasks:
@@ -316,6 +321,22 @@ def _list(arguments: argparse.Namespace) -> int:
             f"{task.task}: {task.state.name.lower()}{reason}, {task.committed} of {task.rounds} rounds, "
             f"model version {task.model_version}{accuracy}"
         )
+        if task.state is TaskState.PAUSED:
+            where = f"{task.task} --home {arguments.home}"
+            print(f"  why: edge run show {where}; once that is mended: edge run resume {where}")
+    return 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from coordinator.service.tasks import resume_task
+    from coordinator.store.database import Database
+    from edge_sdk.runtime.home_lock import only_process_in
+
+    home = _existing(arguments.home)
+    # A serving coordinator holds the task in memory, and would not hear of it.
+    with only_process_in(home):
+        resume_task(Database.in_folder(home), arguments.task)
+    print(f"run {arguments.task} is open again; start the coordinator to go on: edge coordinator serve --home {home}")
     return 0
 
 
@@ -329,7 +350,7 @@ def _show(arguments: argparse.Namespace) -> int:
         f"{config.task}: population {config.population!r}, {config.dimension:,} parameters, {config.rounds} rounds.\n"
         "Devices that came to each stage, then the model; kB for each device."
     )
-    print("round   in keys shares input unmask   loss accuracy epsilon kB up   down phase")
+    print("round   in keys shares input unmask  loss accuracy epsilon kB up  down phase")
     for view in list_rounds(database, arguments.task):
         print(_round_line(view))
         # Not only of abandoned ones: an evaluation that failed is told here too.
@@ -350,8 +371,8 @@ def _round_line(view: RoundView) -> str:
     accuracy = "-" if view.accuracy is None else f"{view.accuracy:.1%}"
     epsilon = "-" if view.epsilon is None else "none" if math.isinf(view.epsilon) else f"{view.epsilon:.2f}"
     reached = f"{view.checked_in:5d}{view.advertised:5d}{view.shared:7d}{view.reported:6d}{view.answered:7d}"
-    traffic = f"{view.bytes_up / devices / 1000:6.1f}{view.bytes_down / devices / 1000:7.1f}"
-    return f"{view.number:5d}{reached}{loss:>7s}{accuracy:>9s}{epsilon:>8s}{traffic} {view.phase}"
+    traffic = f"{view.bytes_up / devices / 1000:6.1f}{view.bytes_down / devices / 1000:6.1f}"
+    return f"{view.number:5d}{reached}{loss:>6s}{accuracy:>9s}{epsilon:>8s}{traffic} {view.phase}"
 
 
 def _existing(home: Path) -> Path:

@@ -104,7 +104,7 @@ def calibrate(
     if not 0 < epsilon <= _LARGEST_EPSILON and not epsilon == math.inf:
         raise PrivacyError(
             f"an epsilon of {epsilon} promises nothing or cannot be kept",
-            hint=f"give 0 < epsilon <= {_LARGEST_EPSILON:g}, or infinity to turn noise off",
+            hint=f"give 0 < epsilon <= {_LARGEST_EPSILON:g}, or turn the noise off explicitly",
         )
     if bits is not None and not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
         raise PrivacyError(f"a modulus of {bits} bits is not supported", hint="use 8 to 32 bits")

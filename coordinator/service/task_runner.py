@@ -277,7 +277,8 @@ class TaskRunner:
         self._writes.append(lambda c: c.execute(tables.journal.delete().where(tables.journal.c.rid == rid)))
         self._say_closed(state)
         self.state = None
-        if self._abandoned_in_a_row >= self.config.max_abandoned:
+        # Every so many: a task that was resumed has as many tries again.
+        if self._abandoned_in_a_row and self._abandoned_in_a_row % self.config.max_abandoned == 0:
             self._end_task(
                 TaskState.PAUSED,
                 f"{self._abandoned_in_a_row} rounds in a row were abandoned: {reason.name.lower()}",

@@ -194,6 +194,26 @@ def task_config(database: Database, task: str) -> TaskConfig:
     return TaskConfig.from_json(text)
 
 
+def resume_task(database: Database, task: str) -> None:
+    """Open a paused task again; a coordinator that starts after this goes on with it.
+
+    Raises:
+        ConfigError: there is no such task, or it is not paused.
+    """
+
+    def write(connection: sa.Connection) -> None:
+        t = tables.tasks.c
+        row = connection.execute(sa.select(t.state, t.sequence).where(t.task == task)).one_or_none()
+        if row is None:
+            raise ConfigError(f"there is no run {task!r}", hint="edge run list shows all")
+        if row.state != TaskState.PAUSED:
+            raise ConfigError(f"the run {task!r} is {TaskState(row.state).name.lower()}, not paused")
+        values = {"state": int(TaskState.OPEN), "reason": "", "sequence": row.sequence + 1}
+        connection.execute(tables.tasks.update().where(t.task == task).values(**values))
+
+    database.run_tx("resume the task", write)
+
+
 def list_rounds(database: Database, task: str) -> list[RoundView]:
     """All rounds of a task in the order they opened, the open one last."""
 

@@ -1,0 +1,137 @@
+"""A federation of separate processes, as in the README, of which some are killed in the middle of a round."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from coordinator.service.tasks import RoundView, list_rounds
+from coordinator.store.database import Database
+from device_sim.fleet import FleetFolders, device_ids
+from device_sim.host import HostSettings
+from device_sim.script import Vanish
+from edge_sdk.cli import main
+from tests.integration.commands import Command, free_port, until
+
+DEVICES = device_ids(5)
+ROUNDS = 2
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> FleetFolders:
+    """A prepared fleet of five, and a run that none of its stages closes early with four of them."""
+    made = FleetFolders(tmp_path / "hand")
+    signer = made.signer_public
+    assert main(["sim", "prepare", "--devices", str(len(DEVICES)), "--work", str(made.work)]) == 0
+    assert main(["export", "--signer", str(made.signer_key), "--out", str(made.bundle)]) == 0
+    create = f"run create digits --home {made.coordinator} --bundle {made.bundle} --signer {signer} --devices 5"
+    options = f"--min-reports 3 --rounds {ROUNDS} --epsilon off --evaluation {made.evaluation}"
+    assert main([*create.split(), *options.split()]) == 0
+    return made
+
+
+@pytest.fixture
+def running() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def coordinator(folders: FleetFolders, port: int) -> Command:
+    return Command("coordinator", "serve", "--home", folders.coordinator, "--port", str(port))
+
+
+def device(folders: FleetFolders, device_id: str, port: int) -> Command:
+    options = ("--broker", f"mqtt://127.0.0.1:{port}", "--population", "digits", "--min-reports", "3")
+    return Command("device", "run", "--home", folders.device(device_id), *options, "--epsilon", "any", "--until-done")
+
+
+def vanishing(folders: FleetFolders, device_id: str, port: int) -> Command:
+    """A device that takes part in the first round up to its keys, and then neither sends nor hears."""
+    settings = HostSettings(
+        homes=(str(folders.device(device_id)),),
+        broker=f"mqtt://127.0.0.1:{port}",
+        population="digits",
+        min_reports=3,
+        epsilon_at_most=float("inf"),
+        resend_s=3.0,
+        faults=(Vanish(device_id, 1, "advertise_keys"),),
+    )
+    path = folders.work / "vanishing.json"
+    path.write_text(settings.to_json(), encoding="utf-8")
+    return Command(path, module="device_sim.host")
+
+
+def test_who_is_killed_in_a_round_resumes_it(folders: FleetFolders, running: ExitStack) -> None:
+    database = Database.in_folder(folders.coordinator)
+    running.callback(database.close)
+
+    def newest() -> RoundView:
+        return list_rounds(database, "digits")[-1]
+
+    port = free_port()
+    serving = running.enter_context(coordinator(folders, port))
+    assert f"127.0.0.1:{port}" in serving.wait_for("Ctrl-C stops it")
+    steady = {name: running.enter_context(device(folders, name, port)) for name in DEVICES[:4]}
+    lost = running.enter_context(vanishing(folders, DEVICES[4], port))
+    # The round stands still there: a fifth of the keys is missing.
+    until(lambda: bool(list_rounds(database, "digits")) and newest().advertised == 4)
+    opened_at = newest().opened_at
+
+    # A folder is one process's at a time.
+    for second in (coordinator(folders, free_port()), device(folders, DEVICES[0], port)):
+        with second:
+            assert second.finish() == 2
+            assert "is in use by another process" in second.said[0]
+    assert main(["device", "status", "--home", str(folders.device(DEVICES[0]))]) == 0
+
+    # Killed: the coordinator with its broker, a device, and the one that vanished. Asked to stop: two more.
+    serving.kill()
+    steady[DEVICES[0]].kill()
+    lost.kill()
+    for name, number in ((DEVICES[1], signal.SIGINT), (DEVICES[2], signal.SIGTERM)):
+        steady[name].send(number)
+        assert steady[name].finish(5) == 0
+        assert not any("Traceback" in line for line in steady[name].said)
+    serving = running.enter_context(coordinator(folders, port))
+    back = [running.enter_context(device(folders, name, port)) for name in (*DEVICES[:3], DEVICES[4])]
+
+    for command in (*back, steady[DEVICES[3]]):
+        assert command.finish() == 0
+        assert f"model version {ROUNDS + 1}" in "\n".join(command.said)
+    serving.wait_for("digits is complete")
+    rounds = list_rounds(database, "digits")
+    assert [(view.number, view.phase, view.reported) for view in rounds] == [(1, "committed", 5), (2, "committed", 5)]
+    assert rounds[0].opened_at == opened_at
+    serving.send(signal.SIGINT)
+    assert serving.finish(5) == 0
+    assert not any("Traceback" in line for line in serving.said)
+
+
+def test_what_is_shown_fits_eighty_columns(
+    folders: FleetFolders, running: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    serving = running.enter_context(coordinator(folders, port))
+    serving.wait_for("Ctrl-C stops it")
+    strict = ("--broker", f"mqtt://127.0.0.1:{port}", "--population", "digits")
+    declines = running.enter_context(Command("device", "run", "--home", folders.device(DEVICES[4]), *strict))
+    steady = [running.enter_context(device(folders, name, port)) for name in DEVICES[:4]]
+    # The device that keeps to its own floor says so, and the operator sees that it declined.
+    assert "the plan releases sums of 3 devices; this device asks for 20" in declines.wait_for("left round 1")
+    for command in steady:
+        assert command.finish() == 0
+    declines.send(signal.SIGINT)
+    assert declines.finish(5) == 0
+    assert declines.said[-1] == "  nothing left this device"
+
+    capsys.readouterr()
+    assert main(["run", "show", "digits", "--home", str(folders.coordinator)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert "      declined: cohort_too_small 1" in shown
+    assert main(["run", "list", "--home", str(folders.coordinator)]) == 0
+    assert f"digits: complete (all rounds are committed), {ROUNDS} of {ROUNDS} rounds" in capsys.readouterr().out
