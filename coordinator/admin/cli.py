@@ -214,10 +214,12 @@ def _device_options(config: TaskConfig) -> list[str]:
 
 
 def _check_fit(arguments: argparse.Namespace, artifact: Artifact) -> None:
-    """See that batches and held-out examples are such as the bundle takes, before devices or rounds find out."""
+    """See that server, batches and held-out examples go with the bundle, before anything is written."""
+    from coordinator.aggregation.server_optimizers import server_optimizer
     from edge_sdk.training.evaluation import evaluate
     from edge_sdk.training.examples import read_examples
 
+    server_optimizer(arguments.server_optimizer)
     batch = artifact.manifest.batch
     if not batch.minimum <= arguments.batch_size <= batch.maximum:
         raise ConfigError(

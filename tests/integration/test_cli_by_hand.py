@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -94,7 +95,7 @@ def test_who_is_killed_in_a_round_resumes_it(folders: FleetFolders, running: Exi
     lost.kill()
     for name, number in ((DEVICES[1], signal.SIGINT), (DEVICES[2], signal.SIGTERM)):
         steady[name].send(number)
-        assert steady[name].finish(5) == 0
+        assert steady[name].finish(30) == 0
         assert not any("Traceback" in line for line in steady[name].said)
     serving = running.enter_context(coordinator(folders, port))
     back = [running.enter_context(device(folders, name, port)) for name in (*DEVICES[:3], DEVICES[4])]
@@ -107,31 +108,36 @@ def test_who_is_killed_in_a_round_resumes_it(folders: FleetFolders, running: Exi
     assert [(view.number, view.phase, view.reported) for view in rounds] == [(1, "committed", 5), (2, "committed", 5)]
     assert rounds[0].opened_at == opened_at
     serving.send(signal.SIGINT)
-    assert serving.finish(5) == 0
+    assert serving.finish(30) == 0
     assert not any("Traceback" in line for line in serving.said)
 
 
-def test_what_is_shown_fits_eighty_columns(
+def test_who_declines_says_why_and_is_counted(
     folders: FleetFolders, running: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
     serving = running.enter_context(coordinator(folders, port))
     serving.wait_for("Ctrl-C stops it")
-    strict = ("--broker", f"mqtt://127.0.0.1:{port}", "--population", "digits")
-    declines = running.enter_context(Command("device", "run", "--home", folders.device(DEVICES[4]), *strict))
-    steady = [running.enter_context(device(folders, name, port)) for name in DEVICES[:4]]
-    # The device that keeps to its own floor says so, and the operator sees that it declined.
-    assert "the plan releases sums of 3 devices; this device asks for 20" in declines.wait_for("left round 1")
+    assert main(["signer", "init", "--out", str(folders.work / "other")]) == 0
+    shutil.copy(folders.work / "other" / "signer.pub", folders.device(DEVICES[3]) / "signer.pub")
+    mistrusts = running.enter_context(device(folders, DEVICES[3], port))
+    options = ("--broker", f"mqtt://127.0.0.1:{port}", "--population", "digits")
+    strict = running.enter_context(Command("device", "run", "--home", folders.device(DEVICES[4]), *options))
+    steady = [running.enter_context(device(folders, name, port)) for name in DEVICES[:3]]
+    # Those who decline say so, and the operator sees how many did, and for what reason.
+    assert "this device asks for 20" in strict.wait_for("left round 1")
+    assert "not by the pinned signer" in mistrusts.wait_for("left round 1")
     for command in steady:
         assert command.finish() == 0
-    declines.send(signal.SIGINT)
-    assert declines.finish(5) == 0
-    assert declines.said[-1] == "  nothing left this device"
+    for command in (mistrusts, strict):
+        command.send(signal.SIGINT)
+        assert command.finish(30) == 0
+        assert command.said[-1] == "  nothing left this device"
 
     capsys.readouterr()
     assert main(["run", "show", "digits", "--home", str(folders.coordinator)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown)) <= 80
-    assert "      declined: cohort_too_small 1" in shown
+    assert "      declined: bundle_invalid 1, cohort_too_small 1" in shown
     assert main(["run", "list", "--home", str(folders.coordinator)]) == 0
     assert f"digits: complete (all rounds are committed), {ROUNDS} of {ROUNDS} rounds" in capsys.readouterr().out

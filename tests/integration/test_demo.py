@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 SHORT = ["--devices", "20", "--rounds", "3"]
 LIMIT_S = 120
@@ -49,6 +50,24 @@ def test_a_short_demo_survives_its_kills_and_reports(tmp_path: Path) -> None:
     # Every report in a sum is in some device's own ledger, and nothing left twice for one round.
     assert len(sent) >= sum(int(str(r["reported"])) for r in rounds)
     assert len({(row["device"], row["round"], row["sha256"]) for row in sent}) == len(sent)
+    assert not left_behind(work)
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [("exporting", signal.SIGTERM), ("noise: epsilon", signal.SIGKILL), ("noise: epsilon", signal.SIGHUP)],
+    ids=["told to stop while preparing", "killed while running", "its terminal closed"],
+)
+def test_a_demo_that_ends_takes_all_of_its_processes_along(tmp_path: Path, said: str, number: signal.Signals) -> None:
+    work = tmp_path / "demo"
+    with demo(work, *SHORT) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            if said in text:
+                process.send_signal(number)
+                break
+        rest = process.communicate(timeout=30)[0]
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), rest
     assert not left_behind(work)
 
 
