@@ -53,7 +53,7 @@ class Screen:
         """Say what is about to run, and what it promises."""
         encoding, privacy = config.encoding, config.privacy
         self.say(
-            f"  model: {config.dimension:,} parameters in a signed bundle of {bundle_bytes / 1000:.0f} kB; "
+            f"  model: {config.dimension:,} parameters, a signed bundle of {bundle_bytes / 1000:.0f} kB; "
             f"{config.rounds} rounds over {config.goal_count} devices"
         )
         self.say(

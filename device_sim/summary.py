@@ -130,10 +130,10 @@ def _prediction(folders: FleetFolders, settings: DemoSettings, dataset: Federate
                 continue
             version = client.agent.installed_version
         right = int((guessed == y[:10]).sum())
-        reads = f"{device_id}, model version {version}, reads"
         return (
-            f"{reads}  {' '.join(str(label) for label in guessed)}",
-            f"{'where':>{len(reads)}}  {' '.join(str(label) for label in y[:10])}  is written: {right} of 10",
+            f"{device_id}, model version {version}: {right} of 10 right",
+            f"  it reads    {' '.join(str(label) for label in guessed)}",
+            f"  written is  {' '.join(str(label) for label in y[:10])}",
         )
     return ("no device has installed a model",)
 
