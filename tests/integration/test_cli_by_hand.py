@@ -24,15 +24,18 @@ ROUNDS = 2
 
 @pytest.fixture
 def folders(tmp_path: Path) -> FleetFolders:
-    """A prepared fleet of five, and a run that none of its stages closes early with four of them."""
+    """A prepared fleet of five, and a bundle."""
     made = FleetFolders(tmp_path / "hand")
-    signer = made.signer_public
     assert main(["sim", "prepare", "--devices", str(len(DEVICES)), "--work", str(made.work)]) == 0
     assert main(["export", "--signer", str(made.signer_key), "--out", str(made.bundle)]) == 0
-    create = f"run create digits --home {made.coordinator} --bundle {made.bundle} --signer {signer} --devices 5"
-    options = f"--min-reports 3 --rounds {ROUNDS} --epsilon off --evaluation {made.evaluation}"
-    assert main([*create.split(), *options.split()]) == 0
     return made
+
+
+def create_run(folders: FleetFolders, options: str) -> None:
+    """Make a run without noise; none of its stages closes early where one device of five is missing."""
+    signed = f"--bundle {folders.bundle} --signer {folders.signer_public}"
+    create = f"run create digits --home {folders.coordinator} {signed} --min-reports 3 --epsilon off {options}"
+    assert main(create.split()) == 0
 
 
 @pytest.fixture
@@ -67,6 +70,7 @@ def vanishing(folders: FleetFolders, device_id: str, port: int) -> Command:
 
 
 def test_who_is_killed_in_a_round_resumes_it(folders: FleetFolders, running: ExitStack) -> None:
+    create_run(folders, f"--devices 5 --rounds {ROUNDS} --evaluation {folders.evaluation}")
     database = Database.in_folder(folders.coordinator)
     running.callback(database.close)
 
@@ -115,6 +119,7 @@ def test_who_is_killed_in_a_round_resumes_it(folders: FleetFolders, running: Exi
 def test_who_declines_says_why_and_is_counted(
     folders: FleetFolders, running: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    create_run(folders, f"--devices 5 --rounds {ROUNDS} --evaluation {folders.evaluation}")
     port = free_port()
     serving = running.enter_context(coordinator(folders, port))
     serving.wait_for("Ctrl-C stops it")
@@ -141,3 +146,19 @@ def test_who_declines_says_why_and_is_counted(
     assert "      declined: bundle_invalid 1, cohort_too_small 1" in shown
     assert main(["run", "list", "--home", str(folders.coordinator)]) == 0
     assert f"digits: complete (all rounds are committed), {ROUNDS} of {ROUNDS} rounds" in capsys.readouterr().out
+
+
+def test_ctrl_c_does_not_wait_for_training(folders: FleetFolders, running: ExitStack) -> None:
+    create_run(folders, "--devices 3 --epochs 1000000 --max-steps 1000000000 --learning-rate 0.0001")
+    database = Database.in_folder(folders.coordinator)
+    running.callback(database.close)
+    port = free_port()
+    serving = running.enter_context(coordinator(folders, port))
+    training = [running.enter_context(device(folders, name, port)) for name in DEVICES[:3]]
+    until(lambda: [view.phase for view in list_rounds(database, "digits")] == ["reporting"])
+    for command in (*training, serving):
+        command.send(signal.SIGINT)
+        assert command.finish(5) == 0
+    # Who stops does not decline: the round is there to go on with.
+    (view,) = list_rounds(database, "digits")
+    assert (view.phase, view.shared, view.declined) == ("reporting", 3, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from ipaddress import ip_address
 from pathlib import Path
@@ -248,3 +249,23 @@ def test_log_lines_are_json_objects(folder: Path, now: float) -> None:
     issue_to(folder, "dev-1", now)
     (line,) = (folder / LOG_FILE).read_text().splitlines()
     assert set(json.loads(line)) == {"id", "role", "key_sha256", "serial", "issued_at", "not_after"}
+
+
+def test_a_disk_that_fills_up_leaves_no_half_line_in_the_log(
+    tmp_path: Path, now: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "registrar"
+    authority = init_folder(folder, name="ours", now=now)
+
+    def give(identity_id: str) -> None:
+        key = new_private_key().public_key()
+        issue_logged(folder, authority, key, identity_id=identity_id, role="device", now=now, lifetime_days=9)
+
+    give("first")
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda handle, data: write(handle, data[:20]))
+        with pytest.raises(IdentityError, match="No space left"):
+            give("second")
+    give("third")
+    assert [line.id for line in read_log(folder)] == ["first", "third"]
