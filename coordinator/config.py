@@ -15,9 +15,9 @@ from typing import Any
 from coordinator.rounds.states import Pacing
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.limits import COHORT_MAX, NEIGHBOURS_MAX
-from edge_sdk.protocol.messages import BlobRef, Digest, Mechanism
+from edge_sdk.protocol.messages import BlobRef, Digest, Mechanism, Plan, RoundId
 from edge_sdk.protocol.topics import is_id
-from edge_sdk.secagg import graph
+from edge_sdk.secagg import graph, suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +146,41 @@ class TaskConfig:
                 f"each of {self.goal_count} devices would need {degree} neighbours; a message holds {NEIGHBOURS_MAX}",
                 hint="choose a smaller dropout_share, corrupt_share or goal_count",
             )
+
+    def plan(self, rid: RoundId, *, round_number: int, model_version: int, checkpoint: BlobRef) -> Plan:
+        """What the devices of one round are asked to do, and promised."""
+        privacy, encoding, training, pacing = self.privacy, self.encoding, self.training, self.pacing
+        return Plan(
+            rid=rid,
+            suite=suite.SUITE,
+            task=self.task,
+            round_number=round_number,
+            model_version=model_version,
+            bundle=self.bundle,
+            checkpoint=checkpoint,
+            goal_count=self.goal_count,
+            min_reports=self.min_reports,
+            corrupt_share=privacy.corrupt_share,
+            dropout_share=privacy.dropout_share,
+            two_survivor_sets=True,
+            dimension=self.dimension,
+            bits=encoding.bits,
+            mechanism=encoding.mechanism,
+            clip_norm=privacy.clip_norm,
+            scale=encoding.scale,
+            norm_bound=encoding.norm_bound,
+            device_variance=encoding.device_variance,
+            noise_multiplier=encoding.noise_multiplier,
+            epsilon=encoding.epsilon,
+            delta=privacy.delta,
+            participation_cap=privacy.participation_cap,
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            max_steps=training.max_steps,
+            learning_rate=training.learning_rate,
+            expires_after_s=2.0
+            * (pacing.advertise_timeout_s + pacing.share_timeout_s + pacing.report_timeout_s + pacing.unmask_timeout_s),
+        )
 
     def to_json(self) -> str:
         """The configuration as JSON, digests in hexadecimal."""

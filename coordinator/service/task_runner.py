@@ -196,7 +196,12 @@ class TaskRunner:
         if self._committed >= self.config.rounds:
             self._end_task(TaskState.COMPLETE, "all rounds are committed")
             return
-        plan = self._plan(rid)
+        plan = self.config.plan(
+            rid,
+            round_number=self._committed + 1,
+            model_version=self.model_version,
+            checkpoint=self.checkpoint,
+        )
         if self._would_exceed(plan):
             self._end_task(TaskState.COMPLETE, "the privacy budget is spent")
             return
@@ -395,46 +400,6 @@ class TaskRunner:
             model_version=self.model_version,
             bundle=self.config.bundle,
             checkpoint=self.checkpoint,
-        )
-
-    def _plan(self, rid: RoundId) -> Plan:
-        config, privacy, encoding, training = (
-            self.config,
-            self.config.privacy,
-            self.config.encoding,
-            self.config.training,
-        )
-        pacing = config.pacing
-        return Plan(
-            rid=rid,
-            suite=suite.SUITE,
-            task=config.task,
-            round_number=self._committed + 1,
-            model_version=self.model_version,
-            bundle=config.bundle,
-            checkpoint=self.checkpoint,
-            goal_count=config.goal_count,
-            min_reports=config.min_reports,
-            corrupt_share=privacy.corrupt_share,
-            dropout_share=privacy.dropout_share,
-            two_survivor_sets=True,
-            dimension=config.dimension,
-            bits=encoding.bits,
-            mechanism=encoding.mechanism,
-            clip_norm=privacy.clip_norm,
-            scale=encoding.scale,
-            norm_bound=encoding.norm_bound,
-            device_variance=encoding.device_variance,
-            noise_multiplier=encoding.noise_multiplier,
-            epsilon=encoding.epsilon,
-            delta=privacy.delta,
-            participation_cap=privacy.participation_cap,
-            epochs=training.epochs,
-            batch_size=training.batch_size,
-            max_steps=training.max_steps,
-            learning_rate=training.learning_rate,
-            expires_after_s=2.0
-            * (pacing.advertise_timeout_s + pacing.share_timeout_s + pacing.report_timeout_s + pacing.unmask_timeout_s),
         )
 
     def _round_config(self, plan: Plan, body: bytes) -> RoundConfig:
