@@ -23,8 +23,12 @@ COMPLETE_BELOW = 50
 LARGEST_ROSTER = 65_535
 """Shares lie at the points index+1 of GF(2^16), zero excepted."""
 
-_SECURITY_BITS = 40
-_CORRECTNESS_BITS = 20
+SECURITY_BITS = 40
+"""Protocol 1: a round's graph fails to protect with a chance of at most 2^-40."""
+
+CORRECTNESS_BITS = 20
+"""A round fails though no more dropped out than planned for with a chance of at most 2^-20."""
+
 _ROUNDING = 1e-9  # so that .05 * 200 counts as 10
 
 
@@ -42,7 +46,13 @@ class GraphParameters:
 
 @lru_cache(maxsize=256)
 def parameters(
-    size: int, corrupt_share: float, dropout_share: float, two_survivor_sets: bool = True
+    size: int,
+    corrupt_share: float,
+    dropout_share: float,
+    two_survivor_sets: bool = True,
+    *,
+    security_bits: int = SECURITY_BITS,
+    correctness_bits: int = CORRECTNESS_BITS,
 ) -> GraphParameters:
     """Return the smallest sound degree for `size` devices and its smallest threshold.
 
@@ -51,25 +61,32 @@ def parameters(
         corrupt_share: share of them that may collude with the coordinator.
         dropout_share: share that may drop out after advertise_keys.
         two_survivor_sets: withstand a coordinator that shows two survivor sets, not only an honest one.
+        security_bits: the graph protects but for a chance of 2^-this.
+        correctness_bits: the round can be unmasked but for a chance of 2^-this.
 
     Below 50 devices, and where no degree serves, the graph is complete and the threshold is
     floor(2*size/3) + 1, but no more than the neighbours there are.
 
     Raises:
-        PrivacyError: not even the complete graph is sound.
+        PrivacyError: not even the complete graph is sound, or a share or level is out of range.
     """
     if not 2 <= size <= LARGEST_ROSTER:
         raise PrivacyError(
             f"a round of {size} devices cannot be masked", hint=f"choose cohorts of 2 to {LARGEST_ROSTER} devices"
         )
     _check_shares(corrupt_share, dropout_share)
+    if not (1 <= security_bits <= 128 and 1 <= correctness_bits <= 128):
+        raise PrivacyError(
+            f"levels of {security_bits} and {correctness_bits} bits make no graph", hint="choose 1 to 128 bits"
+        )
     if size >= COMPLETE_BELOW:
         for degree in range(2, size - 1, 2):
-            if not _is_connected(size, degree, _count(corrupt_share, size) + _count(dropout_share, size)):
+            lost = _count(corrupt_share, size) + _count(dropout_share, size)
+            if not _is_connected(size, degree, lost, security_bits):
                 continue
-            corrupt_bound = _corrupt_bound(size, degree, corrupt_share)
+            corrupt_bound = _corrupt_bound(size, degree, corrupt_share, security_bits)
             threshold = max(2, _minimum_threshold(degree, corrupt_bound, two_survivor_sets))
-            if threshold <= _live_bound(size, degree, dropout_share):
+            if threshold <= _live_bound(size, degree, dropout_share, correctness_bits):
                 return GraphParameters(degree, threshold, corrupt_bound)
     complete = GraphParameters(size - 1, min(2 * size // 3 + 1, size - 1), _count(corrupt_share, size))
     if complete.threshold < _minimum_threshold(complete.degree, complete.corrupt_bound, two_survivor_sets):
@@ -155,7 +172,7 @@ def _minimum_threshold(degree: int, corrupt_bound: int, two_survivor_sets: bool)
     return (degree + corrupt_bound) // 2 + 1 if two_survivor_sets else corrupt_bound + 1
 
 
-def _is_connected(size: int, degree: int, lost: int) -> bool:
+def _is_connected(size: int, degree: int, lost: int, security_bits: int = SECURITY_BITS) -> bool:
     """Bound the chance that two gaps of degree/2 lost devices cut the ring, over all pairs of places."""
     if degree > lost:
         return True
@@ -163,21 +180,21 @@ def _is_connected(size: int, degree: int, lost: int) -> bool:
     log_all_lost = (
         math.lgamma(lost + 1) + math.lgamma(size - degree + 1) - math.lgamma(size + 1) - math.lgamma(lost - degree + 1)
     )
-    return log_pairs + log_all_lost < -(_SECURITY_BITS + 1) * math.log(2)
+    return log_pairs + log_all_lost < -(security_bits + 1) * math.log(2)
 
 
-def _corrupt_bound(size: int, degree: int, corrupt_share: float) -> int:
-    """Return the least t1 with P[more than t1 corrupt neighbours] <= 2^-41 / size."""
+def _corrupt_bound(size: int, degree: int, corrupt_share: float, security_bits: int = SECURITY_BITS) -> int:
+    """Return the least t1 with P[more than t1 corrupt neighbours] <= 2^-(security_bits + 1) / size."""
     chances = _hypergeometric(size, _count(corrupt_share, size), degree)
     tails = np.cumsum(chances[::-1])[::-1]  # tails[i] = P[at least i]
-    return int(np.count_nonzero(tails > 2.0 ** -(_SECURITY_BITS + 1) / size)) - 1
+    return int(np.count_nonzero(tails > 2.0 ** -(security_bits + 1) / size)) - 1
 
 
-def _live_bound(size: int, degree: int, dropout_share: float) -> int:
-    """Return the greatest t with P[fewer than t live neighbours] <= 2^-20 / size."""
+def _live_bound(size: int, degree: int, dropout_share: float, correctness_bits: int) -> int:
+    """Return the greatest t with P[fewer than t live neighbours] <= 2^-correctness_bits / size."""
     live = math.ceil((1 - dropout_share) * size - _ROUNDING)
     below = np.cumsum(_hypergeometric(size, live, degree))  # below[i] = P[at most i]
-    return int(np.count_nonzero(below <= 2.0**-_CORRECTNESS_BITS / size))
+    return int(np.count_nonzero(below <= 2.0**-correctness_bits / size))
 
 
 def _hypergeometric(size: int, marked: int, drawn: int) -> NDArray[np.float64]:
