@@ -115,7 +115,7 @@ def calibrate(
         least_scale = search.noiseless_scale() if bits is None else 0.0
         plans = (search.without_noise(choice, least_scale) for choice in choices)
     else:
-        gaussian = search.gaussian_multiplier()
+        gaussian = gaussian_multiplier(rounds=rounds, epsilon=epsilon, delta=delta)
         largest = gaussian * (1 + QUANTISATION_COST) if bits is None else _LARGEST_MULTIPLIER
         plans = (search.with_noise(choice, gaussian, largest) for choice in choices)
     plan = next((plan for plan in plans if plan is not None), None)
@@ -125,6 +125,23 @@ def calibrate(
             hint="raise epsilon or min_reports, or lower rounds or max_devices",
         )
     return plan
+
+
+def gaussian_multiplier(*, rounds: int, epsilon: float, delta: float) -> float:
+    """Return the noise multiplier of a trusted server's Gaussian noise, which no distributed one undercuts.
+
+    Raises:
+        PrivacyError: no noise keeps epsilon at delta.
+    """
+    orders = np.array(ORDERS, np.float64)
+    z = _least(lambda z: _fits(epsilon_of(rounds * orders / (2 * z * z), delta), epsilon))
+    if z is None:
+        raise PrivacyError(f"no noise keeps epsilon {epsilon:g} at delta {delta:g}", hint="raise epsilon")
+    return z
+
+
+def _fits(epsilon: float, budget: float) -> bool:
+    return epsilon <= budget * (1 - _MARGIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +155,6 @@ class _Search:
     rounds: int
     epsilon: float
     delta: float
-
-    def gaussian_multiplier(self) -> float:
-        """Return the z of the continuous Gaussian mechanism, which no integer one undercuts."""
-        orders = np.array(ORDERS, np.float64)
-        z = _least(lambda z: self._fits(epsilon_of(self.rounds * orders / (2 * z * z), self.delta)))
-        if z is None:
-            raise PrivacyError(f"no noise keeps epsilon {self.epsilon:g} at delta {self.delta:g}", hint="raise epsilon")
-        return z
 
     def with_noise(self, bits: int, least: float, largest: float) -> PrivacyPlan | None:
         """Return the plan of the least noise multiplier in the range given, or None."""
@@ -161,15 +170,12 @@ class _Search:
             return None
         return self._plan(0.0, bits) if self._scale(0.0, bits) >= least_scale else None
 
-    def _fits(self, epsilon: float) -> bool:
-        return epsilon <= self.epsilon * (1 - _MARGIN)
-
     def _serves(self, plan: PrivacyPlan) -> bool:
         """Return whether a plan keeps the promise, and its modulus the sum with the noise it ended with."""
         signal = (plan.scale * self.clip_norm * self.max_devices) ** 2 / self.length
         spread = math.sqrt(signal + self.max_devices * (plan.device_variance + 0.25))
         holds = 2 * MODULUS_DEVIATIONS * spread <= _WRAP_SLACK * 2.0**plan.bits
-        return holds and self._fits(plan.epsilon)
+        return holds and _fits(plan.epsilon, self.epsilon)
 
     def _plan(self, z: float, bits: int) -> PrivacyPlan:
         scale = self._scale(z, bits)
