@@ -86,7 +86,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> DemoSettings:
     """The settings of the command line."""
-    from coordinator.admin.cli import epsilon_of_option
+    from coordinator.admin.run_options import epsilon_of_option
     from device_sim.job import EPSILON
     from device_sim.settings import DemoSettings
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coordinator.admin.run_options import add_run_options, config_of_options
 from edge_sdk.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -55,51 +56,8 @@ def add_run_verb(subparsers: Subparsers) -> None:
     create.add_argument("--bundle", type=Path, required=True, metavar="FILE", help="the signed .edge bundle to train")
     create.add_argument("--signer", type=Path, required=True, metavar="KEY", help="public key of the bundle's signer")
     create.add_argument("--population", metavar="NAME", help="whom to train with (default: the run's name)")
-    create.add_argument("--rounds", type=int, default=10, metavar="N", help=f"how many to commit {_DEFAULT}")
-    create.add_argument("--devices", type=int, required=True, metavar="N", help="selection fills to this many")
-    create.add_argument(
-        "--min-reports", type=int, metavar="N", help="fewest devices in a released sum (default: 70%% of --devices)"
-    )
-    create.add_argument("--epsilon", default="10", help=f"device-level budget, or 'off' for no noise {_DEFAULT}")
-    create.add_argument("--delta", type=float, default=1e-5, help=f"at which epsilon is stated {_DEFAULT}")
-    create.add_argument("--clip-norm", type=float, default=1.0, metavar="C", help=f"largest update {_DEFAULT}")
-    create.add_argument(
-        "--participation-cap", type=int, metavar="N", help="rounds one device may join (default: rounds + 1)"
-    )
-    create.add_argument(
-        "--corrupt-share", type=float, default=0.05, metavar="S", help=f"colluders to protect against {_DEFAULT}"
-    )
-    create.add_argument(
-        "--dropout-share", type=float, default=0.2, metavar="S", help=f"dropouts that a round survives {_DEFAULT}"
-    )
-    create.add_argument("--epochs", type=int, default=5, metavar="N", help=f"on each device, in a round {_DEFAULT}")
-    create.add_argument("--batch-size", type=int, default=8, metavar="N", help=f"examples a step {_DEFAULT}")
-    create.add_argument("--max-steps", type=int, default=100, metavar="N", help=f"no more steps than these {_DEFAULT}")
-    create.add_argument("--learning-rate", type=float, default=0.1, metavar="R", help=f"of the devices {_DEFAULT}")
-    create.add_argument(
-        "--server-optimizer",
-        default="fedavg:learning_rate=1",
-        metavar="SPEC",
-        help=f"fedavg, fedavgm, fedadam or fedyogi, and its options {_DEFAULT}",
-    )
     create.add_argument("--evaluation", type=Path, metavar="FILE", help=".npz with x and y, held out, on this machine")
-    create.add_argument(
-        "--stage-timeout",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help=f"seconds for each stage but reporting {_DEFAULT}",
-    )
-    create.add_argument(
-        "--report-timeout", type=float, default=1200.0, metavar="S", help=f"seconds to train and report {_DEFAULT}"
-    )
-    create.add_argument(
-        "--quiet",
-        type=float,
-        default=2.0,
-        metavar="S",
-        help=f"seconds without news that close a nearly full stage {_DEFAULT}",
-    )
+    add_run_options(create)
     create.set_defaults(handler=_create)
     resume = actions.add_parser("resume", help="go on with a run that was paused because its rounds failed")
     resume.add_argument("task", metavar="NAME", help="the run's name")
@@ -172,7 +130,14 @@ def _create(arguments: argparse.Namespace) -> int:
     signer = load_public_key(arguments.signer)
     artifact = read_artifact(arguments.bundle, signer=signer)
     checkpoint = artifact.checkpoint()
-    config = _config(arguments, checkpoint.size, public_key_to_pem(signer).decode())
+    config = config_of_options(
+        arguments,
+        task=arguments.task,
+        population=arguments.population or arguments.task,
+        dimension=checkpoint.size,
+        signer=public_key_to_pem(signer).decode(),
+        evaluation="" if arguments.evaluation is None else str(arguments.evaluation.resolve()),
+    )
     _check_fit(arguments, artifact)
     home: Path = arguments.home
     create_task(
@@ -234,78 +199,6 @@ def _check_fit(arguments: argparse.Namespace, artifact: Artifact) -> None:
             raise ConfigError(
                 f"{arguments.evaluation} does not fit the bundle: {error}", hint=error.hint or "convert the examples"
             ) from error
-
-
-def epsilon_of_option(text: str) -> float:
-    """The budget that `--epsilon` names; infinity for 'off', which turns the noise off.
-
-    Raises:
-        ConfigError: it is neither 'off' nor a positive number.
-    """
-    if text == "off":
-        return math.inf
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    # Infinity is asked for by its name only, so that nobody turns the noise off by mistake.
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"--epsilon {text} is no budget", hint="give a positive number, or 'off' for no noise")
-    return value
-
-
-def _config(arguments: argparse.Namespace, dimension: int, signer: str) -> TaskConfig:
-    from coordinator.config import Privacy, TaskConfig, Training
-    from coordinator.rounds.states import Pacing
-    from coordinator.service.tasks import encoding_for
-    from edge_sdk.protocol.messages import BlobRef, Digest
-
-    devices, rounds = arguments.devices, arguments.rounds
-    min_reports = max(2, math.ceil(0.7 * devices)) if arguments.min_reports is None else arguments.min_reports
-    cap = rounds + 1 if arguments.participation_cap is None else arguments.participation_cap
-    if devices < 2 or rounds < 1 or cap < 1:
-        raise ConfigError(
-            f"a run of {rounds} rounds with {devices} devices, {cap} rounds for each, cannot be",
-            hint="choose --devices 2 or more, --rounds and --participation-cap 1 or more",
-        )
-    if not 2 <= min_reports <= devices:
-        raise ConfigError(
-            f"--min-reports {min_reports} does not go with --devices {devices}",
-            hint="choose 2 to the number of devices; 70% of it leaves room for dropouts",
-        )
-    privacy = Privacy(
-        epsilon=epsilon_of_option(arguments.epsilon),
-        delta=arguments.delta,
-        clip_norm=arguments.clip_norm,
-        participation_cap=cap,
-        corrupt_share=arguments.corrupt_share,
-        dropout_share=arguments.dropout_share,
-    )
-    stage_s = arguments.stage_timeout
-    return TaskConfig(
-        task=arguments.task,
-        population=arguments.population or arguments.task,
-        bundle=BlobRef(Digest(bytes(32)), 0),
-        dimension=dimension,
-        rounds=rounds,
-        goal_count=devices,
-        min_check_ins=min_reports,
-        min_reports=min_reports,
-        training=Training(arguments.epochs, arguments.batch_size, arguments.max_steps, arguments.learning_rate),
-        privacy=privacy,
-        encoding=encoding_for(privacy, dimension=dimension, min_reports=min_reports, goal_count=devices),
-        pacing=Pacing(
-            selection_timeout_s=max(600.0, stage_s),
-            advertise_timeout_s=stage_s,
-            share_timeout_s=stage_s,
-            report_timeout_s=arguments.report_timeout,
-            unmask_timeout_s=stage_s,
-            quiet_s=arguments.quiet,
-        ),
-        server_optimizer=arguments.server_optimizer,
-        signer=signer,
-        evaluation="" if arguments.evaluation is None else str(arguments.evaluation.resolve()),
-    )
 
 
 def _list(arguments: argparse.Namespace) -> int:
