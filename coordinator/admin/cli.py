@@ -206,7 +206,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from coordinator.store.database import Database
     from edge_sdk.protocol.messages import TaskState
 
-    tasks = list_tasks(Database.in_folder(_existing(arguments.home)))
+    tasks = list_tasks(Database.in_folder(existing_home(arguments.home)))
     if not tasks:
         print(f"no runs in {arguments.home}; create one with: edge run create")
     for task in tasks:
@@ -227,7 +227,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     from coordinator.store.database import Database
     from edge_sdk.runtime.home_lock import only_process_in
 
-    home = _existing(arguments.home)
+    home = existing_home(arguments.home)
     # A serving coordinator holds the task in memory, and would not hear of it.
     with only_process_in(home):
         resume_task(Database.in_folder(home), arguments.task)
@@ -239,7 +239,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from coordinator.service.tasks import list_rounds, task_config
     from coordinator.store.database import Database
 
-    database = Database.in_folder(_existing(arguments.home))
+    database = Database.in_folder(existing_home(arguments.home))
     config = task_config(database, arguments.task)
     print(
         f"{config.task}: population {config.population!r}, {config.dimension:,} parameters, {config.rounds} rounds.\n"
@@ -270,7 +270,12 @@ def _round_line(view: RoundView) -> str:
     return f"{view.number:5d}{reached}{loss:>6s}{accuracy:>9s}{epsilon:>8s}{traffic} {view.phase}"
 
 
-def _existing(home: Path) -> Path:
+def existing_home(home: Path) -> Path:
+    """The work folder, if it is one.
+
+    Raises:
+        ConfigError: no coordinator ever worked in it.
+    """
     if not (home / "coordinator.sqlite").is_file():
         raise ConfigError(f"{home} is not a coordinator's work folder", hint="name one with --home")
     return home

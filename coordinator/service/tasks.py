@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from coordinator.aggregation.server_optimizers import server_optimizer
 from coordinator.config import Encoding, Privacy, TaskConfig
 from coordinator.privacy.calibration import calibrate
+from coordinator.privacy.ledger import ReleaseEvent
+from coordinator.privacy.report import ReleasedRound
 from coordinator.store import tables
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
@@ -223,6 +225,25 @@ def list_rounds(database: Database, task: str) -> list[RoundView]:
         return [_round_view(row) for row in rows]
 
     return database.run_tx("list the rounds", read)
+
+
+def read_ledger(database: Database, task: str) -> list[ReleasedRound]:
+    """A task's ledger in order, each entry with the plan of its round."""
+
+    def read(connection: sa.Connection) -> list[ReleasedRound]:
+        led, r = tables.ledger.c, tables.rounds.c
+        query = (
+            sa.select(r.number, r.rid, r.plan, led.event)
+            .join_from(tables.ledger, tables.rounds, led.rid == r.rid)
+            .where(led.task == task)
+            .order_by(led.position)
+        )
+        return [
+            ReleasedRound(row.number, row.rid, row.plan, ReleaseEvent.from_json(row.event))
+            for row in connection.execute(query)
+        ]
+
+    return database.run_tx("read the ledger", read)
 
 
 def _round_view(row: sa.Row[Any]) -> RoundView:
