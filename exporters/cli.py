@@ -33,7 +33,13 @@ def add_export_verb(subparsers: Subparsers) -> None:
         metavar="MODULE:FUNCTION",
         help="a function without arguments that gives an exporters.ModelSpec (default: %(default)s)",
     )
-    parser.add_argument("--optimizer", default="sgd", help="sgd, momentum, adam or adamw (default: %(default)s)")
+    parser.add_argument(
+        "--optimizer",
+        default="sgd",
+        metavar="NAME[:SETTING=VALUE,..]",
+        help="sgd, momentum, nesterov, adam, adamw, adagrad or rmsprop, as in adam:beta2=0.99,max_gradient_norm=1 "
+        "(default: %(default)s)",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the bundle to write, as in digits.edge"
     )

@@ -83,7 +83,8 @@ def export(
         example_target: their targets.
         path: where the bundle goes; replaced in one step, and only by a whole bundle.
         signer: the model signer's P-256 private key, or the PEM file that holds it.
-        optimizer: "sgd", "momentum", "adam", "adamw", or one with its own settings.
+        optimizer: "sgd", "momentum", "nesterov", "adam", "adamw", "adagrad", "rmsprop", with settings after a colon
+            as in "adam:beta2=0.99,max_gradient_norm=1", or an object of `exporters.optimizers`.
         name: names the model; part of the manifest, as is `version`.
         version: names this export.
         learning_rate: what plans start from; the optimizer's usual one by default.

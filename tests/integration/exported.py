@@ -81,6 +81,8 @@ def trained_eagerly(
     y: np.ndarray[Any, Any],
     plan: TrainingPlan,
     seed: bytes,
+    *,
+    max_gradient_norm: float | None = None,
 ) -> tuple[Vector, list[float]]:
     """Train the model itself with torch.optim on the same batches: its flat parameters after, and the losses."""
     model.train()
@@ -91,6 +93,8 @@ def trained_eagerly(
         optimizer.zero_grad()
         value = loss(model(torch.from_numpy(x[rows])), torch.from_numpy(y[rows]))
         value.backward()  # type: ignore[no-untyped-call]
+        if max_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
         optimizer.step()
         losses.append(value.item() * len(rows))
     return flat(model), losses

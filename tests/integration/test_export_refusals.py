@@ -16,7 +16,7 @@ from exporters import export
 from exporters.lowering import RULES
 from exporters.lowering.builder import Tensor
 from exporters.lowering.site import Rule, Site
-from exporters.optimizers import Adam, Momentum, Sgd
+from exporters.optimizers import Adagrad, Adam, RmsProp, Sgd
 from tests.integration.exported import SIGNER, exported, labels
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -216,12 +216,20 @@ def test_several_inputs_are_refused(tmp_path: Path) -> None:
     "make",
     [
         lambda: Sgd(weight_decay=-1),
-        lambda: Momentum(momentum=1.0),
-        lambda: Momentum(weight_decay=-1),
+        lambda: Sgd(weight_decay=float("nan")),
+        lambda: Sgd(max_gradient_norm=0.0),
+        lambda: Sgd(momentum=1.0),
+        lambda: Sgd(momentum=0.9, dampening=1.1),
+        lambda: Sgd(dampening=0.1),
+        lambda: Sgd(nesterov=True),
+        lambda: Sgd(momentum=0.9, nesterov=True, dampening=0.1),
         lambda: Adam(beta1=1.0),
         lambda: Adam(beta2=-0.1),
         lambda: Adam(epsilon=0.0),
-        lambda: Adam(weight_decay=-1),
+        lambda: Adagrad(learning_rate_decay=-1),
+        lambda: Adagrad(initial_sum=-1),
+        lambda: RmsProp(alpha=1.0),
+        lambda: RmsProp(momentum=-1),
     ],
 )
 def test_impossible_optimizers_are_refused(make: Callable[[], object]) -> None:
