@@ -1,7 +1,7 @@
 """Turn a PyTorch model, a loss and an optimizer into a signed bundle that trains without PyTorch.
 
-The step is traced once; all three graphs are cut from the one lowering. Nothing is written before the graphs
-have been certified against float64 autograd.
+The step is traced in training mode; evaluation and inference are cut from a trace in evaluation mode. Nothing is
+written before the graphs have been certified against float64 autograd.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
 from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
 from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
-from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step
+from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step, Tensors
 
 _TRACED_BATCHES = (4, 7)
 
@@ -123,8 +123,8 @@ def export(
 def _build(
     step: Step, x: torch.Tensor, y: torch.Tensor, name: str, version: str, rate: float, batch_max: int
 ) -> tuple[Manifest, dict[str, bytes]]:
-    lowered = Lowered(_trace(step, x, y), INPUT)
-    cut = [_cut(lowered, step, kind) for kind in ("train", "evaluate", "infer")]
+    trained, served = (Lowered(_trace(step, run, x, y), INPUT) for run in (step.train, step.serve))
+    cut = [_cut(trained, step, "train"), _cut(served, step, "evaluate"), _cut(served, step, "infer")]
     specs = tuple(spec for spec, _, _ in cut)
     frozen = {f"frozen:{key}": tensor.numpy() for key, tensor in step.frozen.items()}
     try:
@@ -134,7 +134,7 @@ def _build(
             f"the exported graph is not valid: {error}",
             hint="please report the model, since the exporter gets one of its operators wrong",
         ) from error
-    labels = lowered.labels(TARGET)
+    labels = trained.labels(TARGET)
     examples = Examples(x.numpy(), y.numpy(), labels.classes if labels else None)
     layout = _layout(step.trainable)
     certificate = certify(step, Graphs(*opened), examples, learning_rate=rate, layout=layout, batch_max=batch_max)
@@ -180,7 +180,7 @@ def _build(
     return manifest, parts
 
 
-def _trace(step: Step, x: torch.Tensor, y: torch.Tensor) -> Graph:
+def _trace(step: Step, run: Callable[[Tensors], Tensors], x: torch.Tensor, y: torch.Tensor) -> Graph:
     def inputs(batch: int) -> dict[str, torch.Tensor]:
         rows = torch.arange(batch) % len(x)
         named = step.initial_state() | {INPUT: x[rows].clone(), TARGET: y[rows].clone()}
@@ -188,7 +188,7 @@ def _trace(step: Step, x: torch.Tensor, y: torch.Tensor) -> Graph:
 
     one, two = _TRACED_BATCHES
     try:
-        return record(step.run, (inputs(one), inputs(two)), _TRACED_BATCHES, supported=RULES.keys(), model=step.model)
+        return record(run, (inputs(one), inputs(two)), _TRACED_BATCHES, supported=RULES.keys(), model=step.model)
     except MODEL_ERRORS as error:
         raise ExportError(
             f"the model or the loss fails on batches of {one} and {two}: {error}",
@@ -298,38 +298,27 @@ def _prepared(model: torch.nn.Module) -> torch.nn.Module:
 
 def _probe(step: Step, x: torch.Tensor, y: torch.Tensor) -> None:
     """Run the model on its example before anything else: errors of its own are told apart here."""
-    state = step.initial_state()
-    parameters = {key.split(":", 1)[1]: tensor for key, tensor in state.items() if not key.startswith("slot:")}
+    named = step.initial_state() | {INPUT: x, TARGET: y, LEARNING_RATE: torch.tensor(0.0)}
     try:
-        with torch.no_grad():
-            _, trained = step.forward({INPUT: x, TARGET: y}, parameters)
-            step.model.eval()
-            _, served = step.forward({INPUT: x, TARGET: y}, parameters)
-            step.model.train()
+        step.train(named)
+        step.serve(named)
     except MODEL_ERRORS as error:
         raise ExportError(
             f"the model or the loss fails on the example: {error}",
             hint="check that loss(model(example_input), example_target) works",
         ) from error
-    if not torch.allclose(trained, served, rtol=1e-5, atol=1e-6):
-        raise ExportError(
-            "the model gives other outputs in training mode than in evaluation mode",
-            hint="remove layers that behave otherwise in training (dropout, batch norm, self.training)",
-        )
 
 
 def _reduction(step: Step, x: torch.Tensor, y: torch.Tensor) -> Reduction:
     """Find out how the loss joins examples."""
     rows = torch.arange(min(4, len(x)))
     reference = step.double()
-    wide = {key: tensor.double() for key, tensor in reference.initial_state().items()}
-    parameters = {key.split(":", 1)[1]: tensor for key, tensor in wide.items() if not key.startswith("slot:")}
+    state = reference.initial_state()
 
     def measure(chosen: torch.Tensor) -> float:
         inputs = x[chosen].double() if x.is_floating_point() else x[chosen]
         targets = y[chosen].double() if y.is_floating_point() else y[chosen]
-        with torch.no_grad():
-            return float(reference.forward({INPUT: inputs, TARGET: targets}, parameters)[0])
+        return float(reference.serve({**state, INPUT: inputs, TARGET: targets})[LOSS])
 
     whole, single = measure(rows), [measure(row[None]) for row in rows]
     if np.isclose(whole, np.mean(single), rtol=1e-9):

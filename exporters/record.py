@@ -250,7 +250,7 @@ def record(
         for name, tensor in inputs.items():
             recorder.add_input(name, tensor)
         # Fused kernels would be recorded as one operator; what they are made of is exported instead.
-        with _located(recorder, model), _without_mkldnn(), sdpa_kernel(SDPBackend.MATH), recorder:
+        with _located(recorder, model), _without_fused_kernels(), recorder:
             outputs = function(inputs)
         for name, tensor in outputs.items():
             recorder.add_output(name, tensor)
@@ -283,14 +283,18 @@ def _located(recorder: _Recorder, model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _without_mkldnn() -> Iterator[None]:
+def _without_fused_kernels() -> Iterator[None]:
     # Not torch.backends.mkldnn.flags: it sets more than that, and warns of it on some machines.
-    set_flags: Any = torch.backends.mkldnn.set_flags
-    (enabled, *_) = set_flags(_enabled=False, _fp32_precision=None)
+    set_mkldnn: Any = torch.backends.mkldnn.set_flags
+    (mkldnn, *_) = set_mkldnn(_enabled=False, _fp32_precision=None)
+    mha = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
-        set_flags(_enabled=enabled, _fp32_precision=None)
+        torch.backends.mha.set_fastpath_enabled(mha)
+        set_mkldnn(_enabled=mkldnn, _fp32_precision=None)
 
 
 def _family(func: Any) -> str:

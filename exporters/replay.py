@@ -8,7 +8,8 @@ again with other examples, since a wrong operator fails always.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,14 @@ class _Compared:
         return {name.removeprefix(NEXT): value for name, value in self.found.items() if name.startswith(NEXT)}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reference:
+    """What float64 says a graph gives, and by how much each value may differ."""
+
+    expected: Arrays
+    allowed: Arrays
+
+
 class Examples:
     """Draws batches like the example: its rows in any order, shaken if they are floats."""
 
@@ -145,24 +154,22 @@ class _Replayer:
         complaint = ""
         for _ in range(_ATTEMPTS):
             inputs = self._inputs(state, batch, learning_rate)
-            expected, allowed = self._reference(inputs)
-            found: dict[str, npt.NDArray[Any]] = {}
-            worst = 0.0
-            for graph in (self._graphs.infer, self._graphs.evaluate, self._graphs.train):
-                outputs = _run(graph, inputs, batch)
-                found |= outputs
-                for name, value in outputs.items():
-                    error = np.abs(value.astype(np.float64) - expected[name])
-                    share = float(np.nan_to_num((error / allowed[name]).max(initial=0.0), nan=np.inf))
-                    if share > max(worst, 1.0):
-                        complaint = (
-                            f"{what} (batch {batch}): {name.removeprefix(NEXT)} is off by {error.max():.2e}, "
-                            f"{share:.1f} times what is allowed"
-                        )
-                    worst = max(worst, share)
+            trained, served = self._trained(inputs), self._served(inputs)
+            found = _run(self._graphs.train, inputs, batch)
+            compared = [
+                *_shares(found, trained),
+                *_shares(_run(self._graphs.evaluate, inputs, batch), served),
+                *_shares(_run(self._graphs.infer, inputs, batch), served),
+            ]
+            worst = max(share for share, _, _ in compared)
             if worst <= 1.0:
                 self.worst = max(self.worst, worst)
-                return _Compared(inputs, found, allowed)
+                return _Compared(inputs, found, trained.allowed)
+            share, name, error = max(compared)
+            complaint = (
+                f"{what} (batch {batch}): {name.removeprefix(NEXT)} is off by {error:.2e}, "
+                f"{share:.1f} times what is allowed"
+            )
         raise ExportError(
             f"the exported graph does not match float64 autograd at {complaint}",
             hint="scale inputs to about 1 if they are large; if only batch 1 fails, avoid squeeze() without a "
@@ -180,12 +187,13 @@ class _Replayer:
         """
         inputs = self._inputs(state, batch, learning_rate)
         inputs[INPUT] = np.zeros_like(inputs[INPUT])
-        expected, allowed = self._reference(inputs, finite=False)
-        if not all(np.isfinite(value).all() for value in expected.values()):
+        reference = self._trained(inputs, finite=False)
+        if not all(np.isfinite(value).all() for value in reference.expected.values()):
             return  # The model itself is undefined there.
         found = _run(self._graphs.train, inputs, batch)
         finite = all(np.isfinite(value).all() for value in found.values())
-        if not finite or abs(float(found[LOSS]) - float(expected[LOSS])) > float(allowed[LOSS]):
+        (loss,) = (share for share, name, _ in _shares(found, reference) if name == LOSS)
+        if not finite or loss > 1.0:
             raise ExportError(
                 "the exported graph does not match float64 autograd on examples that are all zero",
                 hint="please report the model, since the exporter gets one of its operators wrong",
@@ -195,15 +203,11 @@ class _Replayer:
         x, y = self._examples.draw(batch)
         return {**state, INPUT: x, TARGET: y, LEARNING_RATE: np.array(learning_rate, np.float32)}
 
-    def _reference(self, inputs: Arrays, *, finite: bool = True) -> tuple[Arrays, Arrays]:
-        """What float64 says of a step, and by how much each value may differ."""
+    def _trained(self, inputs: Arrays, *, finite: bool = True) -> _Reference:
+        """What float64 says of a training step, and by how much each value may differ."""
         wide = {name: _wide(value) for name, value in inputs.items()}
-        try:
-            gradients, loss, output = self._step.gradients(wide)
-        except MODEL_ERRORS as error:
-            raise ExportError(
-                f"the model or the loss fails on a batch of {len(inputs[INPUT])} in float64: {error}", hint=_ANY_BATCH
-            ) from error
+        with _any_batch(inputs):
+            gradients, loss = self._step.gradients(wide)
         if finite and not (torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)):
             raise ExportError(
                 "the loss or a gradient of the example is not finite, even in float64",
@@ -214,18 +218,24 @@ class _Replayer:
         middle = self._advanced(wide, gradients)
         above = self._advanced(wide, [g + margin for g, margin in zip(gradients, margins, strict=True)])
         below = self._advanced(wide, [g - margin for g, margin in zip(gradients, margins, strict=True)])
-        expected = {LOSS: loss.numpy(), OUTPUT: output.numpy()}
-        allowed: dict[str, npt.NDArray[Any]] = {
-            LOSS: np.array(_LOSS_TOLERANCE * (1 + abs(float(loss)))),
-            OUTPUT: np.array(_OUTPUT_TOLERANCE * (1e-2 + float(output.abs().max()))),
-        }
+        expected, allowed = {LOSS: loss.numpy()}, {LOSS: _loss_margin(loss)}
         for name, value in middle.items():
             before = np.abs(inputs[name.removeprefix(NEXT)]).max(initial=0.0)
             move = np.abs(value - inputs[name.removeprefix(NEXT)]).max(initial=0.0)
             spread = np.maximum(np.abs(above[name] - value), np.abs(below[name] - value))
             expected[name] = value
             allowed[name] = spread + _ROUNDING * before + GRADIENT_TOLERANCE * move + 1e-12
-        return expected, allowed
+        return _Reference(expected, allowed)
+
+    def _served(self, inputs: Arrays) -> _Reference:
+        """What float64 says in evaluation mode."""
+        with _any_batch(inputs):
+            served = self._step.serve({name: _wide(value) for name, value in inputs.items()})
+        margin = _OUTPUT_TOLERANCE * (1e-2 + float(served[OUTPUT].abs().max()))
+        return _Reference(
+            {name: value.numpy() for name, value in served.items()},
+            {LOSS: _loss_margin(served[LOSS]), OUTPUT: np.array(margin)},
+        )
 
     def _advanced(
         self, inputs: Mapping[str, torch.Tensor], gradients: list[torch.Tensor]
@@ -276,6 +286,31 @@ def _run(graph: OnnxGraph, inputs: Arrays, batch: int) -> dict[str, npt.NDArray[
             hint=_ANY_BATCH,
         ) from error
     return {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
+
+
+def _shares(found: Arrays, reference: _Reference) -> list[tuple[float, str, float]]:
+    """For each value its largest error as a share of what is allowed, its name, and that error."""
+    result = []
+    for name, value in found.items():
+        error = np.abs(value.astype(np.float64) - reference.expected[name])
+        share = float(np.nan_to_num((error / reference.allowed[name]).max(initial=0.0), nan=np.inf))
+        result.append((share, name, float(error.max(initial=0.0))))
+    return result
+
+
+def _loss_margin(loss: torch.Tensor) -> npt.NDArray[Any]:
+    return np.array(_LOSS_TOLERANCE * (1 + abs(float(loss))))
+
+
+@contextmanager
+def _any_batch(inputs: Arrays) -> Iterator[None]:
+    """Tell what the model itself raises on a batch of some size."""
+    try:
+        yield
+    except MODEL_ERRORS as error:
+        raise ExportError(
+            f"the model or the loss fails on a batch of {len(inputs[INPUT])} in float64: {error}", hint=_ANY_BATCH
+        ) from error
 
 
 def _wide(value: npt.NDArray[Any]) -> torch.Tensor:

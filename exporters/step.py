@@ -1,6 +1,9 @@
-"""A model's training step as one function of named tensors, and its float64 reference.
+"""A model's training step and its evaluation as functions of named tensors, and their float64 reference.
 
-    parameters, frozen parameters, slots, x, y, learning rate -> next parameters, next slots, loss, output
+    train: parameters, frozen parameters, slots, x, y, learning rate -> next parameters, next slots, loss
+    serve: parameters, frozen parameters, x, y -> loss, output
+
+A step runs the model in training mode, serving in evaluation mode.
 
 Tensors are named as in manifests: "parameter:fc.weight", "slot:velocity:fc.weight", "slot:mean_correction",
 "x", "y", "learning_rate"; what becomes an input of the next step has "next:" before it.
@@ -9,7 +12,8 @@ Tensors are named as in manifests: "parameter:fc.weight", "slot:velocity:fc.weig
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +89,8 @@ class Step:
             )
         return loss, output
 
-    def gradients(self, inputs: Tensors) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Gradients of the trainable parameters in order, the loss, and the output.
+    def gradients(self, inputs: Tensors) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Gradients of the trainable parameters in order, and the loss.
 
         Raises:
             ExportError: some parameter does not act on the loss.
@@ -95,14 +99,14 @@ class Step:
         with torch.enable_grad():
             leaves = [inputs[f"parameter:{name}"].detach().requires_grad_() for name in names]
             frozen = {name: inputs[f"frozen:{name}"] for name in self.frozen}
-            loss, output = self.forward(inputs, dict(zip(names, leaves, strict=True)) | frozen)
+            loss, _ = self.forward(inputs, dict(zip(names, leaves, strict=True)) | frozen)
             if not loss.requires_grad:
                 raise _idle(names)
             found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(loss, leaves, allow_unused=True)
         idle = [name for name, gradient in zip(names, found, strict=True) if gradient is None]
         if idle:
             raise _idle(idle)
-        return [gradient for gradient in found if gradient is not None], loss.detach(), output.detach()
+        return [gradient for gradient in found if gradient is not None], loss.detach()
 
     def advance(self, inputs: Tensors, gradients: list[torch.Tensor]) -> Stepped:
         """Let the optimizer take its step with these gradients."""
@@ -125,10 +129,30 @@ class Step:
             result[f"{NEXT}slot:{counter}"] = tensor
         return result
 
-    def run(self, inputs: Tensors) -> dict[str, torch.Tensor]:
-        """One whole step: the function that is traced."""
-        gradients, loss, output = self.gradients(inputs)
-        return self.named(self.advance(inputs, gradients)) | {LOSS: loss, OUTPUT: output}
+    def train(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+        """One whole training step, in the modes that the model's modules have."""
+        gradients, loss = self.gradients(inputs)
+        return self.named(self.advance(inputs, gradients)) | {LOSS: loss}
+
+    def serve(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+        """Loss and output of the model in evaluation mode."""
+        with torch.no_grad(), _evaluating(self.model):
+            names = {name: f"parameter:{name}" for name in self.trainable}
+            names |= {name: f"frozen:{name}" for name in self.frozen}
+            loss, output = self.forward(inputs, {name: inputs[key] for name, key in names.items()})
+        return {LOSS: loss, OUTPUT: output}
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and back into its own after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _idle(names: list[str]) -> ExportError:
