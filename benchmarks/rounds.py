@@ -83,7 +83,8 @@ class Fleet:
         config = replace(config, evaluation="", task=name, population=name, pacing=patient)
         database, blobs = Database.in_folder(home), Blobs(home / "blobs")
         checkpoint = self.artifact.checkpoint().astype("<f4").tobytes()
-        create_task(database, blobs, config, self.artifact.content, checkpoint, time.time())
+        parts = self.artifact.parts.values()
+        create_task(database, blobs, config, self.artifact.head, checkpoint, time.time(), parts=parts)
         identity = load_identity(self.folders.coordinator / "identity", role="coordinator", now=time.time())
         return lambda: Coordinator(database, blobs, identity, ca=identity.ca, random_bytes=os.urandom)
 

@@ -77,7 +77,7 @@ class TaskConfig:
 
     Attributes:
         task, population: names, 1 to 63 of a-z, 0-9 and '-'.
-        bundle: the signed artifact.
+        bundle: the signed artifact's head.
         dimension: trainable parameters in the bundle's layout.
         rounds: how many to commit.
         goal_count: devices that selection fills to.
@@ -86,6 +86,7 @@ class TaskConfig:
         server_optimizer: name and options, such as "fedavgm:learning_rate=1,momentum=0.9".
         signer: the public key that the bundle must be signed with, PEM.
         evaluation: an .npz with x and y, held out, at the coordinator's side; empty for none.
+        parts: what else belongs to the bundle; devices fetch of it what they need and lack.
         max_abandoned: this many rounds abandoned in a row pause the task.
     """
 
@@ -104,6 +105,7 @@ class TaskConfig:
     server_optimizer: str
     signer: str
     evaluation: str = ""
+    parts: tuple[BlobRef, ...] = ()
     max_abandoned: int = field(default=10)
 
     def __post_init__(self) -> None:
@@ -195,10 +197,11 @@ class TaskConfig:
         """
         try:
             data: dict[str, Any] = json.loads(text)
-            bundle = data.pop("bundle")
+            bundle, parts = _reference(data.pop("bundle")), tuple(_reference(part) for part in data.pop("parts"))
             encoding = data.pop("encoding")
             return TaskConfig(
-                bundle=BlobRef(Digest(bytes.fromhex(bundle["sha256"])), bundle["size_bytes"]),
+                bundle=bundle,
+                parts=parts,
                 training=Training(**data.pop("training")),
                 privacy=Privacy(**data.pop("privacy")),
                 encoding=Encoding(mechanism=Mechanism(encoding.pop("mechanism")), **encoding),
@@ -209,6 +212,10 @@ class TaskConfig:
             raise ConfigError(
                 f"the stored task configuration cannot be read: {error}", hint="create the task anew"
             ) from error
+
+
+def _reference(data: dict[str, Any]) -> BlobRef:
+    return BlobRef(Digest(bytes.fromhex(data["sha256"])), data["size_bytes"])
 
 
 def _plain(value: object) -> object:

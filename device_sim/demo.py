@@ -156,9 +156,10 @@ class Demo:
         )
         database = Database.in_folder(self.folders.coordinator)
         blobs = Blobs(self.folders.coordinator / "blobs")
-        create_task(database, blobs, config, artifact.content, checkpoint.astype("<f4").tobytes(), time.time())
+        start, parts = checkpoint.astype("<f4").tobytes(), artifact.parts.values()
+        create_task(database, blobs, config, artifact.head, start, time.time(), parts=parts)
         database.close()
-        self._screen.task(config, len(artifact.content))
+        self._screen.task(config, artifact.size_bytes)
 
     # ---- running
 

@@ -144,9 +144,10 @@ def _create(arguments: argparse.Namespace) -> int:
         Database.in_folder(home),
         Blobs(home / "blobs"),
         config,
-        artifact.content,
+        artifact.head,
         checkpoint.astype("<f4").tobytes(),
         SystemClock().now(),
+        parts=artifact.parts.values(),
     )
     encoding = config.encoding
     noise = (

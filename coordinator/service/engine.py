@@ -334,7 +334,9 @@ class Coordinator:
         owner, frame = self._large.get(digest, ("", b""))
         if owner == device_id:
             return frame
-        public = {ref.sha256 for r in self._runners.values() for ref in (r.config.bundle, r.checkpoint)}
+        public = {
+            ref.sha256 for r in self._runners.values() for ref in (r.config.bundle, *r.config.parts, r.checkpoint)
+        }
         plans = {r.plan.checkpoint.sha256 for r in self._runners.values() if r.plan is not None}
         if digest not in public | plans:
             raise RemoteProtocolError(f"{device_id} asks for a blob that is not offered: {digest.hex()}")

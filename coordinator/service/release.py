@@ -36,7 +36,7 @@ class ReleaseJob:
         total: the sum of the masked vectors modulo 2^bits.
         parameters: the checkpoint that devices started from, float32 in layout order.
         optimizer_state: as the server optimizer left it.
-        bundle: the artifact's bytes, for evaluation.
+        bundle: the artifact's head and its parts, for evaluation.
     """
 
     rid: bytes
@@ -45,7 +45,7 @@ class ReleaseJob:
     total: Words
     parameters: NDArray[np.float32]
     optimizer_state: bytes
-    bundle: bytes
+    bundle: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +136,17 @@ def unmask(state: Unmasking, total: Words) -> Words:
     )
 
 
-def evaluate(bundle: bytes, signer: str, parameters: NDArray[np.float32], path: Path) -> tuple[float, float | None]:
+def evaluate(
+    bundle: tuple[bytes, ...], signer: str, parameters: NDArray[np.float32], path: Path
+) -> tuple[float, float | None]:
     """Loss and accuracy of a checkpoint on held-out examples at the coordinator's side."""
     from edge_sdk.signing import public_key_from_pem
-    from edge_sdk.training.artifact import parse_artifact
+    from edge_sdk.training.artifact import parse_head
     from edge_sdk.training.evaluation import evaluate as run
 
     with np.load(path) as data:
         x, y = data["x"], data["y"]
-    found = run(parse_artifact(bundle, signer=public_key_from_pem(signer.encode())), parameters, x, y)
+    head, *parts = bundle
+    artifact = parse_head(head, signer=public_key_from_pem(signer.encode())).with_parts(parts)
+    found = run(artifact, parameters, x, y)
     return found.loss, found.accuracy

@@ -325,7 +325,7 @@ class TaskRunner:
             total=self._total.words,
             parameters=np.frombuffer(self._blobs.get(self.checkpoint.sha256), "<f4"),
             optimizer_state=self._blobs.get(self._optimizer_sha256),
-            bundle=self._blobs.get(self.config.bundle.sha256),
+            bundle=tuple(self._blobs.get(ref.sha256) for ref in (self.config.bundle, *self.config.parts)),
         )
 
     def released(self, result: ReleaseResult | ReleaseFailed, now: float) -> tuple[Effect, ...]:

@@ -6,6 +6,7 @@ A running coordinator notices a new task by itself. Nothing here talks to device
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,15 +53,23 @@ def encoding_for(privacy: Privacy, *, dimension: int, min_reports: int, goal_cou
 
 
 def create_task(
-    database: Database, blobs: Blobs, config: TaskConfig, bundle: bytes, checkpoint: bytes, now: float
+    database: Database,
+    blobs: Blobs,
+    config: TaskConfig,
+    bundle: bytes,
+    checkpoint: bytes,
+    now: float,
+    *,
+    parts: Iterable[bytes] = (),
 ) -> None:
     """Store a task with its bundle and first checkpoint, open for check-ins.
 
     Args:
-        config: validated; its bundle reference is set here.
-        bundle: the signed artifact.
+        config: validated; its references to the bundle and its parts are set here.
+        bundle: the signed bundle's head.
         checkpoint: float32 little-endian, in layout order.
         now: seconds since the epoch.
+        parts: the bundle's.
 
     Raises:
         ConfigError: the task or population exists, or the checkpoint is not of the configured dimension.
@@ -71,7 +80,7 @@ def create_task(
     reference = blobs.put(bundle)
     model = blobs.put(checkpoint)
     state = blobs.put(optimizer.dump(optimizer.init(np.frombuffer(checkpoint, "<f4"))))
-    stored = replace(config, bundle=reference)
+    stored = replace(config, bundle=reference, parts=tuple(blobs.put(part) for part in parts))
 
     def write(connection: sa.Connection) -> None:
         t = tables.tasks.c

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge_sdk.errors import ArtifactError, StoreError, TrainingError
 from edge_sdk.inference.predictor import Predictor
-from edge_sdk.training.artifact import Artifact, parse_artifact
+from edge_sdk.training.artifact import Artifact, parse_head
 from edge_sdk.training.layout import Vector, encode_vector
 
-_STATE_FILE = "installed.json"
+_STATE_FILE, _HEAD_FILE = "installed.json", "head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,11 @@ class InstalledModels:
         current, _ = self._state()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._put(self._bundle_path(model), artifact.content)
+            bundle = self._bundle_path(model)
+            bundle.mkdir(exist_ok=True)
+            for name in (artifact.manifest.graph("infer").part, *artifact.manifest.frozen_parts):
+                self._put(bundle / artifact.manifest.part(name).sha256, artifact.part(name))
+            self._put(bundle / _HEAD_FILE, artifact.head)
             self._put(self._checkpoint_path(model), data)
             if current != model:
                 self._write_state(model, current)
@@ -109,7 +114,7 @@ class InstalledModels:
 
     def _load(self, model: InstalledModel) -> Predictor:
         try:
-            bundle = self._bundle_path(model).read_bytes()
+            head, *parts = [path.read_bytes() for path in self._bundle_files(model)]
             data = self._checkpoint_path(model).read_bytes()
         except OSError as error:
             raise self._failed(error) from error
@@ -117,7 +122,7 @@ class InstalledModels:
             raise ArtifactError(
                 f"the installed checkpoint of version {model.version} was damaged", hint="roll back, or install it anew"
             )
-        artifact = parse_artifact(bundle, signer=self._signer)
+        artifact = parse_head(head, signer=self._signer).with_parts(parts)
         return Predictor(artifact, artifact.layout.decode(data))
 
     def _state(self) -> tuple[InstalledModel | None, InstalledModel | None]:
@@ -153,10 +158,19 @@ class InstalledModels:
                 names |= {self._bundle_path(model).name, self._checkpoint_path(model).name}
         for path in self._folder.iterdir():
             if path.name not in names:
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _bundle_path(self, model: InstalledModel) -> Path:
-        return self._folder / f"{model.bundle_sha256}.edge"
+        """The folder of a bundle's head and of those of its parts that predictions need, named by their SHA-256."""
+        return self._folder / model.bundle_sha256
+
+    def _bundle_files(self, model: InstalledModel) -> list[Path]:
+        """The head, then the parts."""
+        folder = self._bundle_path(model)
+        return [
+            folder / _HEAD_FILE,
+            *(path for path in folder.iterdir() if path.name != _HEAD_FILE and not path.suffix),
+        ]
 
     def _checkpoint_path(self, model: InstalledModel) -> Path:
         return self._folder / f"{model.checkpoint_sha256}.checkpoint"

@@ -82,11 +82,22 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
+class Bundle:
+    """A fetched bundle: its head, and how to read those of its parts that the learner asked for.
+
+    `read` may be called from any thread; it raises StoreError for a part that is gone or was damaged.
+    """
+
+    head: bytes = field(repr=False)
+    read: Callable[[BlobRef], bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingJob:
     """Train by this plan from this checkpoint; the result goes to `trained` or `failed`."""
 
     plan: Plan
-    bundle: bytes = field(repr=False)
+    bundle: Bundle
     checkpoint: bytes = field(repr=False)
     seed: bytes = field(repr=False)
 
@@ -104,7 +115,15 @@ class Learner(Protocol):
         """Examples that could be trained on now."""
         ...
 
-    def check(self, bundle: bytes, checkpoint: bytes) -> int:
+    def parts(self, head: bytes) -> tuple[BlobRef, ...]:
+        """Authenticate a bundle's head, and name the parts of the bundle that this device needs.
+
+        Raises:
+            ArtifactError: not signed by a pinned signer, tampered with, or without something this device needs.
+        """
+        ...
+
+    def check(self, bundle: Bundle, checkpoint: bytes) -> int:
         """Authenticate the bundle, see that this runtime computes it right; return the layout's dimension.
 
         Raises:
@@ -120,7 +139,7 @@ class Learner(Protocol):
         """
         ...
 
-    def install(self, version: int, bundle: bytes, checkpoint: bytes) -> None:
+    def install(self, version: int, bundle: Bundle, checkpoint: bytes) -> None:
         """Serve predictions from this model from now on.
 
         Raises:
@@ -472,7 +491,7 @@ class DeviceAgent:
 
     def _train(self, plan: Plan, seed: bytes, now: float) -> None:
         try:
-            bundle, checkpoint = (self._blobs.get(blob.sha256) for blob in (plan.bundle, plan.checkpoint))
+            bundle, checkpoint = self._read(plan.bundle, plan.checkpoint)
         except StoreError as error:
             # Gone or damaged since it was checked: nothing of the round can be saved.
             self._apply(session.Failed(DeclineReason.TRAINING_FAILED, str(error)), now)
@@ -549,39 +568,54 @@ class DeviceAgent:
             self._arrived(now)
 
     def _arrived(self, now: float) -> None:
-        """Go on where bundle and checkpoint are now both here."""
-        state = self._state
+        """Go on where bundle and checkpoint are now all here; where the bundle's head is, fetch what it names."""
+        state, found = self._state, self._announcement
         if isinstance(state, session.Preparing):
             plan = state.base.plan
-            if self._blobs.has(plan.bundle) and self._blobs.has(plan.checkpoint):
-                try:
+            try:
+                if self._complete(plan.bundle, plan.checkpoint, now):
                     self._check(plan)
                     self._install(plan.model_version, plan.bundle, plan.checkpoint)
                     self._apply(session.Ready(), now)
-                except (ArtifactError, StoreError, TrainingError) as error:
-                    self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
-            return
-        found = self._announcement
-        if (
-            found is not None
-            and found.state is TaskState.COMPLETE
-            and self._blobs.has(found.bundle)
-            and self._blobs.has(found.checkpoint)
-        ):
+            except (ArtifactError, StoreError, TrainingError) as error:
+                self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
+        elif found is not None and found.state is TaskState.COMPLETE:
             try:
-                self._install(found.model_version, found.bundle, found.checkpoint)
+                if self._complete(found.bundle, found.checkpoint, now):
+                    self._install(found.model_version, found.bundle, found.checkpoint)
             except (ArtifactError, StoreError, TrainingError) as error:
                 log.warning("%s keeps its model: %s", self.device_id, error)
 
+    def _complete(self, bundle: BlobRef, checkpoint: BlobRef, now: float) -> bool:
+        """Whether the bundle with all parts needed here and the checkpoint have come; asks for parts that were not."""
+        if not self._blobs.has(bundle):
+            return False
+        parts = self.learner.parts(self._blobs.get(bundle.sha256))
+        if sum(part.size_bytes for part in parts) > BLOB_MAX_BYTES:
+            raise ArtifactError("the bundle is larger than any device takes")
+        lacking = tuple(part for part in parts if not self._blobs.has(part))
+        new = tuple(part for part in lacking if part.sha256 not in self._downloads)
+        if new:
+            self._fetch(new, now)  # which comes back here
+            return False
+        if lacking or not self._blobs.has(checkpoint):
+            return False
+        self._blobs.retain({blob.sha256 for blob in (bundle, checkpoint, *parts)})
+        return True
+
+    def _read(self, bundle: BlobRef, checkpoint: BlobRef) -> tuple[Bundle, bytes]:
+        read = self._blobs.get
+        return Bundle(read(bundle.sha256), lambda part: read(part.sha256)), read(checkpoint.sha256)
+
     def _check(self, plan: Plan) -> None:
-        dimension = self.learner.check(self._blobs.get(plan.bundle.sha256), self._blobs.get(plan.checkpoint.sha256))
+        dimension = self.learner.check(*self._read(plan.bundle, plan.checkpoint))
         if dimension != plan.dimension:
             raise ArtifactError(f"the bundle trains {dimension} parameters; the plan says {plan.dimension}")
 
     def _install(self, version: int, bundle: BlobRef, checkpoint: BlobRef) -> None:
         if version <= self.installed_version and self.store.get("installed_sha256") == checkpoint.sha256.hex():
             return
-        self.learner.install(version, self._blobs.get(bundle.sha256), self._blobs.get(checkpoint.sha256))
+        self.learner.install(version, *self._read(bundle, checkpoint))
         self.installed_version = version
         self.store.put("installed_version", str(version))
         self.store.put("installed_sha256", checkpoint.sha256.hex())

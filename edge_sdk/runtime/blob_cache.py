@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from edge_sdk.errors import StoreError
 from edge_sdk.protocol.messages import BlobRef, Digest
 from edge_sdk.runtime.spool import Spool
 
-KEPT = 6
+KEPT = 64
+"""More blobs than this are never here; a bundle has about five parts."""
 
 
 class BlobCache:
@@ -73,6 +75,16 @@ class BlobCache:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise _failed(path, error) from error
+
+    def retain(self, digests: Collection[Digest]) -> None:
+        """Forget every other blob: what a device needs is its newest bundle and checkpoint."""
+        names = {digest.hex() for digest in digests}
+        try:
+            for path in self._folder.iterdir():
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _failed(self._folder, error) from error
 
     def _path(self, digest: Digest) -> Path:
         return self._folder / digest.hex()

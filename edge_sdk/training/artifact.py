@@ -10,8 +10,10 @@
     112           manifest, canonical JSON
     then          parts, each on a 64-byte boundary; zero bytes fill the gaps, and nothing follows the last
 
-Reading authenticates, then checks sizes and hashes, then parses. Every byte is covered: by the signature, by
-a part's SHA-256, or by the rule that gaps are zero. Knows nothing of ONNX or of training.
+All before the parts is the head. It holds every part's SHA-256, so its own SHA-256 names the whole bundle, and a
+device can fetch the head first, and then of the parts what it needs and lacks. Reading authenticates, then checks
+sizes and hashes, then parses. Every byte is covered: by the signature, by a part's SHA-256, or by the rule that gaps
+are zero. Knows nothing of ONNX or of training.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import hashlib
 import hmac
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -50,13 +52,19 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Artifact:
-    """A bundle that has been read: its manifest, its bytes, and whether its signature was checked.
+    """A bundle that has been read: its manifest, the parts that are here, and whether its signature was checked.
 
-    Two artifacts are the same if their `sha256` is.
+    Two artifacts are of the same bundle if their `sha256` is.
+
+    Attributes:
+        head: header, signature and manifest as they were read.
+        parts: content by name; on a device, of those parts that it needs.
+        sha256: of the head, which names all parts by theirs.
     """
 
     manifest: Manifest
-    content: bytes = field(repr=False)
+    head: bytes = field(repr=False)
+    parts: Mapping[str, bytes] = field(repr=False)
     sha256: bytes
     signer_key_id: bytes
     verified: bool
@@ -68,19 +76,48 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the whole bundle."""
-        return len(self.content)
+        """Size of the whole bundle as a file."""
+        last = self.manifest.parts[-1:]
+        return sum([_align(len(self.head)), *(part.offset + part.size_bytes for part in last)])
 
     def part(self, name: str) -> bytes:
-        """Copy a part's bytes out of the bundle.
+        """A part's bytes.
 
         Raises:
-            ArtifactError: there is no such part.
+            ArtifactError: the bundle has no such part, or it is not here.
         """
         spec = self.manifest.part(name)
-        manifest_length = int.from_bytes(self.content[12:16], "little")
-        start = _align(_PREFIX_BYTES + manifest_length) + spec.offset
-        return self.content[start : start + spec.size_bytes]
+        if name not in self.parts:
+            raise ArtifactError(
+                f"part {name} ({spec.size_bytes:,} bytes) of the bundle is not on this device",
+                hint="fetch it by its SHA-256, or open the whole .edge file",
+            )
+        return self.parts[name]
+
+    def with_parts(self, contents: Iterable[bytes]) -> Artifact:
+        """The same bundle with these parts, each known by its hash; at most those that the manifest lists.
+
+        Raises:
+            ArtifactError: one is no part of this bundle.
+        """
+        names: dict[str, list[str]] = {}
+        for spec in self.manifest.parts:
+            names.setdefault(spec.sha256, []).append(spec.name)
+        held = dict(self.parts)
+        for content in contents:
+            found = names.get(hashlib.sha256(content).hexdigest())
+            if found is None:
+                raise _tampered(f"a part of {len(content):,} bytes")
+            held |= dict.fromkeys(found, content)
+        return replace(self, parts=held)
+
+    def to_bytes(self) -> bytes:
+        """The whole bundle as a file.
+
+        Raises:
+            ArtifactError: a part is not here.
+        """
+        return _join(self.head, [self.part(spec.name) for spec in self.manifest.parts])
 
     def checkpoint(self) -> Vector:
         """The parameters the model was exported with: a new 1-D float32 array in layout order.
@@ -138,6 +175,18 @@ def parse_artifact(content: bytes, *, signer: ec.EllipticCurvePublicKey) -> Arti
     return _parse(content, signer)
 
 
+def parse_head(head: bytes, *, signer: ec.EllipticCurvePublicKey) -> Artifact:
+    """Verify a bundle's head against the pinned signer's public key: an artifact without its parts yet.
+
+    Raises:
+        ArtifactError: see `parse_artifact`; or bytes follow the manifest.
+    """
+    artifact = _parse_head(head, signer)
+    if len(head) != len(artifact.head):
+        raise _tampered(f"its end ({len(head) - len(artifact.head):,} bytes follow the manifest)")
+    return artifact
+
+
 def inspect_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Read a bundle WITHOUT checking who signed it, to look at it; nothing will train or predict with it.
 
@@ -166,9 +215,13 @@ def pack_bundle(manifest: Manifest, parts: Mapping[str, bytes], *, signer_key_id
             hint="merge parameters: the model has too many separate tensors",
         )
     header = _HEADER.pack(MAGIC, FORMAT_VERSION, 0, len(encoded), signer_key_id)
-    bundle = bytearray(header + sign(header + encoded) + encoded)
-    for name in sorted(parts):
-        bundle += bytes(_align(len(bundle)) - len(bundle)) + parts[name]
+    return _join(header + sign(header + encoded) + encoded, [parts[name] for name in sorted(parts)])
+
+
+def _join(head: bytes, parts: Iterable[bytes]) -> bytes:
+    bundle = bytearray(head)
+    for part in parts:
+        bundle += bytes(_align(len(bundle)) - len(bundle)) + part
     return bytes(bundle)
 
 
@@ -181,6 +234,11 @@ def _parse_file(path: str | os.PathLike[str], signer: ec.EllipticCurvePublicKey 
 
 
 def _parse(content: bytes, signer: ec.EllipticCurvePublicKey | None) -> Artifact:
+    artifact = _parse_head(content, signer)
+    return replace(artifact, parts=_cut_parts(content, len(artifact.head), artifact.manifest))
+
+
+def _parse_head(content: bytes, signer: ec.EllipticCurvePublicKey | None) -> Artifact:
     if content[: len(MAGIC)] != MAGIC[: len(content)] or not content:
         raise ArtifactError(
             "this is not a bundle: it does not begin with EDGEBNDL",
@@ -204,19 +262,19 @@ def _parse(content: bytes, signer: ec.EllipticCurvePublicKey | None) -> Artifact
         raise _tampered("its header")
     if len(content) < _PREFIX_BYTES + manifest_length:
         raise _truncated("its manifest is cut off")
-    encoded = content[_PREFIX_BYTES : _PREFIX_BYTES + manifest_length]
+    head = content[: _PREFIX_BYTES + manifest_length]
+    encoded = head[_PREFIX_BYTES:]
     if signer is not None:
-        signature = content[_HEADER.size : _PREFIX_BYTES]
-        if not verify_raw(signer, signature, content[: _HEADER.size] + encoded):
+        signature = head[_HEADER.size : _PREFIX_BYTES]
+        if not verify_raw(signer, signature, head[: _HEADER.size] + encoded):
             raise _tampered("its header, signature or manifest")
     manifest = decode_manifest(encoded)
-    _check_parts(content, _PREFIX_BYTES + manifest_length, manifest)
-    return Artifact(manifest, content, hashlib.sha256(content).digest(), signer_key_id, signer is not None)
+    return Artifact(manifest, head, {}, hashlib.sha256(head).digest(), signer_key_id, signer is not None)
 
 
-def _check_parts(content: bytes, end: int, manifest: Manifest) -> None:
+def _cut_parts(content: bytes, end: int, manifest: Manifest) -> dict[str, bytes]:
     """Check that the parts cover the rest of the file in order, with zero gaps, and match their hashes."""
-    start = _align(end)
+    start, parts = _align(end), {}
     for part in manifest.parts:
         if part.offset != _align(end) - start or part.size_bytes < 0:
             raise _tampered(f"the place of part {part.name}")
@@ -226,10 +284,12 @@ def _check_parts(content: bytes, end: int, manifest: Manifest) -> None:
         if any(content[end:first]):
             raise _tampered(f"the padding before part {part.name}")
         end = first + part.size_bytes
-        if hashlib.sha256(memoryview(content)[first:end]).hexdigest() != part.sha256:
+        parts[part.name] = content[first:end]
+        if hashlib.sha256(parts[part.name]).hexdigest() != part.sha256:
             raise _tampered(f"part {part.name}")
     if len(content) != end:
         raise _tampered(f"its end ({len(content) - end:,} bytes follow the last part)")
+    return parts
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:

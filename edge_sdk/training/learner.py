@@ -6,9 +6,9 @@ Knows nothing of rounds, messages or brokers.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
-from edge_sdk.runtime.agent import TrainingJob
-from edge_sdk.signing import public_key_from_pem, public_key_to_pem
-from edge_sdk.training.artifact import Artifact, parse_artifact
+from edge_sdk.protocol.messages import BlobRef, Digest
+from edge_sdk.runtime.agent import Bundle, TrainingJob
+from edge_sdk.training.artifact import Artifact, parse_head
 from edge_sdk.training.examples import ExampleStore
+from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART, GraphKind
 from edge_sdk.training.onnx_sessions import runtime_version
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan
+
+# Held-out examples are evaluated where models are released; a device does without that graph.
+_GRAPHS: Final[tuple[GraphKind, ...]] = ("train", "infer")
 
 
 class LocalLearner:
@@ -38,9 +42,11 @@ class LocalLearner:
     def __init__(
         self, signer: ec.EllipticCurvePublicKey, examples: ExampleStore | None, models: InstalledModels
     ) -> None:
-        self._signer_pem = public_key_to_pem(signer)
+        self._signer = signer
         self._examples = examples
         self._models = models
+        self._newest: Artifact | None = None
+        self._lock = threading.Lock()  # training runs beside the loop
 
     @property
     def runtime_version(self) -> str:
@@ -52,10 +58,16 @@ class LocalLearner:
         """Examples that could be trained on now."""
         return 0 if self._examples is None else len(self._examples)
 
-    def check(self, bundle: bytes, checkpoint: bytes) -> int:
+    def parts(self, head: bytes) -> tuple[BlobRef, ...]:
+        """The parts of a bundle that training and serving here need."""
+        manifest = parse_head(head, signer=self._signer).manifest
+        graphs = [manifest.graph(kind).part for kind in _GRAPHS]
+        specs = [manifest.part(name) for name in (*graphs, CHECKPOINT_PART, PARITY_PART, *manifest.frozen_parts)]
+        return tuple(BlobRef(Digest(bytes.fromhex(spec.sha256)), spec.size_bytes) for spec in specs)
+
+    def check(self, bundle: Bundle, checkpoint: bytes) -> int:
         """Authenticate the bundle and replay its parity vectors on this runtime; return the layout's dimension."""
-        artifact = self._artifact(bundle)
-        dimension = artifact.layout.size
+        dimension = self._artifact(bundle).layout.size
         if len(checkpoint) != 4 * dimension:
             raise ArtifactError(f"a checkpoint of {len(checkpoint)} bytes does not fit {dimension} parameters")
         return dimension
@@ -75,7 +87,7 @@ class LocalLearner:
         result = trainer.train(checkpoint, self._examples.arrays(), plan, seed=job.seed, should_stop=should_stop)
         return result.update.astype("<f4").tobytes()
 
-    def install(self, version: int, bundle: bytes, checkpoint: bytes) -> None:
+    def install(self, version: int, bundle: Bundle, checkpoint: bytes) -> None:
         """Serve predictions from this model from now on."""
         self._models.install(self._artifact(bundle), version, np.frombuffer(checkpoint, "<f4").astype(np.float32))
 
@@ -83,28 +95,13 @@ class LocalLearner:
         """The newest installed model's output for a batch."""
         return self._models.predictor().predict(x)
 
-    def _artifact(self, bundle: bytes) -> Artifact:
-        return _checked(hashlib.sha256(bundle).digest(), _Bytes(bundle), self._signer_pem)
-
-
-class _Bytes:
-    """Carries bytes through a cache whose key is their digest alone."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Bytes)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@lru_cache(maxsize=4)
-def _checked(digest: bytes, bundle: _Bytes, signer_pem: bytes) -> Artifact:
-    """A bundle that is signed and that this runtime computes right; the replay is done once a process."""
-    artifact = parse_artifact(bundle.data, signer=public_key_from_pem(signer_pem))
-    require_parity(artifact)
-    return artifact
+    def _artifact(self, bundle: Bundle) -> Artifact:
+        """The bundle, checked in every way; the one used last is kept, so that a round reads it once."""
+        digest = hashlib.sha256(bundle.head).digest()
+        with self._lock:
+            if self._newest is None or self._newest.sha256 != digest:
+                head = parse_head(bundle.head, signer=self._signer)
+                artifact = head.with_parts(bundle.read(part) for part in self.parts(bundle.head))
+                require_parity(artifact)
+                self._newest = artifact
+            return self._newest

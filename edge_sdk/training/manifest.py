@@ -193,6 +193,11 @@ class Manifest:
         """The graph of a kind; a checked manifest has one of each."""
         return next(graph for graph in self.graphs if graph.kind == kind)
 
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """The part of frozen parameters, if there are any: every graph may read it."""
+        return (FROZEN_PART,) if self.frozen.size else ()
+
     def part(self, name: str) -> PartSpec:
         """The part of that name.
 

@@ -57,7 +57,7 @@ def test_the_default_model_is_exported_and_inspected(keys: Path, capsys: pytest.
 
 
 def test_without_a_key_nothing_is_run(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (keys / "small.edge").write_bytes(small().content)
+    (keys / "small.edge").write_bytes(small().to_bytes())
     assert run("inspect", str(keys / "small.edge")) == 0
     shown = capsys.readouterr().out
     assert "NOT CHECKED" in shown
@@ -65,7 +65,7 @@ def test_without_a_key_nothing_is_run(keys: Path, capsys: pytest.CaptureFixture[
 
 
 def test_another_key_is_an_error(keys: Path) -> None:
-    (keys / "small.edge").write_bytes(small().content)
+    (keys / "small.edge").write_bytes(small().to_bytes())
     with pytest.raises(ArtifactError, match="unknown key"):
         run("inspect", str(keys / "small.edge"), "--signer", str(keys / "signer.pub"))
 

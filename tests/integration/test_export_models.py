@@ -321,7 +321,7 @@ def test_graphs_hold_nothing_of_the_machine_that_made_them() -> None:
 def test_the_same_model_gives_the_same_bundle() -> None:
     torch.manual_seed(2)
     model, x = nn.Linear(12, 10), torch.randn(4, 12)
-    assert exported(model, x, labels(4)).content == exported(model, x, labels(4)).content
+    assert exported(model, x, labels(4)).to_bytes() == exported(model, x, labels(4)).to_bytes()
 
 
 def test_reductions_are_found_out() -> None:

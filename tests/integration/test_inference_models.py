@@ -86,7 +86,7 @@ def test_only_two_models_are_kept(tmp_path: Path) -> None:
     for version in range(5):
         models.install(small(), version, checkpoint(version))
     assert len(list(tmp_path.glob("*.checkpoint"))) == 2
-    assert len(list(tmp_path.glob("*.edge"))) == 1
+    assert len(list(tmp_path.glob("*/head"))) == 1
 
 
 def test_a_model_that_cannot_predict_is_never_installed(tmp_path: Path) -> None:
@@ -116,10 +116,18 @@ def test_a_bundle_swapped_on_disk_does_not_serve(tmp_path: Path) -> None:
     InstalledModels(tmp_path, signer=KEY).install(small(), 1, checkpoint(1))
     with pytest.raises(ArtifactError, match="unknown key"):
         InstalledModels(tmp_path, signer=new_private_key().public_key()).predictor()
-    (file,) = tmp_path.glob("*.edge")
-    file.write_bytes(file.read_bytes()[:-1])
+    (head,) = tmp_path.glob("*/head")
+    whole = head.read_bytes()
+    head.write_bytes(whole[:-1])
     with pytest.raises(ArtifactError, match="truncated"):
         InstalledModels(tmp_path, signer=KEY).predictor()
+    head.write_bytes(whole)
+    (part,) = (path for path in head.parent.iterdir() if path != head)
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="tampered"):
+        InstalledModels(tmp_path, signer=KEY).predictor()
+    InstalledModels(tmp_path, signer=KEY).install(small(), 1, checkpoint(1))
+    InstalledModels(tmp_path, signer=KEY).predictor()
 
 
 def test_files_of_an_interrupted_installation_are_cleared(tmp_path: Path) -> None:

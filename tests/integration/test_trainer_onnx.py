@@ -188,7 +188,7 @@ def test_an_overflowing_evaluation_is_an_error() -> None:
 
 
 def test_a_process_opens_each_graph_once() -> None:
-    again = parse_artifact(small().content, signer=SIGNER.public_key())
+    again = parse_artifact(small().to_bytes(), signer=SIGNER.public_key())
     assert open_graph(again, "train") is open_graph(small(), "train")
     assert open_graph(again, "infer") is not open_graph(again, "train")
 

@@ -9,6 +9,7 @@ import pytest
 from device_sim.script import CrashCoordinator, Reboot, Vanish
 from device_sim.virtual import Network
 from edge_sdk.protocol.messages import DeclineReason
+from edge_sdk.runtime.agent import Bundle
 from tests.simulation.reproductions import COMMITTED
 from tests.simulation.world import Case, World, device_name, fresh_folder
 
@@ -35,7 +36,7 @@ def test_an_error_tells_how_to_replay_it(folder: Path) -> None:
     faults = (Vanish(device_name(1), 1, "share_keys"), CrashCoordinator(17))
     with World(folder, 4, seed=3, faults=faults) as world:
 
-        def broken(bundle: bytes, checkpoint: bytes) -> int:
+        def broken(bundle: Bundle, checkpoint: bytes) -> int:
             raise ZeroDivisionError(DeclineReason.BUNDLE_INVALID.name)
 
         world.learners[2].check = broken  # type: ignore[method-assign]

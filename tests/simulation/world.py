@@ -44,7 +44,7 @@ from edge_sdk.protocol.messages import (
 )
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.protocol.session import survivors_digest
-from edge_sdk.runtime.agent import DeviceAgent, Pace, TrainingJob
+from edge_sdk.runtime.agent import Bundle, DeviceAgent, Pace, TrainingJob
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.secagg import client, modular, suite
@@ -94,13 +94,16 @@ class KnownLearner:
     runtime_version: str = "none"
     example_count: int = 10
 
-    def check(self, bundle: bytes, checkpoint: bytes) -> int:
+    def parts(self, head: bytes) -> tuple[BlobRef, ...]:
+        return ()
+
+    def check(self, bundle: Bundle, checkpoint: bytes) -> int:
         return len(checkpoint) // 4
 
     def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
         return known_update(self.number, self.dimension).astype("<f4").tobytes()
 
-    def install(self, version: int, bundle: bytes, checkpoint: bytes) -> None:
+    def install(self, version: int, bundle: Bundle, checkpoint: bytes) -> None:
         self.installed.append(version)
 
 

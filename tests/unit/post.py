@@ -26,7 +26,7 @@ from edge_sdk.protocol.messages import (
     TaskState,
 )
 from edge_sdk.protocol.policy import DevicePolicy
-from edge_sdk.runtime.agent import DeviceAgent, Outgoing, Pace, TrainingJob
+from edge_sdk.runtime.agent import Bundle, DeviceAgent, Outgoing, Pace, TrainingJob
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.secagg import suite
@@ -73,7 +73,7 @@ class Learner(KnownLearner):
 
     checks: int = 0
 
-    def check(self, bundle: bytes, checkpoint: bytes) -> int:
+    def check(self, bundle: Bundle, checkpoint: bytes) -> int:
         self.checks += 1
         return super().check(bundle, checkpoint)
 

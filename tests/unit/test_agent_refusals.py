@@ -42,6 +42,7 @@ from edge_sdk.protocol.messages import (
 )
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime import agent as agent_module
+from edge_sdk.runtime.agent import Bundle
 from edge_sdk.secagg import suite
 from tests.simulation.world import POPULATION, START, authority, device_name, fresh_folder, identity
 from tests.unit.post import (
@@ -303,7 +304,7 @@ def test_chunks_that_nobody_asked_for_are_dropped(post: Post) -> None:
 
 def test_a_bundle_that_fails_its_check_is_declined() -> None:
     class Strict(Learner):
-        def check(self, bundle: bytes, checkpoint: bytes) -> int:
+        def check(self, bundle: Bundle, checkpoint: bytes) -> int:
             raise ArtifactError("not signed by a pinned signer")
 
     with fresh_folder() as folder:
@@ -335,7 +336,7 @@ def test_a_blob_that_vanishes_before_training_is_said(post: Post) -> None:
     post.give(BUNDLE, pulls[0])
     check = post.learner.check
 
-    def check_and_lose(bundle: bytes, checkpoint: bytes) -> int:
+    def check_and_lose(bundle: Bundle, checkpoint: bytes) -> int:
         for file in (post.folder / "blobs").iterdir():
             file.unlink()
         return check(bundle, checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edge_sdk.training.artifact import (
     inspect_artifact,
     pack_bundle,
     parse_artifact,
+    parse_head,
     read_artifact,
 )
 from edge_sdk.training.manifest import Tool, encode_manifest
@@ -30,7 +32,8 @@ def test_a_bundle_reads_back_as_it_was_packed(tmp_path: Path) -> None:
     path.write_bytes(handmade.bundle())
     artifact = read_artifact(path, signer=SIGNER)
     assert artifact.verified
-    assert artifact.sha256 == hashlib.sha256(path.read_bytes()).digest()
+    assert artifact.sha256 == hashlib.sha256(artifact.head).digest()
+    assert artifact.to_bytes() == path.read_bytes()
     assert artifact.size_bytes == path.stat().st_size
     assert {part.name: artifact.part(part.name) for part in artifact.manifest.parts} == handmade.parts()
     assert replace(artifact.manifest, parts=()) == handmade.manifest()
@@ -154,3 +157,39 @@ def test_manifest_bytes_are_canonical() -> None:
     encoded = encode_manifest(handmade.manifest())
     assert b", " not in encoded
     assert encoded.startswith(b'{"batch":{"maximum":64,"minimum":1},"classes":2,')
+
+
+def test_a_head_alone_names_the_bundle_and_takes_its_parts_one_by_one() -> None:
+    whole = parse_artifact(handmade.bundle(), signer=SIGNER)
+    head = parse_head(whole.head, signer=SIGNER)
+    assert (head.sha256, head.manifest, head.size_bytes) == (whole.sha256, whole.manifest, whole.size_bytes)
+    with pytest.raises(ArtifactError, match=r"part train.onnx .* is not on this device"):
+        head.part("train.onnx")
+    with pytest.raises(ArtifactError, match="is not on this device"):
+        head.to_bytes()
+    with pytest.raises(ArtifactError, match="it has no part 'else'"):
+        head.part("else")
+    some = head.with_parts([whole.part("train.onnx")])
+    assert some.part("train.onnx") == whole.part("train.onnx")
+    assert some.with_parts(whole.parts.values()).to_bytes() == whole.to_bytes()
+
+
+def test_what_is_no_part_of_a_bundle_is_not_taken_for_one() -> None:
+    whole = parse_artifact(handmade.bundle(), signer=SIGNER)
+    with pytest.raises(ArtifactError, match="tampered"):
+        parse_head(whole.head, signer=SIGNER).with_parts([whole.part("train.onnx") + b"x"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda head: head + bytes(16), "16 bytes follow the manifest"),
+        (lambda head: head[:-1], "manifest is cut off"),
+        (lambda head: head[:-1] + b" ", "does not match"),
+        (lambda head: b"", "not a bundle"),
+    ],
+)
+def test_a_head_is_taken_as_it_was_signed_or_not_at_all(change: Callable[[bytes], bytes], words: str) -> None:
+    head = parse_artifact(handmade.bundle(), signer=SIGNER).head
+    with pytest.raises(ArtifactError, match=words):
+        parse_head(change(head), signer=SIGNER)
