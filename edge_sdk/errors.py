@@ -43,6 +43,10 @@ class StoreError(EdgeError):
     """Durable state cannot be read or written."""
 
 
+class WorkerError(EdgeError):
+    """Work that was dealt out to other processes was not done."""
+
+
 class IdentityError(EdgeError):
     """A key or certificate is missing, wrong, expired or not trusted."""
 

@@ -37,6 +37,9 @@ def add_coordinator_verb(subparsers: Subparsers) -> None:
         help=f"mqtt(s)://host[:port], or 'embedded' to start one on this machine {_DEFAULT}",
     )
     serve.add_argument("--port", type=int, default=1883, metavar="N", help=f"of the embedded broker {_DEFAULT}")
+    serve.add_argument(
+        "--workers", type=int, metavar="N", help="processes that take the masks off a round's sum (default: one a core)"
+    )
     serve.add_argument("--verbose", action="store_true", help="log every refused message")
     serve.set_defaults(handler=_serve)
 
@@ -111,7 +114,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
-            await serve(coordinator, url, identity.id, stop=stop, tls=tls)
+            await serve(coordinator, url, identity.id, stop=stop, tls=tls, workers=arguments.workers)
 
         print(f"{identity.id} serves {home} at {url}{kind}; Ctrl-C stops it, starting it again resumes", flush=True)
         asyncio.run(main())

@@ -36,6 +36,7 @@ class Fault(StrEnum):
     CHANGED_ITS_MIND = "changed_its_mind"
     WRONG_SIZE = "wrong_size"
     WRONG_SURVIVORS = "wrong_survivors"
+    BAD_SHARES = "bad_shares"
 
 
 STAGE_MESSAGES = (AdvertiseKeys, ShareKeys, MaskedInput, UnmaskingShares, Decline)

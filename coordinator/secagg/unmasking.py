@@ -1,119 +1,106 @@
-"""The server's last stage: rebuild the secrets that the survivors' shares allow, and take the masks off.
+"""The server's last stage: expand the masks that are still in the survivors' sum, and take them off.
 
-Of a device in U3 the self seed is rebuilt, of one that dropped after share_keys the mask key; never both
-of one device, which is for the caller's state machine to hold. Knows no messages and no state.
+The masks are summed apart, batch by batch, by whoever works: each batch gives one vector, so that memory is a few
+vectors however many devices there are. Knows no messages and no state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from coordinator.secagg.decoding import bad_shares
-from edge_sdk.errors import LocalProtocolError, RemoteProtocolError
-from edge_sdk.secagg import client, field, modular, shamir
+import numpy as np
+
+from coordinator.secagg.work import HERE, Workers, dealt
+from edge_sdk.errors import LocalProtocolError
+from edge_sdk.secagg import client, modular
 from edge_sdk.secagg.keys import KeyPair
 
-_FOLDS = 2
+_WORDS_IN_A_BATCH = 1 << 28
+"""About a tenth of a second of work: much more than it costs to send a vector back."""
 
 
-def rebuild_self_seed(shares: Mapping[int, bytes], threshold: int, commitment: bytes, ctx: bytes, index: int) -> bytes:
-    """Return device `index`'s self seed b_u from its neighbours' shares by x, checked against H(b_u).
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """What every mask of a round depends on.
 
-    Raises:
-        RemoteProtocolError: too few of the shares are good; see `_rebuild` for what is tried.
+    Attributes:
+        bits: of the modulus.
+        ctx, root: of the round and of its roster.
+        sharers_digest: H(U2), as the devices used it.
     """
-    return _rebuild(shares, threshold, lambda seed: client.commitment(ctx, index, seed) == commitment)
+
+    bits: int
+    ctx: bytes
+    root: bytes
+    sharers_digest: bytes
 
 
-def rebuild_mask_key(shares: Mapping[int, bytes], threshold: int, mask_public: bytes) -> bytes:
-    """Return a dropped device's mask key s_sk from its neighbours' shares by x, checked against s_pk.
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A device in U2 but not in U3: its mask key, and its neighbours in U3 as (index, mask public key)."""
 
-    It equals the device's key but for the bits that X25519 ignores, should a bad share have changed those.
-
-    Raises:
-        RemoteProtocolError: too few of the shares are good; see `_rebuild` for what is tried.
-    """
-    return _rebuild(shares, threshold, lambda key: KeyPair.from_private(key).public == mask_public)
+    index: int
+    mask_private: bytes = field(repr=False)
+    live_neighbours: tuple[tuple[int, bytes], ...]
 
 
-def mask_seeds(
-    ctx: bytes,
-    root: bytes,
-    survivors_digest: bytes,
-    self_seeds: Mapping[int, bytes],
-    dropped: Mapping[int, tuple[bytes, Mapping[int, bytes]]],
-) -> list[tuple[bytes, int]]:
-    """Return the (seed, sign) of every mask that is still in the sum of the survivors' vectors.
+@dataclass(frozen=True, slots=True)
+class MaskBatch:
+    """Masks to be summed: the self seeds of devices in U3, and all pairwise masks of dropped ones."""
 
-    Subtracting them (adding with the sign returned) unmasks. The list may be dealt out to processes that
-    each add their part into a zero vector.
-
-    Args:
-        self_seeds: b_u by index, one for every device in U3.
-        dropped: for each device in U2 but not in U3, its mask key and the mask public keys of its
-            neighbours in U3 by index.
-    """
-    if both := self_seeds.keys() & dropped.keys():
-        raise LocalProtocolError(f"devices {sorted(both)} are taken both for alive and for dropped")
-    masks = [(seed, -1) for seed in self_seeds.values()]
-    for index, (mask_private, live_neighbours) in dropped.items():
-        pair = KeyPair.from_private(mask_private)
-        for neighbour, public in live_neighbours.items():
-            seed, sign = client.pairwise_mask(pair.agree(public), ctx, root, survivors_digest, neighbour, index)
-            masks.append((seed, -sign))
-    return masks
+    masking: Masking
+    length: int
+    self_seeds: tuple[bytes, ...] = field(repr=False)
+    dropped: tuple[Dropped, ...]
 
 
 def unmask(
-    accumulator: modular.Words,
-    bits: int,
-    ctx: bytes,
-    root: bytes,
-    survivors_digest: bytes,
+    total: modular.Words,
+    masking: Masking,
     self_seeds: Mapping[int, bytes],
-    dropped: Mapping[int, tuple[bytes, Mapping[int, bytes]]],
+    dropped: Sequence[Dropped],
+    workers: Workers = HERE,
 ) -> modular.Words:
-    """Return the sum modulo 2^bits of the survivors' plain vectors, as a new vector; see `mask_seeds`.
+    """Return the sum modulo 2^bits of the survivors' plain vectors, as a new vector.
 
     Args:
-        accumulator: the sum of the masked vectors of the devices in U3, in the work dtype.
-        survivors_digest: H(U2), as the devices used it.
+        total: the sum of the masked vectors of the devices in U3, in the work dtype.
+        self_seeds: b_u by index, one for every device in U3.
+        dropped: every device in U2 but not in U3.
     """
-    total = accumulator.astype(modular.work_dtype(bits))
-    modular.add_masks(total, mask_seeds(ctx, root, survivors_digest, self_seeds, dropped))
-    return modular.reduce(total, bits)
+    if both := self_seeds.keys() & {device.index for device in dropped}:
+        raise LocalProtocolError(f"devices {sorted(both)} are taken both for alive and for dropped")
+    unmasked = total.astype(modular.work_dtype(masking.bits))
+    for part in workers.each(sum_of_masks, _batches(masking, len(total), tuple(self_seeds.values()), dropped)):
+        unmasked += part
+    return modular.reduce(unmasked, masking.bits)
 
 
-def _rebuild(shares: Mapping[int, bytes], threshold: int, is_right: Callable[[bytes], bool]) -> bytes:
-    """Return the secret that `is_right` accepts, trying at most 3 + len(shares) subsets of the shares.
-
-    First the lowest, then those that error location leaves (at most half the redundancy bad), then all
-    but each run of neighbouring points (a single bad share among threshold+1).
-    """
-    usable = {x: share for x, share in shares.items() if len(share) == client.SECRET_BYTES and 1 <= x <= field.ORDER}
-    if threshold >= 1:
-        for subset in _subsets(usable, threshold):
-            secret = shamir.combine(subset, threshold)
-            if is_right(secret):
-                return secret
-    raise RemoteProtocolError(
-        f"not enough good shares: {len(shares)} came, {threshold} good ones are needed",
-        hint="the round cannot be unmasked; abandon it",
-    )
+def sum_of_masks(batch: MaskBatch) -> modular.Words:
+    """Return what must be added to the masked sum to take the masks of this batch off, in the work dtype."""
+    part = np.zeros(batch.length, modular.work_dtype(batch.masking.bits))
+    modular.add_masks(part, list(_masks(batch)))
+    return part
 
 
-def _subsets(shares: Mapping[int, bytes], threshold: int) -> Iterator[Mapping[int, bytes]]:
-    spare = len(shares) - threshold
-    if spare < 0:
-        return
-    yield shares
-    if spare == 0:
-        return
-    for attempt in range(_FOLDS):
-        bad = bad_shares(shares, threshold, attempt)
-        if bad and len(bad) <= spare:
-            yield {x: share for x, share in shares.items() if x not in bad}
-    xs = sorted(shares)
-    for start in range(len(xs)):
-        kept = (xs + xs)[start : start + threshold]
-        yield {x: shares[x] for x in kept}
+def _masks(batch: MaskBatch) -> Iterator[tuple[bytes, int]]:
+    masking = batch.masking
+    for seed in batch.self_seeds:
+        yield seed, -1
+    for device in batch.dropped:
+        pair = KeyPair.from_private(device.mask_private)
+        for neighbour, public in device.live_neighbours:
+            seed, sign = client.pairwise_mask(
+                pair.agree(public), masking.ctx, masking.root, masking.sharers_digest, neighbour, device.index
+            )
+            yield seed, -sign
+
+
+def _batches(masking: Masking, length: int, seeds: Sequence[bytes], dropped: Sequence[Dropped]) -> Iterator[MaskBatch]:
+    masks = max(1, _WORDS_IN_A_BATCH // max(1, length))
+    # The longest first, so that no worker is left alone at the end with much to do.
+    for devices in dealt(dropped, lambda device: len(device.live_neighbours), masks):
+        yield MaskBatch(masking, length, (), devices)
+    for some in dealt(seeds, lambda _: 1, masks):
+        yield MaskBatch(masking, length, some, ())

@@ -1,4 +1,6 @@
-"""The coordinator's loop: broker messages and timers in, the engine's publications out, releases in a thread.
+"""The coordinator's loop: broker messages and timers in, the engine's publications out, releases beside it.
+
+A release has a thread that waits for the worker processes, so that other tasks' rounds go on.
 
 The only asyncio of the coordinator. It decides nothing.
 """
@@ -8,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from coordinator.secagg.work import Workers
 from coordinator.service.engine import Coordinator, Publication
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult, release
+from coordinator.service.workers import ProcessWorkers
 from edge_sdk.clock import Clock, SystemClock
+from edge_sdk.protocol.messages import AbandonReason
 from edge_sdk.runtime.broker_url import BrokerUrl
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.mqtt import MqttTransport
@@ -30,21 +35,33 @@ async def serve(
     stop: asyncio.Event,
     tls: TlsFiles | None = None,
     clock: Clock | None = None,
+    workers: int | None = None,
 ) -> None:
     """Run until `stop` is set. Tasks that ended are still served: late devices fetch their model.
+
+    Args:
+        workers: how many processes take masks off; None for one a core.
 
     Raises:
         TransportError: the broker cannot be reached at the start; later losses are waited out.
         StoreError: the store failed; nothing that it does not hold was published.
     """
-    await _Loop(coordinator, broker, client_id, tls, clock or SystemClock()).run(stop)
+    with ProcessWorkers(workers) as pool:
+        await _Loop(coordinator, broker, client_id, tls, clock or SystemClock(), pool).run(stop)
 
 
 class _Loop:
     def __init__(
-        self, coordinator: Coordinator, broker: BrokerUrl, client_id: str, tls: TlsFiles | None, clock: Clock
+        self,
+        coordinator: Coordinator,
+        broker: BrokerUrl,
+        client_id: str,
+        tls: TlsFiles | None,
+        clock: Clock,
+        workers: Workers,
     ) -> None:
         self._coordinator = coordinator
+        self._workers = workers
         self._clock = clock
         self._inbox: asyncio.Queue[tuple[str, bytes] | ReleaseResult | ReleaseFailed | None] = asyncio.Queue()
         self._releases: set[asyncio.Task[None]] = set()
@@ -106,7 +123,13 @@ class _Loop:
             task.add_done_callback(self._releases.discard)
 
     async def _release(self, job: ReleaseJob) -> None:
-        self._inbox.put_nowait(await asyncio.to_thread(release, job))
+        try:
+            result = await asyncio.to_thread(release, job, self._workers)
+        except Exception as error:
+            # Whatever it was: a round must not wait for ever for its release.
+            log.exception("the release of a round failed")
+            result = ReleaseFailed(job.rid, AbandonReason.COORDINATOR_FAILED, repr(error))
+        self._inbox.put_nowait(result)
 
     def _publish(self, publications: tuple[Publication, ...]) -> None:
         for p in publications:

@@ -16,8 +16,11 @@ from coordinator.aggregation.server_optimizers import server_optimizer
 from coordinator.config import TaskConfig
 from coordinator.rounds.outbox import live
 from coordinator.rounds.states import Unmasking
-from coordinator.secagg import unmasking as secrets
-from edge_sdk.errors import EdgeError, RemoteProtocolError
+from coordinator.secagg import unmasking
+from coordinator.secagg.rebuilding import NotRebuilt, Owner, rebuild_all
+from coordinator.secagg.unmasking import Dropped, Masking
+from coordinator.secagg.work import HERE, Workers
+from edge_sdk.errors import EdgeError, RemoteProtocolError, WorkerError
 from edge_sdk.privacy.encode import decode
 from edge_sdk.protocol.messages import AbandonReason
 from edge_sdk.protocol.policy import encoding_of
@@ -50,7 +53,7 @@ class ReleaseJob:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseResult:
-    """A new model, ready to be stored."""
+    """A new model, ready to be stored; `liars` are devices that gave bad shares."""
 
     rid: bytes
     parameters: NDArray[np.float32]
@@ -59,23 +62,36 @@ class ReleaseResult:
     loss: float | None
     accuracy: float | None
     warning: str
+    liars: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseFailed:
-    """Nothing can be released from this round."""
+    """Nothing can be released from this round.
+
+    Attributes:
+        rid, reason: of the round.
+        detail: for people.
+        liars: devices that gave bad shares, or whose own secrets could not be rebuilt.
+    """
 
     rid: bytes
     reason: AbandonReason
     detail: str
+    liars: tuple[str, ...] = ()
 
 
-def release(job: ReleaseJob) -> ReleaseResult | ReleaseFailed:
+def release(job: ReleaseJob, workers: Workers = HERE) -> ReleaseResult | ReleaseFailed:
     """Do the job; every failure is a value, as the loop must go on."""
+    entries = job.unmasking.cohort.entries
     try:
-        total = unmask(job.unmasking, job.total)
-    except RemoteProtocolError as error:
-        return ReleaseFailed(job.rid, AbandonReason.BAD_SHARES, str(error))
+        total, caught = unmask(job.unmasking, job.total, workers)
+    except NotRebuilt as error:
+        named = tuple(entries[index].device_id for index in sorted(error.owners | error.liars))
+        return ReleaseFailed(job.rid, AbandonReason.BAD_SHARES, str(error), named)
+    except WorkerError as error:
+        return ReleaseFailed(job.rid, AbandonReason.COORDINATOR_FAILED, str(error))
+    liars = tuple(entries[index].device_id for index in sorted(caught))
     plan = job.unmasking.config.plan
     reports = len(job.unmasking.reported)
     try:
@@ -93,47 +109,40 @@ def release(job: ReleaseJob) -> ReleaseResult | ReleaseFailed:
         except (EdgeError, OSError, KeyError, ValueError) as error:
             # The devices' work is good whatever becomes of the operator's test set.
             warning = f"the evaluation failed: {error}"
-    return ReleaseResult(job.rid, parameters, optimizer.dump(state), reports, loss, accuracy, warning)
+    return ReleaseResult(job.rid, parameters, optimizer.dump(state), reports, loss, accuracy, warning, liars)
 
 
-def unmask(state: Unmasking, total: Words) -> Words:
-    """The sum of the survivors' vectors without masks, modulo 2^bits.
+def unmask(state: Unmasking, total: Words, workers: Workers = HERE) -> tuple[Words, frozenset[int]]:
+    """The sum of the survivors' vectors without masks, modulo 2^bits, and the holders caught with bad shares.
 
     Raises:
-        RemoteProtocolError: too few good shares came to rebuild some device's secret.
+        NotRebuilt: too few good shares came to rebuild some device's secret.
+        WorkerError: the work could not be done.
     """
     config, cohort = state.config, state.cohort
-    threshold = cohort.parameters.threshold
     survivors = live(state)
-    # Shares by whose secret they are of; a share's point is the holder's index + 1.
+    # A share's point is the holder's index + 1.
     shares: dict[int, dict[int, bytes]] = {index: {} for index in state.shared}
     for holder, answer in state.answers.items():
         for position, owner in enumerate(answer.indices):
             shares[owner][holder + 1] = answer.shares[SHARE_BYTES * position : SHARE_BYTES * (position + 1)]
-    self_seeds = {
-        index: secrets.rebuild_self_seed(
-            shares[index], threshold, state.shared[index].commitment, config.context, index
+    public = [entry.message.mask_public for entry in cohort.entries]
+    owners = [
+        Owner(index, index in survivors, message.commitment if index in survivors else public[index], shares[index])
+        for index, message in state.shared.items()
+    ]
+    secrets = rebuild_all(owners, cohort.parameters.threshold, config.context, workers)
+    dropped = [
+        Dropped(
+            index,
+            secrets.by_owner[index],
+            tuple((other, public[other]) for other in cohort.neighbours[index] if other in survivors),
         )
-        for index in survivors
-    }
-    dropped = {}
-    for index in state.shared.keys() - survivors:
-        key = secrets.rebuild_mask_key(shares[index], threshold, cohort.entries[index].message.mask_public)
-        publics = {
-            neighbour: cohort.entries[neighbour].message.mask_public
-            for neighbour in cohort.neighbours[index]
-            if neighbour in survivors
-        }
-        dropped[index] = (key, publics)
-    return secrets.unmask(
-        total,
-        config.plan.bits,
-        config.context,
-        cohort.root,
-        sharers_digest(state.survivors.sharers),
-        self_seeds,
-        dropped,
-    )
+        for index in sorted(state.shared.keys() - survivors)
+    ]
+    masking = Masking(config.plan.bits, config.context, cohort.root, sharers_digest(state.survivors.sharers))
+    self_seeds = {index: secrets.by_owner[index] for index in survivors}
+    return unmasking.unmask(total, masking, self_seeds, dropped, workers), secrets.liars
 
 
 def evaluate(

@@ -332,6 +332,8 @@ class TaskRunner:
         """Make a release durable: ledger, model, round state and sequence in the same transaction."""
         if not isinstance(self.state, Releasing) or config_of(self.state).plan.rid != result.rid:
             return ()
+        for _ in result.liars:
+            self.count(Fault.BAD_SHARES)
         if isinstance(result, ReleaseFailed):
             self.statistics.detail = result.detail
             return self.apply(events.Stopped(result.reason), now)

@@ -83,6 +83,7 @@ class AbandonReason(IntEnum):
     BUDGET_EXHAUSTED = 8
     RESTARTED_DIFFERENTLY = 9
     AGGREGATE_UNUSABLE = 10
+    COORDINATOR_FAILED = 11
 
 
 class ReceiptStatus(IntEnum):

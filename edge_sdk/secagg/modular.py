@@ -6,7 +6,7 @@ commutes with additions modulo 2^16 or 2^32, so it is done once, at the end. Kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -91,7 +91,8 @@ def add_masks(accumulator: Words, masks: Iterable[tuple[bytes, int]]) -> None:
     """Add or subtract the masks of many (seed, sign) in place, wrapping in the accumulator's dtype.
 
     A mask is the AES-128-CTR keystream of key seed[:16] and initial counter block seed[16:], read as
-    little-endian words of the accumulator's dtype. It is produced in pieces that stay in the cache.
+    little-endian words of the accumulator's dtype. All masks are added to one piece of the vector before the
+    next, so that the piece stays in the cache.
 
     Raises:
         LocalProtocolError: the accumulator is not a contiguous uint16 or uint32 vector, a seed is not
@@ -100,23 +101,23 @@ def add_masks(accumulator: Words, masks: Iterable[tuple[bytes, int]]) -> None:
     dtype = accumulator.dtype
     if accumulator.ndim != 1 or dtype not in (np.uint16, np.uint32) or not accumulator.flags.c_contiguous:
         raise LocalProtocolError("a mask is added to a contiguous 1-D vector of uint16 or uint32 only")
-    if not len(accumulator):
-        return
+    streams = [_keystream(seed, sign) for seed, sign in masks]
     scratch = memoryview(bytearray(min(_CHUNK_BYTES, accumulator.nbytes)))
-    step = len(scratch) // dtype.itemsize
-    pieces = []
+    step = max(1, len(scratch) // dtype.itemsize)
     for start in range(0, len(accumulator), step):
         piece = accumulator[start : start + step]
-        output = scratch[: piece.nbytes]
-        pieces.append((piece, _ZEROS[: piece.nbytes], output, np.frombuffer(output, dtype.newbyteorder("<"))))
-    for seed, sign in masks:
-        if len(seed) != SEED_BYTES or sign not in (1, -1):
-            raise LocalProtocolError(f"a mask has a 32-byte seed and a sign, not {len(seed)} bytes and {sign}")
-        combine = np.add if sign == 1 else np.subtract
-        produce = Cipher(algorithms.AES(seed[:16]), modes.CTR(seed[16:])).encryptor().update_into
-        for piece, zeros, output, keystream in pieces:
+        zeros, output = _ZEROS[: piece.nbytes], scratch[: piece.nbytes]
+        words = np.frombuffer(output, dtype.newbyteorder("<"))
+        for produce, combine in streams:
             produce(zeros, output)
-            combine(piece, keystream, out=piece)
+            combine(piece, words, out=piece)
+
+
+def _keystream(seed: bytes, sign: int) -> tuple[Callable[[bytes, memoryview], int], np.ufunc]:
+    if len(seed) != SEED_BYTES or sign not in (1, -1):
+        raise LocalProtocolError(f"a mask has a 32-byte seed and a sign, not {len(seed)} bytes and {sign}")
+    encryptor = Cipher(algorithms.AES(seed[:16]), modes.CTR(seed[16:])).encryptor()
+    return encryptor.update_into, np.add if sign == 1 else np.subtract
 
 
 def _pack_pairs(words: Words, bits: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.secagg.work import Workers
+from coordinator.service import driver
 from coordinator.service.broker import RunningBroker
 from coordinator.service.driver import serve
 from coordinator.service.engine import Coordinator
-from coordinator.service.tasks import list_rounds, newest_model
+from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult, release
+from coordinator.service.tasks import create_task, list_rounds, list_tasks, newest_model
 from edge_sdk.runtime.agent import DeviceAgent
 from edge_sdk.runtime.driver import mqtt, run_devices
 from tests.simulation import world
@@ -113,3 +117,38 @@ def test_noise_leaves_the_mean_and_costs_what_the_task_promised(tmp_path: Path, 
     assert only.epsilon is not None
     assert 0 < only.epsilon <= 8.0
     assert all(len(agent.store.participations("task")) == 1 for agent in made.fleet.agents.values())
+
+
+@pytest.mark.usefixtures("now")
+def test_other_tasks_go_on_while_masks_are_taken_off(
+    tmp_path: Path, broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first task's release does not end before the second task's whole round did."""
+    made = World(tmp_path, 4, config=world.task_config(4))
+    second = dataclasses.replace(world.task_config(4), task="second", population="others")
+    create_task(made.database, made.blobs, second, b"a bundle", bytes(4 * second.dimension), world.START)
+    over = threading.Event()
+
+    def patient(job: ReleaseJob, workers: Workers) -> ReleaseResult | ReleaseFailed:
+        if job.config.task == "task":
+            assert over.wait(LIMIT_S)
+        return release(job, workers)
+
+    monkeypatch.setattr(driver, "release", patient)
+    agents = [*made.fleet.agents.values(), *(made.agent_maker(n, "others")() for n in range(4, 8))]
+
+    async def main() -> None:
+        stop, coordinator = asyncio.Event(), made.make_coordinator()
+        devices = asyncio.create_task(run_devices(agents, mqtt(broker.url), stop=stop))
+        server = asyncio.create_task(serve(coordinator, broker.url, "coordinator", stop=stop, workers=1))
+        async with asyncio.timeout(LIMIT_S):
+            while (committed := [task.committed for task in list_tasks(made.database)]) != [1, 1]:
+                if committed == [0, 1]:
+                    over.set()
+                done, _ = await asyncio.wait((devices, server), timeout=0.02)
+                assert not done
+        stop.set()
+        await asyncio.gather(devices, server)
+
+    asyncio.run(main())
+    assert over.is_set()

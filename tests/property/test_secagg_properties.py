@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.secagg import unmasking
+from coordinator.secagg.rebuilding import Owner, rebuild_all
+from coordinator.secagg.unmasking import Dropped, Masking, unmask
+from coordinator.secagg.work import HERE
 from edge_sdk.errors import RemoteProtocolError
 from edge_sdk.secagg import client, graph, merkle, modular, shamir
 from edge_sdk.secagg.keys import KeyPair
@@ -79,25 +81,27 @@ def test_the_unmasked_sum_is_the_sum_of_the_survivors_or_there_is_none(
             if v in survivors
         }
 
-    def rebuild() -> tuple[dict[int, bytes], dict[int, tuple[bytes, dict[int, bytes]]]]:
-        self_seeds = {
-            u: unmasking.rebuild_self_seed(shares_of(u, 0), threshold, sealed[u].commitment, ctx, u) for u in survivors
-        }
-        dropped = {
-            u: (
-                unmasking.rebuild_mask_key(shares_of(u, 1), threshold, peers[u].mask_public),
-                {v: peers[v].mask_public for v in near[u] if v in survivors},
-            )
-            for u in sharers
-            if u not in survivors
-        }
-        return self_seeds, dropped
-
+    owners = [
+        Owner(
+            u,
+            u in survivors,
+            sealed[u].commitment if u in survivors else peers[u].mask_public,
+            shares_of(u, 0 if u in survivors else 1),
+        )
+        for u in sharers
+    ]
     if any(sum(v in survivors for v in near[u]) < threshold for u in sharers):
         with pytest.raises(RemoteProtocolError, match="not enough good shares"):
-            rebuild()
+            rebuild_all(owners, threshold, ctx, HERE)
         return
-    found = unmasking.unmask(total, bits, ctx, root, digest_u2, *rebuild())
+    secrets = rebuild_all(owners, threshold, ctx, HERE).by_owner
+    dropped = [
+        Dropped(u, secrets[u], tuple((v, peers[v].mask_public) for v in near[u] if v in survivors))
+        for u in sharers
+        if u not in survivors
+    ]
+    self_seeds = {u: secrets[u] for u in survivors}
+    found = unmask(total, Masking(bits, ctx, root, digest_u2), self_seeds, dropped)
     expected = sum((vectors[u].astype(np.int64) for u in survivors), np.zeros(length, np.int64))
     np.testing.assert_array_equal(found, expected % (1 << bits))
 
@@ -163,7 +167,7 @@ def test_bad_shares_up_to_half_the_redundancy_are_worked_around(
             "short": shares[x][:31],
         }[kind]
     # X25519 ignores some bits of a private key: a rebuilt one may differ there, to no effect.
-    rebuilt = unmasking.rebuild_mask_key(shares, threshold, pair.public)
+    rebuilt = rebuild_all([Owner(0, False, pair.public, shares)], threshold, b"", HERE).by_owner[0]
     assert KeyPair.from_private(rebuilt).public == pair.public
 
 

@@ -23,6 +23,7 @@ from coordinator.config import Privacy, TaskConfig, Training
 from coordinator.registrar.authority import Authority, create_authority, issue_identity
 from coordinator.rounds.outbox import live
 from coordinator.rounds.states import Pacing, Unmasking
+from coordinator.secagg.work import Workers
 from coordinator.service import release as releasing
 from coordinator.service.engine import Coordinator
 from coordinator.service.tasks import RoundView, create_task, encoding_for, list_rounds, list_tasks
@@ -220,15 +221,17 @@ class Witness:
             self._plain[ctx, index] = modular.reduce(vector, bits)
             return mask(*arguments)
 
-        def watched_unmask(state: Unmasking, total: modular.Words) -> modular.Words:
-            found = unmask(state, total)
+        def watched_unmask(
+            state: Unmasking, total: modular.Words, workers: Workers
+        ) -> tuple[modular.Words, frozenset[int]]:
+            found, liars = unmask(state, total, workers)
             bits, ctx = state.config.plan.bits, state.config.context
             expected = np.zeros_like(found)
             for index in live(state):
                 expected += self._plain[ctx, index]
             assert np.array_equal(found, modular.reduce(expected, bits)), "the sum is not that of the survivors"
             self.sums.append((state, found))
-            return found
+            return found, liars
 
         setattr(client, "mask", watched_mask)  # noqa: B010  # a function of a module, which types call constant
         setattr(releasing, "unmask", watched_unmask)  # noqa: B010
@@ -297,8 +300,9 @@ class World:
         self.processes += 1
         return suite.Stream(suite.digest(b"world %d process %d" % (self.seed, self.processes))).bytes
 
-    def agent_maker(self, number: int) -> Callable[[], DeviceAgent]:
+    def agent_maker(self, number: int, population: str = POPULATION) -> Callable[[], DeviceAgent]:
         name = device_name(number)
+        learner = self.learners[number] if number < len(self.learners) else KnownLearner(number, self.config.dimension)
 
         def make() -> DeviceAgent:
             home = self.folder / name
@@ -307,10 +311,10 @@ class World:
             self.stores[name] = self.make_store(home / "device.sqlite")
             return DeviceAgent(
                 identity(name),
-                POPULATION,
+                population,
                 self.stores[name],
                 BlobCache(home / "blobs"),
-                self.learners[number],
+                learner,
                 policy=self.policy,
                 random_bytes=self.random_bytes(),
                 pace=Pace(resend_s=5.0),

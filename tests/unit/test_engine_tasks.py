@@ -28,9 +28,7 @@ from edge_sdk.protocol.messages import (
     RejectionReason,
     TaskState,
 )
-from edge_sdk.runtime.agent import DeviceAgent, Pace
-from edge_sdk.runtime.blob_cache import BlobCache
-from tests.simulation.world import START, KnownLearner, World, device_name, fresh_folder, identity, task_config
+from tests.simulation.world import START, World, device_name, fresh_folder, identity, task_config
 from tests.unit.desk import Desk, control_topic, frame, heard, only
 
 ME = device_name(0)
@@ -148,22 +146,7 @@ def test_two_tasks_run_side_by_side_through_faults(folder: Path) -> None:
         second = replace(task_config(8, rounds=2, min_reports=4), task="second", population="others")
         create_task(world.database, world.blobs, second, b"another bundle", bytes(200), START)
 
-        def maker(number: int) -> DeviceAgent:
-            name = device_name(number)
-            home = folder / name
-            world.stores[name] = world.make_store(home / "device.sqlite")
-            return DeviceAgent(
-                identity(name),
-                "others",
-                world.stores[name],
-                BlobCache(home / "blobs"),
-                KnownLearner(number),
-                policy=world.policy,
-                random_bytes=world.random_bytes(),
-                pace=Pace(resend_s=5.0),
-            )
-
-        makers = [world.agent_maker(n) for n in range(6)] + [lambda n=n: maker(n) for n in range(20, 28)]
+        makers = [world.agent_maker(n) for n in range(6)] + [world.agent_maker(n, "others") for n in range(20, 28)]
         faults = (
             Reboot(device_name(1), 1, "share_keys"),
             Vanish(device_name(21), 1, "masked_input"),

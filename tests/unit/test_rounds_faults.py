@@ -319,8 +319,10 @@ def test_a_few_bad_shares_are_found_and_left_out(spoilers: int) -> None:
     assert isinstance(held.state, Releasing)
     clean = answered(0, garbage)
     assert isinstance(clean.state, Releasing)
-    found = unmask(held.state.unmasking, held.total())
-    assert np.array_equal(found, unmask(clean.state.unmasking, clean.total()))
+    found, liars = unmask(held.state.unmasking, held.total())
+    assert np.array_equal(found, unmask(clean.state.unmasking, clean.total())[0])
+    # Fault.BAD_SHARES: counted when the release ends.
+    assert liars == frozenset(range(spoilers))
 
 
 def test_many_bad_shares_end_the_round() -> None:

@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from coordinator.secagg import unmasking
+from coordinator.secagg.rebuilding import Owner, rebuild_all
+from coordinator.secagg.unmasking import Dropped, Masking, unmask
+from coordinator.secagg.work import HERE
 from edge_sdk import errors
 from edge_sdk.secagg import client, graph, keys, merkle, modular, shamir, suite
 from edge_sdk.signing import sign_raw
@@ -80,11 +82,12 @@ def _split(i: Inputs) -> list[dict[str, str]]:
 
 
 def _rebuild_seed(i: Inputs) -> str:
-    return unmasking.rebuild_self_seed(_shares(i), i["threshold"], _b(i["commitment"]), _b(i["ctx"]), i["index"]).hex()
+    owner = Owner(i["index"], True, _b(i["commitment"]), _shares(i))
+    return rebuild_all([owner], i["threshold"], _b(i["ctx"]), HERE).by_owner[i["index"]].hex()
 
 
 def _rebuild_key(i: Inputs) -> str:
-    return unmasking.rebuild_mask_key(_shares(i), i["threshold"], _b(i["public"])).hex()
+    return rebuild_all([Owner(0, False, _b(i["public"]), _shares(i))], i["threshold"], b"", HERE).by_owner[0].hex()
 
 
 def _parameters(i: Inputs) -> list[int]:
@@ -168,18 +171,18 @@ def _transcript(i: Inputs) -> Inputs:
         shares[owner][holder + 1] = bytes(32)
     for owner in i.get("withheld", []):
         shares[owner] = dict(list(shares[owner].items())[: i["threshold"] - 1])
-    self_seeds = {
-        u: unmasking.rebuild_self_seed(shares[u], i["threshold"], sealed[u].commitment, ctx, u) for u in survivors
-    }
-    dropped = {
-        u: (
-            unmasking.rebuild_mask_key(shares[u], i["threshold"], peers[u].mask_public),
-            {v: peers[v].mask_public for v in near[u] if v in survivors},
-        )
+    owners = [
+        Owner(u, u in survivors, sealed[u].commitment if u in survivors else peers[u].mask_public, shares[u])
+        for u in sharers
+    ]
+    secrets = rebuild_all(owners, i["threshold"], ctx, HERE).by_owner
+    dropped = [
+        Dropped(u, secrets[u], tuple((v, peers[v].mask_public) for v in near[u] if v in survivors))
         for u in sharers
         if u not in survivors
-    }
-    found = unmasking.unmask(total, bits, ctx, root, digest_u2, self_seeds, dropped)
+    ]
+    masking = Masking(bits, ctx, root, digest_u2)
+    found = unmask(total, masking, {u: secrets[u] for u in survivors}, dropped)
     assert np.array_equal(found, modular.reduce(np.sum([vectors[u] for u in survivors], axis=0), bits))
     return {
         "neighbours": near,
