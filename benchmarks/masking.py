@@ -48,9 +48,7 @@ def main() -> None:
         delta=1e-6,
         corrupt_share=0.0,
     )
-    parameters = encode.EncodingParameters(
-        COORDINATES, plan.bits, 1.0, plan.scale, plan.norm_bound, plan.device_variance
-    )
+    parameters = plan.parameters(COORDINATES, 1.0)
     update = np.random.default_rng(0).normal(0, 1e-3, COORDINATES).astype(np.float32)
     ctx, seed = digest(b"ctx"), digest(b"seed")
     encoded = encode.encode(update, parameters, ctx, seed)

@@ -30,7 +30,7 @@ from device_sim.baselines import (
     train_federated,
 )
 from device_sim.datasets import digits, federated_digits
-from edge_sdk.privacy.encode import EncodingParameters, decode, encode
+from edge_sdk.privacy.encode import decode, encode
 from edge_sdk.secagg.suite import digest
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.artifact import Artifact
@@ -63,7 +63,7 @@ def digits_bundle(folder: Path) -> Artifact:
 
 def private_mean(plan: PrivacyPlan, dimension: int, clip_norm: float, seed: int) -> Aggregate:
     """The mean as the coordinator decodes it from the sum of all encodings, noise included."""
-    parameters = EncodingParameters(dimension, plan.bits, clip_norm, plan.scale, plan.norm_bound, plan.device_variance)
+    parameters = plan.parameters(dimension, clip_norm)
 
     def aggregate(number: int, updates: Sequence[Vector]) -> Vector:
         ctx = digest(b"utility", *(value.to_bytes(8, "little") for value in (seed, number)))

@@ -14,8 +14,9 @@ from typing import Any
 
 from coordinator.rounds.states import Pacing
 from edge_sdk.errors import ConfigError
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol.limits import COHORT_MAX, NEIGHBOURS_MAX
-from edge_sdk.protocol.messages import BlobRef, Digest, Mechanism, Plan, RoundId
+from edge_sdk.protocol.messages import BlobRef, Digest, Plan, RoundId
 from edge_sdk.protocol.topics import is_id
 from edge_sdk.secagg import graph, suite
 
@@ -48,6 +49,7 @@ class Privacy:
         participation_cap: the most rounds one device takes part in; epsilon holds for this many.
         corrupt_share: colluding devices to protect against.
         dropout_share: dropouts after advertise_keys that a round survives.
+        mechanism: the noise, where epsilon asks for any.
     """
 
     epsilon: float
@@ -56,6 +58,7 @@ class Privacy:
     participation_cap: int
     corrupt_share: float
     dropout_share: float
+    mechanism: Mechanism = Mechanism.SKELLAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,10 @@ class TaskConfig:
                 f"epsilon {privacy.epsilon} and delta {privacy.delta} make no promise",
                 hint="choose epsilon > 0 and 0 < delta < 1",
             )
+        if privacy.mechanism is Mechanism.NONE:
+            raise ConfigError(
+                "no mechanism is no noise", hint="an infinite epsilon turns the noise off, whatever the mechanism"
+            )
         if not (0 <= privacy.corrupt_share <= 1 / 3 and 0 <= privacy.dropout_share < 0.5):
             raise ConfigError(
                 f"corrupt_share {privacy.corrupt_share} and dropout_share {privacy.dropout_share} are out of range",
@@ -198,12 +205,12 @@ class TaskConfig:
         try:
             data: dict[str, Any] = json.loads(text)
             bundle, parts = _reference(data.pop("bundle")), tuple(_reference(part) for part in data.pop("parts"))
-            encoding = data.pop("encoding")
+            encoding, privacy = data.pop("encoding"), data.pop("privacy")
             return TaskConfig(
                 bundle=bundle,
                 parts=parts,
                 training=Training(**data.pop("training")),
-                privacy=Privacy(**data.pop("privacy")),
+                privacy=Privacy(mechanism=Mechanism(privacy.pop("mechanism")), **privacy),
                 encoding=Encoding(mechanism=Mechanism(encoding.pop("mechanism")), **encoding),
                 pacing=Pacing(**data.pop("pacing")),
                 **data,

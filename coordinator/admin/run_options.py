@@ -26,6 +26,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epsilon", default="10", help=f"device-level budget, or 'off' for no noise {_DEFAULT}")
     parser.add_argument("--delta", type=float, default=1e-5, help=f"at which epsilon is stated {_DEFAULT}")
+    parser.add_argument(
+        "--mechanism",
+        choices=("skellam", "discrete_gaussian"),
+        default="skellam",
+        help=f"the noise that devices add {_DEFAULT}",
+    )
     parser.add_argument("--clip-norm", type=float, default=1.0, metavar="C", help=f"largest update {_DEFAULT}")
     parser.add_argument(
         "--participation-cap", type=int, metavar="N", help="rounds one device may join (default: rounds + 1)"
@@ -108,6 +114,7 @@ def config_of_options(
     from coordinator.config import Privacy, TaskConfig, Training
     from coordinator.rounds.states import Pacing
     from coordinator.service.tasks import encoding_for
+    from edge_sdk.privacy.noise import Mechanism
     from edge_sdk.protocol.messages import BlobRef, Digest
 
     devices, rounds = arguments.devices, arguments.rounds
@@ -130,6 +137,7 @@ def config_of_options(
         participation_cap=cap,
         corrupt_share=arguments.corrupt_share,
         dropout_share=arguments.dropout_share,
+        mechanism=Mechanism[arguments.mechanism.upper()],
     )
     stage_s = arguments.stage_timeout
     return TaskConfig(

@@ -16,7 +16,7 @@ from coordinator.privacy.ledger import ReleaseEvent
 from edge_sdk.errors import PrivacyError
 from edge_sdk.privacy.accounting import ORDERS
 
-SKELLAM, NO_NOISE = "skellam", "none"
+SKELLAM, DISCRETE_GAUSSIAN, NO_NOISE = "skellam", "discrete_gaussian", "none"
 
 
 def epsilon(events: Sequence[ReleaseEvent], delta: float, *, participations: int | None = None) -> float:
@@ -40,7 +40,7 @@ def epsilon(events: Sequence[ReleaseEvent], delta: float, *, participations: int
     if any(event.mechanism == NO_NOISE for event in events):
         return math.inf
     counted = events if participations is None else _costliest(events, participations)
-    # Each of the theorem's two bounds holds alone; take the better for the whole ledger.
+    # Each of the Skellam theorem's two bounds holds alone; take the better for the whole ledger.
     return min(_composed(counted, delta, bound) for bound in (_first_bound, _second_bound))
 
 
@@ -58,20 +58,20 @@ def would_exceed(
 
 def _costliest(events: Sequence[ReleaseEvent], count: int) -> list[ReleaseEvent]:
     """Return of every kind the events with the least noise, which bound any `count` events of that kind."""
-    kinds: defaultdict[tuple[float, int], list[ReleaseEvent]] = defaultdict(list)
-    for event in sorted(events, key=lambda event: event.variance):
-        kinds[event.norm_bound, event.dimension].append(event)
+    kinds: defaultdict[tuple[str, float, int, int], list[ReleaseEvent]] = defaultdict(list)
+    for event in sorted(events, key=lambda event: event.device_variance):
+        kinds[event.mechanism, event.norm_bound, event.length, event.honest].append(event)
     return [event for kind in kinds.values() for event in kind[:count]]
 
 
 def _check(event: ReleaseEvent) -> None:
-    if event.mechanism not in (SKELLAM, NO_NOISE):
+    if event.mechanism not in (SKELLAM, DISCRETE_GAUSSIAN, NO_NOISE):
         raise PrivacyError(
             f"the ledger holds a release by the mechanism {event.mechanism!r}, which is not known here",
             hint="upgrade the coordinator; what that release cost cannot be told",
         )
-    usable = math.isfinite(event.norm_bound) and event.norm_bound > 0 and event.dimension > 0
-    if not usable or (event.mechanism == SKELLAM and event.variance <= 0):
+    usable = math.isfinite(event.norm_bound) and min(event.norm_bound, event.length, event.honest) > 0
+    if not usable or (event.mechanism != NO_NOISE and event.device_variance <= 0):
         raise PrivacyError(f"the ledger holds a release that makes no sense: {event}")
 
 
@@ -87,6 +87,8 @@ def _composed(
 
 def _first_bound(event: ReleaseEvent) -> tuple[float, float]:
     """Return rho and xi of alpha D2^2/(2 mu) + ((2 alpha - 1) D2^2 + 6 D1)/(4 mu^2), xi at least 0."""
+    if event.mechanism == DISCRETE_GAUSSIAN:
+        return _discrete_gaussian_bound(event)
     square, mu = event.norm_bound**2, float(event.variance)
     rho = square / (2 * mu) + square / (2 * mu * mu)
     return rho, max(0.0, (6 * event.l1_bound - square) / (4 * mu * mu))
@@ -94,8 +96,17 @@ def _first_bound(event: ReleaseEvent) -> tuple[float, float]:
 
 def _second_bound(event: ReleaseEvent) -> tuple[float, float]:
     """Return rho and xi of alpha D2^2/(2 mu) + 3 D1/(2 mu)."""
+    if event.mechanism == DISCRETE_GAUSSIAN:
+        return _discrete_gaussian_bound(event)
     mu = float(event.variance)
     return event.norm_bound**2 / (2 * mu), 3 * event.l1_bound / (2 * mu)
+
+
+def _discrete_gaussian_bound(event: ReleaseEvent) -> tuple[float, float]:
+    """Return rho and xi of alpha D2^2/(2 n v) + tau d, tau = 10 sum_{k<n} exp(-2 pi^2 v k/(k+1)), n devices of v."""
+    v = event.device_variance
+    tau = 10 * math.fsum(math.exp(-2 * math.pi**2 * v * k / (k + 1)) for k in range(1, event.honest))
+    return event.norm_bound**2 / (2 * event.variance), tau * event.length
 
 
 @lru_cache(maxsize=1)

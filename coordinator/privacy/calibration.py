@@ -1,6 +1,7 @@
 """Choose noise, scale and bits for a task, so that its rounds together cost at most epsilon at delta.
 
-Formulas after Kairouz, Liu and Steinke 2021 (rounding, modulus) and Agarwal, Kairouz and Liu 2021 (Skellam).
+Formulas after Kairouz, Liu and Steinke 2021 (rounding, modulus, discrete Gaussian) and Agarwal, Kairouz and Liu 2021
+(Skellam).
 Knows no rounds and no ledger.
 """
 
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.errors import PrivacyError
-from edge_sdk.privacy.accounting import ORDERS, SkellamRelease, epsilon_of, honest_reports, renyi_divergences
-from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, draw_error
-from edge_sdk.privacy.quantize import l1_bound, rounded_norm_bound
+from edge_sdk.privacy.accounting import ORDERS, Release, epsilon_of, honest_reports, renyi_divergences
+from edge_sdk.privacy.encode import EncodingParameters
+from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, Mechanism, draw_error
+from edge_sdk.privacy.quantize import rounded_norm_bound
 from edge_sdk.privacy.rotate import padded_length
 from edge_sdk.secagg.modular import MAXIMUM_BITS, MINIMUM_BITS
 
@@ -39,27 +41,39 @@ class PrivacyPlan:
     """The noise and the encoding of a task's rounds.
 
     Attributes:
+        mechanism: of the noise; NONE where it is off.
         noise_multiplier: z, the standard deviation of the noise in the smallest sum, over the clip norm;
             0 where noise is off.
         bits: b of the modulus 2^b.
         scale: s, integer steps per unit.
         norm_bound: D2, the largest 2-norm of a rounded update.
-        l1_bound: D1, its largest 1-norm.
         honest_reports: devices whose noise is counted on, min_reports - floor(corrupt_share * max_devices).
         device_variance: variance of the integer noise that each device adds, ceil(V / honest_reports).
         variance: V' = device_variance * honest_reports, at least V = (z C s)^2.
         epsilon: what `rounds` releases cost at the task's delta; infinity where noise is off.
     """
 
+    mechanism: Mechanism
     noise_multiplier: float
     bits: int
     scale: float
     norm_bound: float
-    l1_bound: float
     honest_reports: int
     device_variance: int
     variance: int
     epsilon: float
+
+    def parameters(self, dimension: int, clip_norm: float) -> EncodingParameters:
+        """The encoding of updates of that many coordinates and that norm at most."""
+        return EncodingParameters(
+            dimension=dimension,
+            bits=self.bits,
+            clip_norm=clip_norm,
+            scale=self.scale,
+            norm_bound=self.norm_bound,
+            mechanism=self.mechanism,
+            device_variance=self.device_variance,
+        )
 
 
 def calibrate(
@@ -72,6 +86,7 @@ def calibrate(
     epsilon: float,
     delta: float,
     corrupt_share: float,
+    mechanism: Mechanism = Mechanism.SKELLAM,
     bits: int | None = None,
 ) -> PrivacyPlan:
     """Return the plan with the least noise that keeps the promise.
@@ -85,6 +100,7 @@ def calibrate(
         epsilon: device-level budget for all of them; infinity turns noise off.
         delta: at which epsilon holds.
         corrupt_share: gamma, the share of a roster whose noise is not counted on.
+        mechanism: the noise to add, where there is any.
         bits: fix the modulus instead of choosing the smallest that costs at most QUANTISATION_COST.
 
     Raises:
@@ -109,7 +125,7 @@ def calibrate(
     if bits is not None and not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
         raise PrivacyError(f"a modulus of {bits} bits is not supported", hint="use 8 to 32 bits")
     honest = honest_reports(min_reports, max_devices, corrupt_share)
-    search = _Search(clip_norm, padded_length(dimension), honest, max_devices, rounds, epsilon, delta)
+    search = _Search(mechanism, clip_norm, padded_length(dimension), honest, max_devices, rounds, epsilon, delta)
     choices = range(MINIMUM_BITS, MAXIMUM_BITS + 1) if bits is None else range(bits, bits + 1)
     if math.isinf(epsilon):
         least_scale = search.noiseless_scale() if bits is None else 0.0
@@ -148,6 +164,7 @@ def _fits(epsilon: float, budget: float) -> bool:
 class _Search:
     """What does not change while bits and noise are looked for."""
 
+    mechanism: Mechanism
     clip_norm: float
     length: int
     honest_reports: int
@@ -183,17 +200,18 @@ class _Search:
         device_variance = -(-total // self.honest_reports)
         variance = device_variance * self.honest_reports
         norm_bound = rounded_norm_bound(self.clip_norm, scale, self.length)
-        release = SkellamRelease(norm_bound, l1_bound(norm_bound, self.length), variance)
+        mechanism = self.mechanism if variance else Mechanism.NONE
+        release = Release(mechanism, norm_bound, self.length, device_variance, self.honest_reports)
         return PrivacyPlan(
+            mechanism=mechanism,
             noise_multiplier=math.sqrt(variance) / (self.clip_norm * scale),
             bits=bits,
             scale=scale,
             norm_bound=norm_bound,
-            l1_bound=release.l1_bound,
             honest_reports=self.honest_reports,
             device_variance=device_variance,
             variance=variance,
-            epsilon=self._epsilon(release, device_variance) if variance else math.inf,
+            epsilon=self._epsilon(release) if variance else math.inf,
         )
 
     def _room(self, bits: int) -> float:
@@ -219,10 +237,10 @@ class _Search:
         """Return the scale that rounds finely enough where there is no noise to hide the rounding."""
         return _NOISELESS_STEPS * math.sqrt(self.length) / self.clip_norm
 
-    def _epsilon(self, release: SkellamRelease, device_variance: int) -> float:
+    def _epsilon(self, release: Release) -> float:
         """Return the cost of all rounds at delta less the sampler's error; infinity if that is too much."""
         draws = self.rounds * self.max_devices * self.length
-        log_error = math.log(draws * draw_error(device_variance)) + math.log1p(math.exp(-self.epsilon))
+        log_error = math.log(draws * draw_error(release.device_variance)) + math.log1p(math.exp(-self.epsilon))
         error = math.exp(min(log_error + self.epsilon, 0.0))
         if error > _LARGEST_DRAW_ERROR * self.delta:
             return math.inf

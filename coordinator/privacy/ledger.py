@@ -11,6 +11,7 @@ import operator
 from dataclasses import asdict, dataclass
 
 from edge_sdk.errors import StoreError
+from edge_sdk.privacy.accounting import Release
 from edge_sdk.privacy.quantize import l1_bound
 
 
@@ -19,23 +20,42 @@ class ReleaseEvent:
     """One released sum.
 
     Attributes:
-        mechanism: "skellam", or "none" where noise was off.
+        mechanism: "skellam", "discrete_gaussian", or "none" where noise was off.
         norm_bound: D2, the most one device moves the sum of integers in the 2-norm.
-        dimension: coordinates of the sum, padding included.
-        variance: of the noise that honest devices put into the sum, per coordinate; 0 without noise.
+        length: coordinates of the sum.
+        device_variance: of the noise that each device put into the sum, per coordinate; 0 without noise.
+        honest: devices whose noise is counted on.
         reports: updates in the sum.
     """
 
     mechanism: str
     norm_bound: float
-    dimension: int
-    variance: int
+    length: int
+    device_variance: int
+    honest: int
     reports: int
+
+    @classmethod
+    def of(cls, release: Release, reports: int) -> ReleaseEvent:
+        """The event of a release over so many reports."""
+        return cls(
+            mechanism=release.mechanism.name.lower(),
+            norm_bound=release.norm_bound,
+            length=release.length,
+            device_variance=release.device_variance,
+            honest=release.honest,
+            reports=reports,
+        )
+
+    @property
+    def variance(self) -> int:
+        """Of the noise that is counted on, per coordinate."""
+        return self.device_variance * self.honest
 
     @property
     def l1_bound(self) -> float:
         """D1, the most one device moves the sum in the 1-norm."""
-        return l1_bound(self.norm_bound, self.dimension)
+        return l1_bound(self.norm_bound, self.length)
 
     def to_json(self) -> str:
         """Return the event as one line of JSON with sorted keys."""
@@ -53,8 +73,9 @@ class ReleaseEvent:
             return cls(
                 mechanism=str(data["mechanism"]),
                 norm_bound=float(data["norm_bound"]),
-                dimension=operator.index(data["dimension"]),
-                variance=operator.index(data["variance"]),
+                length=operator.index(data["length"]),
+                device_variance=operator.index(data["device_variance"]),
+                honest=operator.index(data["honest"]),
                 reports=operator.index(data["reports"]),
             )
         except (ValueError, TypeError, KeyError) as error:

@@ -39,7 +39,6 @@ from coordinator.store import tables
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from edge_sdk.errors import LocalProtocolError
-from edge_sdk.privacy.rotate import padded_length
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import (
     NO_ROUND,
@@ -52,7 +51,7 @@ from edge_sdk.protocol.messages import (
     RoundId,
     TaskState,
 )
-from edge_sdk.protocol.policy import honest_survivors
+from edge_sdk.protocol.policy import release_of
 from edge_sdk.secagg import modular, suite
 
 log = logging.getLogger("edge.coordinator")
@@ -340,7 +339,7 @@ class TaskRunner:
         plan = config_of(self.state).plan
         checkpoint = self._blobs.put(result.parameters.astype("<f4").tobytes())
         optimizer = self._blobs.put(result.optimizer_state)
-        event = self._release_event(plan, result.reports)
+        event = ReleaseEvent.of(release_of(plan), result.reports)
         position = len(self._ledger)
         self._ledger.append(event)
         self.statistics.loss, self.statistics.accuracy = result.loss, result.accuracy
@@ -363,18 +362,8 @@ class TaskRunner:
         self._writes.append(lambda c: c.execute(tables.ledger.insert().values(**entry)))
         return self.apply(events.Released(), now)
 
-    def _release_event(self, plan: Plan, reports: int) -> ReleaseEvent:
-        honest = honest_survivors(plan)
-        return ReleaseEvent(
-            mechanism=plan.mechanism.name.lower(),
-            norm_bound=plan.norm_bound,
-            dimension=padded_length(plan.dimension),
-            variance=plan.device_variance * honest,
-            reports=reports,
-        )
-
     def _would_exceed(self, plan: Plan) -> bool:
-        event = self._release_event(plan, plan.min_reports)
+        event = ReleaseEvent.of(release_of(plan), plan.min_reports)
         privacy = self.config.privacy
         return accountant.would_exceed(
             self._ledger, event, privacy.epsilon, privacy.delta, participations=privacy.participation_cap

@@ -22,7 +22,7 @@ from coordinator.store import tables
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from edge_sdk.errors import ConfigError, StoreError
-from edge_sdk.protocol.messages import AbandonReason, Digest, Mechanism, TaskState
+from edge_sdk.protocol.messages import AbandonReason, Digest, TaskState
 
 
 def encoding_for(privacy: Privacy, *, dimension: int, min_reports: int, goal_count: int) -> Encoding:
@@ -40,9 +40,10 @@ def encoding_for(privacy: Privacy, *, dimension: int, min_reports: int, goal_cou
         epsilon=privacy.epsilon,
         delta=privacy.delta,
         corrupt_share=privacy.corrupt_share,
+        mechanism=privacy.mechanism,
     )
     return Encoding(
-        mechanism=Mechanism.SKELLAM if plan.device_variance else Mechanism.NONE,
+        mechanism=plan.mechanism,
         bits=plan.bits,
         scale=plan.scale,
         norm_bound=plan.norm_bound,

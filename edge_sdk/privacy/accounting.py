@@ -1,9 +1,10 @@
-"""A small Renyi-DP accountant for Skellam releases: by it a device checks a plan and keeps its own ledger.
+"""A small Renyi-DP accountant for distributed integer noise: by it a device checks a plan and keeps its own ledger.
 
 Independent of any library, so that it also cross-checks the coordinator's accountant. Add-or-remove-one
-device is the neighbouring relation. Formulas: Agarwal, Kairouz and Liu 2021, "The Skellam Mechanism for
-Differentially Private Federated Learning", for integer orders; conversion to epsilon and delta: Canonne,
-Kamath and Steinke 2020, "The Discrete Gaussian for Differential Privacy".
+device is the neighbouring relation. Skellam: Agarwal, Kairouz and Liu 2021, "The Skellam Mechanism for
+Differentially Private Federated Learning", for integer orders. Discrete Gaussian: Kairouz, Liu and Steinke 2021, "The
+Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation", proposition 14. Conversion to
+epsilon and delta: Canonne, Kamath and Steinke 2020, "The Discrete Gaussian for Differential Privacy".
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import PrivacyError
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.privacy.quantize import l1_bound
-from edge_sdk.privacy.rotate import padded_length
 
 ORDERS = (*range(2, 257), *range(288, 1025, 32), 2048, 4096, 8192)
 """The Renyi orders looked at; the theorem holds for integers."""
@@ -27,23 +28,32 @@ _ROUNDING = 1e-9  # so that a tenth of 70 is 7
 
 
 @dataclass(frozen=True, slots=True)
-class SkellamRelease:
-    """One sum of integer vectors plus Skellam noise.
+class Release:
+    """One sum of integer vectors plus noise.
 
     Attributes:
+        mechanism: of the noise.
         norm_bound: D2, the most one device moves the sum in the 2-norm.
-        l1_bound: D1, the same in the 1-norm.
-        variance: of the noise in the sum that is unknown to any attacker, per coordinate.
+        length: coordinates of the sum.
+        device_variance: of the noise that each device added, per coordinate.
+        honest: devices whose noise is unknown to any attacker.
     """
 
+    mechanism: Mechanism
     norm_bound: float
-    l1_bound: float
-    variance: int
+    length: int
+    device_variance: int
+    honest: int
 
-    @classmethod
-    def of_rounded(cls, *, norm_bound: float, dimension: int, variance: int) -> SkellamRelease:
-        """Return the release of rounded, rotated updates of `dimension` coordinates before padding."""
-        return cls(norm_bound, l1_bound(norm_bound, padded_length(dimension)), variance)
+    @property
+    def l1_bound(self) -> float:
+        """D1, the most one device moves the sum in the 1-norm."""
+        return l1_bound(self.norm_bound, self.length)
+
+    @property
+    def variance(self) -> int:
+        """Of the noise that is counted on, per coordinate; 0 where there is none."""
+        return 0 if self.mechanism is Mechanism.NONE else self.device_variance * self.honest
 
 
 def honest_reports(reports: int, roster: int, corrupt_share: float) -> int:
@@ -55,7 +65,7 @@ def honest_reports(reports: int, roster: int, corrupt_share: float) -> int:
     return max(1, reports - math.floor(corrupt_share * roster + _ROUNDING))
 
 
-def rdp_epsilon(releases: Iterable[SkellamRelease], delta: float) -> float:
+def rdp_epsilon(releases: Iterable[Release], delta: float) -> float:
     """Return the least epsilon for which all releases together are (epsilon, delta)-DP; 0 for none.
 
     Raises:
@@ -79,22 +89,38 @@ def epsilon_of(divergences: NDArray[np.float64], delta: float) -> float:
     return max(0.0, float(epsilons.min()))
 
 
-def renyi_divergences(release: SkellamRelease) -> NDArray[np.float64]:
+def renyi_divergences(release: Release) -> NDArray[np.float64]:
     """Return the bound on the Renyi divergence at each of ORDERS.
 
-    alpha D2^2/(2 mu) + min(((2 alpha - 1) D2^2 + 6 D1)/(4 mu^2), 3 D1/(2 mu)), mu the variance; where
-    6 D1 < D2^2, a D2^2 in the first bound is rounded up to 6 D1, as zCDP accountants must.
+    Raises:
+        PrivacyError: the release is without noise or without a bound.
     """
     square, mu = release.norm_bound**2, release.variance
-    if not (mu > 0 and math.isfinite(square) and math.isfinite(release.l1_bound)):
+    if not (mu > 0 and math.isfinite(square) and release.length > 0):
         raise PrivacyError(
             f"a release with variance {mu} and norm bound {release.norm_bound} has no epsilon",
             hint="turn noise on",
         )
     orders = np.array(ORDERS, np.float64)
-    constant = max(0.0, 6 * release.l1_bound - square)
-    correction = (2 * orders * square + constant) / (4.0 * mu * mu)
-    divergences: NDArray[np.float64] = orders * square / (2.0 * mu) + np.minimum(
-        correction, 3 * release.l1_bound / (2.0 * mu)
-    )
-    return divergences
+    if release.mechanism is Mechanism.DISCRETE_GAUSSIAN:
+        gap = sum_divergence(release.device_variance, release.honest) * release.length
+        return np.asarray(orders * square / (2.0 * mu) + gap, np.float64)
+    return orders * square / (2.0 * mu) + _skellam_correction(orders, square, release.l1_bound, mu)
+
+
+def sum_divergence(device_variance: int, devices: int) -> float:
+    """Return tau, the max divergence of a sum of discrete Gaussians from the discrete Gaussian of its variance.
+
+    tau = 10 sum_{k=1}^{n-1} exp(-2 pi^2 v k/(k+1)), of one coordinate, v at least 1/4.
+    """
+    k = np.arange(1, devices, dtype=np.float64)
+    return float(10 * np.exp(-2 * math.pi**2 * device_variance * k / (k + 1)).sum())
+
+
+def _skellam_correction(orders: NDArray[np.float64], square: float, l1: float, mu: int) -> NDArray[np.float64]:
+    """Return min(((2 alpha - 1) D2^2 + 6 D1)/(4 mu^2), 3 D1/(2 mu)).
+
+    Where 6 D1 < D2^2, a D2^2 in the first bound is rounded up to 6 D1, as zCDP accountants must.
+    """
+    first = (2 * orders * square + max(0.0, 6 * l1 - square)) / (4.0 * mu * mu)
+    return np.asarray(np.minimum(first, 3 * l1 / (2.0 * mu)), np.float64)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import PrivacyError, RemoteProtocolError
 from edge_sdk.privacy.clip import clip
-from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, sample_skellam
+from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, Mechanism, sample
 from edge_sdk.privacy.quantize import stochastic_round
 from edge_sdk.privacy.rotate import padded_length, rotate, unrotate
 from edge_sdk.secagg import modular
@@ -34,7 +34,8 @@ class EncodingParameters:
         clip_norm: C, the largest 2-norm of an update.
         scale: s, integer steps per unit.
         norm_bound: D2, the largest 2-norm of a rounded vector.
-        device_variance: variance of the Skellam noise that each device adds; 0 for none.
+        mechanism: the noise that each device adds.
+        device_variance: its variance; 0 for none.
 
     Raises:
         PrivacyError: a value is out of its range.
@@ -45,6 +46,7 @@ class EncodingParameters:
     clip_norm: float
     scale: float
     norm_bound: float
+    mechanism: Mechanism
     device_variance: int
 
     def __post_init__(self) -> None:
@@ -73,7 +75,9 @@ def encode(update: NDArray[np.float32], parameters: EncodingParameters, ctx: byt
     integers = stochastic_round(
         rotate(clipped, ctx), parameters.scale, parameters.norm_bound, derive(entropy, "rounding")
     )
-    integers += sample_skellam(parameters.device_variance, parameters.padded, Stream(derive(entropy, "noise")))
+    integers += sample(
+        parameters.mechanism, parameters.device_variance, parameters.padded, Stream(derive(entropy, "noise"))
+    )
     return modular.reduce(integers, parameters.bits)
 
 

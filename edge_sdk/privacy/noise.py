@@ -1,12 +1,18 @@
-"""Skellam noise by inversion of an integer table, with no floating-point number anywhere.
+"""Integer noise by inversion of an integer table, with no floating-point number anywhere.
 
 Skellam(0, v) is the difference of two Poisson(v/2); its variance is v, and sums of independent ones are
-Skellam again. The table is computed with big integers and floor divisions only, so that every language
-gets it bit for bit; floating-point noise would leak (Mironov 2012). Knows nothing of updates.
+Skellam again. The discrete Gaussian N_Z(0, v) has P[k] proportional to exp(-k^2 / (2 v)); its variance is v but
+for less than 10 v exp(-2 pi^2 v), and sums of it are nearly, not quite, discrete Gaussian. Tables are computed with
+big integers and floor divisions only, so that every language gets them bit for bit; floating-point noise
+would leak (Mironov 2012). Knows nothing of updates.
 
-The table of variance v, with r = isqrt(v), half = 14 r + 74 and start = half + 6 r + 80:
-  I[start+1] = 0, I[start] = 2^256, I[k-1] = I[k+1] + floor(2 k I[k] / v)    (Miller's backward recurrence)
-  cdf[k] = floor(2^128 * (I[-half] + ... + I[k]) / (I[-half] + ... + I[half])), I[-k] = I[k]
+The table of variance v, with r = isqrt(v) and half = 14 r + 74, from weights w[k] = w[-k]:
+  Skellam, start = half + 6 r + 80 (Miller's backward recurrence of Bessel functions):
+    w[start+1] = 0, w[start] = 2^256, w[k-1] = w[k+1] + floor(2 k w[k] / v)
+  Discrete Gaussian, P = 256 (powers of q = exp(-1/(2v)), by its series):
+    t[0] = 2^P, t[j] = floor(t[j-1] / (2 v j)), q = t[0] - t[1] + t[2] - ... while t[j] > 0
+    w[0] = 2^P, s[0] = q, w[k+1] = floor(w[k] s[k] / 2^P), s[k+1] = floor(s[k] floor(q^2 / 2^P) / 2^P)
+  Both: cdf[k] = floor(2^128 * (w[-half] + ... + w[k]) / (w[-half] + ... + w[half])), at most 2^128 - 1
 A uniform 128-bit integer u draws the number of table entries that are <= u, less `half`.
 """
 
@@ -14,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
@@ -26,11 +33,20 @@ MAXIMUM_VARIANCE = 1 << 28
 
 _AMBIGUOUS = np.int32(-(1 << 31))
 _GUARD_BITS = 256
+_LARGEST_ENTRY = (1 << 128) - 1
+
+
+class Mechanism(IntEnum):
+    """The noise that each device adds its share of."""
+
+    NONE = 0
+    SKELLAM = 1
+    DISCRETE_GAUSSIAN = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SkellamTable:
-    """The integer distribution function of Skellam(0, variance), and the values its top 16 bits decide.
+class NoiseTable:
+    """The integer distribution function of one noise, and the values its top 16 bits decide.
 
     Attributes:
         half: the support is -half..half.
@@ -52,16 +68,16 @@ def half_width(variance: int) -> int:
 
 
 def draw_error(variance: int) -> float:
-    """Return a bound on the total variation distance of one draw from Skellam(0, variance).
+    """Return a bound on the total variation distance of one draw from the distribution of either mechanism.
 
-    Half the sum of 2*half+1 errors below 2^-128, less than 2^-139 of tail cut off, and less than
-    2^-200 from the recurrence.
+    Half the sum of 2*half+1 errors of at most 2^-128, less than 2^-139 of tail cut off, and less than
+    2^-200 from the recurrences.
     """
     return math.ldexp(half_width(variance) + 2, -128) if variance else 0.0
 
 
-def sample_skellam(variance: int, count: int, stream: Stream) -> NDArray[np.int32]:
-    """Return `count` draws of Skellam(0, variance), zeros for variance 0.
+def sample(mechanism: Mechanism, variance: int, count: int, stream: Stream) -> NDArray[np.int32]:
+    """Return `count` draws of a mechanism's noise; zeros for variance 0 and for no mechanism.
 
     Takes from the stream: count 16-bit integers, the top bits of every u; then a 64-bit integer for each
     value they leave open, in order, its top 48 bits the next bits of u; then, for each still open, a
@@ -70,9 +86,9 @@ def sample_skellam(variance: int, count: int, stream: Stream) -> NDArray[np.int3
     Raises:
         PrivacyError: the variance is negative or above 2^28.
     """
-    if variance == 0:
+    if variance == 0 or mechanism is Mechanism.NONE:
         return np.zeros(count, np.int32)
-    table = skellam_table(variance)
+    table = noise_table(mechanism, variance)
     tops = stream.uint16(count)
     drawn = table.prefix.take(tops)
     open_places = np.flatnonzero(drawn == _AMBIGUOUS)
@@ -82,20 +98,20 @@ def sample_skellam(variance: int, count: int, stream: Stream) -> NDArray[np.int3
 
 
 @lru_cache(maxsize=8)
-def skellam_table(variance: int) -> SkellamTable:
-    """Return the table of one variance; see the head of this module."""
+def noise_table(mechanism: Mechanism, variance: int) -> NoiseTable:
+    """Return the table of one mechanism and variance; see the head of this module."""
     if not 1 <= variance <= MAXIMUM_VARIANCE:
         raise PrivacyError(
             f"a noise variance of {variance} is not in 1..2^28", hint="choose a smaller scale or fewer bits"
         )
     half = half_width(variance)
-    weights = _weights(variance, half)
+    weights = (_gaussian if mechanism is Mechanism.DISCRETE_GAUSSIAN else _bessel)(variance, half)
     total = 2 * sum(weights) - weights[0]
     entries = bytearray()
     cumulative = 0
     for value in range(-half, half):
         cumulative += weights[abs(value)]
-        entries += ((cumulative << 128) // total).to_bytes(16, "little")
+        entries += min((cumulative << 128) // total, _LARGEST_ENTRY).to_bytes(16, "little")
     words = np.frombuffer(entries, "<u8").astype(np.uint64).reshape(-1, 2)
     high, low = np.ascontiguousarray(words[:, 1]), np.ascontiguousarray(words[:, 0])
     inside = np.bincount((high >> np.uint64(48)).astype(np.int64), minlength=1 << 16)
@@ -103,10 +119,10 @@ def skellam_table(variance: int) -> SkellamTable:
     prefix[inside > 0] = _AMBIGUOUS
     for part in (high, low, prefix):
         part.flags.writeable = False
-    return SkellamTable(half, high, low, prefix)
+    return NoiseTable(half, high, low, prefix)
 
 
-def _weights(variance: int, half: int) -> list[int]:
+def _bessel(variance: int, half: int) -> list[int]:
     """Return multiples of the Bessel functions I_0(v) ... I_half(v), each rounded down."""
     start = half + 6 * math.isqrt(variance) + 80
     above, current = 0, 1 << _GUARD_BITS
@@ -119,7 +135,22 @@ def _weights(variance: int, half: int) -> list[int]:
     return weights
 
 
-def _refine(table: SkellamTable, tops: NDArray[np.uint16], stream: Stream) -> NDArray[np.int32]:
+def _gaussian(variance: int, half: int) -> list[int]:
+    """Return multiples of exp(-k^2 / (2v)) for k = 0 ... half, as powers k^2 = 1 + 3 + ... + (2k-1) of exp(-1/(2v))."""
+    base, term, order = 0, 1 << _GUARD_BITS, 0
+    while term:
+        base += -term if order % 2 else term
+        order += 1
+        term //= 2 * variance * order
+    step = base * base >> _GUARD_BITS
+    weights, factor = [1 << _GUARD_BITS], base
+    for _ in range(half):
+        weights.append(weights[-1] * factor >> _GUARD_BITS)
+        factor = factor * step >> _GUARD_BITS
+    return weights
+
+
+def _refine(table: NoiseTable, tops: NDArray[np.uint16], stream: Stream) -> NDArray[np.int32]:
     """Return the values of draws whose top 16 bits leave them open."""
     fresh = stream.uint64(len(tops))
     words = (tops.astype(np.uint64) << np.uint64(48)) | (fresh >> np.uint64(16))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
 
+from edge_sdk.privacy.noise import Mechanism
+
 Digest = NewType("Digest", bytes)
 """A SHA-256 value, 32 bytes."""
 
@@ -93,13 +95,6 @@ class ReceiptStatus(IntEnum):
     DUPLICATE = 2
     LATE = 3
     BAD_DIGEST = 4
-
-
-class Mechanism(IntEnum):
-    """The noise that each device adds its share of."""
-
-    NONE = 0
-    SKELLAM = 1
 
 
 @dataclass(frozen=True, slots=True)

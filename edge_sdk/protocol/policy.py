@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.errors import ConfigError, PrivacyError
-from edge_sdk.privacy.accounting import ORDERS, SkellamRelease, epsilon_of, honest_reports, renyi_divergences
+from edge_sdk.privacy.accounting import ORDERS, Release, epsilon_of, honest_reports, renyi_divergences
 from edge_sdk.privacy.encode import EncodingParameters
 from edge_sdk.protocol.limits import COHORT_MAX
-from edge_sdk.protocol.messages import DeclineReason, Mechanism, Plan
+from edge_sdk.protocol.messages import DeclineReason, Plan
 from edge_sdk.secagg import suite
 
 MAX_DIMENSION = 1 << 27
@@ -74,7 +74,7 @@ class Spending:
     """
 
     participations: int = 0
-    releases: tuple[tuple[SkellamRelease, int], ...] = ()
+    releases: tuple[tuple[Release, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +102,23 @@ def encoding_of(plan: Plan) -> EncodingParameters:
         clip_norm=plan.clip_norm,
         scale=plan.scale,
         norm_bound=plan.norm_bound,
+        mechanism=plan.mechanism,
         device_variance=plan.device_variance,
     )
 
 
-def release_of(plan: Plan) -> SkellamRelease:
+def release_of(plan: Plan) -> Release:
     """The release that a participation in this round counts as; variance 0 where the plan adds no noise."""
-    noisy = plan.mechanism is not Mechanism.NONE
-    return SkellamRelease.of_rounded(
+    return Release(
+        mechanism=plan.mechanism,
         norm_bound=plan.norm_bound,
-        dimension=plan.dimension,
-        variance=plan.device_variance * honest_survivors(plan) if noisy else 0,
+        length=encoding_of(plan).padded,
+        device_variance=plan.device_variance,
+        honest=honest_survivors(plan),
     )
 
 
-def composed_epsilon(releases: Iterable[tuple[SkellamRelease, int]], delta: float) -> float:
+def composed_epsilon(releases: Iterable[tuple[Release, int]], delta: float) -> float:
     """Device-level epsilon of so many of each release together; infinity if one had no noise, 0 for none."""
     total = np.zeros(len(ORDERS))
     for release, count in releases:

@@ -8,13 +8,14 @@ rounds that ended stay, so that no round is joined twice. Foreign exceptions end
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from edge_sdk.errors import StoreError
-from edge_sdk.privacy.accounting import SkellamRelease
+from edge_sdk.privacy.accounting import Release
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol.policy import Spending
 
 SCHEMA_VERSION = 1
@@ -31,7 +32,8 @@ _TABLES = (
     """CREATE TABLE IF NOT EXISTS ledger (
     rid BLOB PRIMARY KEY, task TEXT NOT NULL, round_number INTEGER NOT NULL, at REAL NOT NULL,
     epsilon REAL NOT NULL, delta REAL NOT NULL, sent_bytes INTEGER NOT NULL, sent_sha256 BLOB NOT NULL,
-    norm_bound REAL NOT NULL, l1_bound REAL NOT NULL, variance INTEGER NOT NULL)""",
+    mechanism INTEGER NOT NULL, norm_bound REAL NOT NULL, length INTEGER NOT NULL,
+    device_variance INTEGER NOT NULL, honest INTEGER NOT NULL)""",
 )
 
 
@@ -66,7 +68,7 @@ class Participation:
     delta: float
     sent_bytes: int
     sent_sha256: bytes
-    release: SkellamRelease
+    release: Release
 
 
 class DeviceStore:
@@ -150,8 +152,9 @@ class DeviceStore:
         if participation is not None:
             p = participation
             values = (p.rid, p.task, p.round_number, p.at, p.epsilon, p.delta, p.sent_bytes, p.sent_sha256)
-            release = (p.release.norm_bound, p.release.l1_bound, p.release.variance)
-            statements.append(("INSERT OR IGNORE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*values, *release)))
+            statements.append(
+                ("INSERT OR IGNORE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", (*values, *astuple(p.release)))
+            )
         self._write(*statements, durable=durable)
 
     def journal(self) -> list[JournalEntry]:
@@ -177,15 +180,16 @@ class DeviceStore:
     def participations(self, task: str | None = None) -> list[Participation]:
         """What this device took part in, oldest first."""
         rows = self._read("SELECT * FROM ledger WHERE ? IS NULL OR task = ? ORDER BY at", task, task)
-        return [Participation(*row[:8], SkellamRelease(*row[8:])) for row in rows]  # type: ignore[call-arg]
+        return [Participation(*row[:8], _release(row[8:])) for row in rows]  # type: ignore[call-arg]
 
     def spending(self, task: str) -> Spending:
         """How often this device took part in a task, and all that left it for any."""
         rows = self._read(
-            "SELECT norm_bound, l1_bound, variance, count(*) FROM ledger GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+            "SELECT mechanism, norm_bound, length, device_variance, honest, count(*) FROM ledger "
+            "GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5"
         )
         count = self._read("SELECT count(*) FROM ledger WHERE task = ?", task)[0][0]
-        return Spending(count, tuple((SkellamRelease(*row[:3]), row[3]) for row in rows))
+        return Spending(count, tuple((_release(row[:-1]), row[-1]) for row in rows))
 
     def _read(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         try:
@@ -220,3 +224,8 @@ class DeviceStore:
                 else "check the disk's free space and the folder's permissions; the device resumes where it stopped"
             ),
         )
+
+
+def _release(values: tuple[Any, ...]) -> Release:
+    mechanism, *rest = values
+    return Release(Mechanism(mechanism), *rest)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 from edge_sdk.errors import StoreError
-from edge_sdk.privacy.accounting import SkellamRelease
+from edge_sdk.privacy.accounting import Release
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol import codec, session
 from edge_sdk.protocol.messages import Digest, Outcome, Plan, Receipt, Roster, ShareDelivery, Survivors
 from edge_sdk.protocol.policy import Spending
@@ -68,7 +70,7 @@ def _plan_received(payload: bytes) -> session.PlanReceived:
     at = 4 + int.from_bytes(payload[:4], "little")
     try:
         data = json.loads(payload[4:at])
-        releases = tuple((SkellamRelease(**release), count) for release, count in data["releases"])
+        releases = tuple((_release(**release), count) for release, count in data["releases"])
         spending = Spending(data["participations"], releases)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
@@ -76,3 +78,7 @@ def _plan_received(payload: bytes) -> session.PlanReceived:
         ) from error
     body = payload[at:]
     return session.PlanReceived(codec.decode(Plan, body), Digest(suite.digest(body)), spending)
+
+
+def _release(mechanism: int, **values: Any) -> Release:
+    return Release(mechanism=Mechanism(mechanism), **values)

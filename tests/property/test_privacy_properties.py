@@ -12,9 +12,11 @@ from hypothesis.extra import numpy as arrays
 from edge_sdk.privacy import noise, quantize, rotate
 from edge_sdk.privacy.clip import clip
 from edge_sdk.privacy.encode import EncodingParameters, encode
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.secagg import modular
 from edge_sdk.secagg.suite import Stream
 
+MECHANISMS = st.sampled_from([Mechanism.SKELLAM, Mechanism.DISCRETE_GAUSSIAN])
 SEEDS = st.binary(min_size=32, max_size=32)
 UPDATES = arrays.arrays(np.float32, st.integers(1, 300), elements=st.floats(-100, 100, width=32, allow_subnormal=False))
 
@@ -53,17 +55,18 @@ def test_a_rounded_vector_is_near_and_within_its_bound(update: np.ndarray, entro
 
 
 @settings(max_examples=50)
-@given(UPDATES, SEEDS, st.integers(modular.MINIMUM_BITS, modular.MAXIMUM_BITS), st.integers(0, 5000))
+@given(UPDATES, SEEDS, st.integers(modular.MINIMUM_BITS, modular.MAXIMUM_BITS), st.integers(0, 5000), MECHANISMS)
 def test_encoding_is_the_bounded_vector_plus_the_devices_noise(
     update: np.ndarray,
     entropy: bytes,
     bits: int,
     variance: int,
+    mechanism: Mechanism,
 ) -> None:
     scale = 3.0
     bound = quantize.rounded_norm_bound(1.0, scale, rotate.padded_length(len(update)))
-    silent = EncodingParameters(len(update), bits, 1.0, scale, bound, 0)
-    noisy = EncodingParameters(len(update), bits, 1.0, scale, bound, variance)
+    silent = EncodingParameters(len(update), bits, 1.0, scale, bound, mechanism, 0)
+    noisy = EncodingParameters(len(update), bits, 1.0, scale, bound, mechanism, variance)
     plain, masked = (encode(update, p, entropy, entropy) for p in (silent, noisy))
     assert plain.dtype == masked.dtype == modular.work_dtype(bits)
     assert len(plain) == len(masked) == silent.padded
@@ -73,8 +76,8 @@ def test_encoding_is_the_bounded_vector_plus_the_devices_noise(
     assert np.abs(added).max() <= noise.half_width(variance)
 
 
-@given(st.integers(1, 100_000), SEEDS, st.integers(0, 200))
-def test_draws_stay_on_the_table(variance: int, key: bytes, count: int) -> None:
-    drawn = noise.sample_skellam(variance, count, Stream(key))
+@given(MECHANISMS, st.integers(1, 100_000), SEEDS, st.integers(0, 200))
+def test_draws_stay_on_the_table(mechanism: Mechanism, variance: int, key: bytes, count: int) -> None:
+    drawn = noise.sample(mechanism, variance, count, Stream(key))
     assert len(drawn) == count
     assert (np.abs(drawn) <= noise.half_width(variance)).all()

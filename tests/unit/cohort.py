@@ -23,13 +23,13 @@ from coordinator.rounds.states import (
 )
 from edge_sdk.errors import IdentityError
 from edge_sdk.identity import verify_certificate
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol import codec, session
 from edge_sdk.protocol.messages import (
     AdvertiseKeys,
     BlobRef,
     Digest,
     MaskedInput,
-    Mechanism,
     Message,
     Plan,
     PublicKey,

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from device_sim.script import Reboot
-from edge_sdk.protocol.messages import AbandonReason, Decline, DeclineReason, Mechanism, Outcome, Plan, TaskState
+from edge_sdk.privacy.noise import Mechanism
+from edge_sdk.protocol.messages import AbandonReason, Decline, DeclineReason, Outcome, Plan, TaskState
 from edge_sdk.protocol.policy import DevicePolicy, composed_epsilon, release_of
 from tests.simulation.world import World, device_name, fresh_folder, task_config
 from tests.unit.post import Cohort, Post, make_announcement, make_plan, next_round, one

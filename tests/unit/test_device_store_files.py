@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.errors import StoreError
-from edge_sdk.privacy.accounting import SkellamRelease
+from edge_sdk.privacy.accounting import Release
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol.messages import BlobRef, Digest
 from edge_sdk.protocol.policy import Spending
 from edge_sdk.runtime.blob_cache import KEPT, BlobCache
 from edge_sdk.runtime.device_store import DeviceStore, JournalEntry, Participation
 from edge_sdk.secagg import suite
 
-RELEASE = SkellamRelease(60.5, 300.25, 12_000)
+RELEASE = Release(Mechanism.SKELLAM, 60.5, 25, 300, 40)
 SECRET = b"a very secret update" * 200
 
 
@@ -68,11 +69,11 @@ def test_a_round_that_got_its_masked_input_counts_as_ended(store: DeviceStore) -
 def test_the_ledger_is_by_round_and_task(store: DeviceStore) -> None:
     for position, made in enumerate((participation(1), participation(2), participation(3, "other"), participation(1))):
         store.append(entry(position), made)
-    other = replace(participation(4, "other"), release=replace(RELEASE, variance=0))
+    other = replace(participation(4, "other"), release=replace(RELEASE, device_variance=0))
     store.append(entry(9), other)
     assert [p.round_number for p in store.participations()] == [1, 2, 3, 4]
     assert [p.round_number for p in store.participations("task")] == [1, 2]
-    expected = ((replace(RELEASE, variance=0), 1), (RELEASE, 3))
+    expected = ((replace(RELEASE, device_variance=0), 1), (RELEASE, 3))
     assert store.spending("task") == Spending(2, expected)
     assert store.spending("nothing") == Spending(0, expected)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from edge_sdk.privacy.accounting import SkellamRelease
-from edge_sdk.protocol.messages import DeclineReason, Mechanism, Plan
+from edge_sdk.privacy.accounting import Release
+from edge_sdk.privacy.noise import Mechanism
+from edge_sdk.protocol.messages import DeclineReason, Plan
 from edge_sdk.protocol.policy import (
     DevicePolicy,
     Spending,
@@ -110,6 +111,19 @@ def test_the_largest_counts_cost_nothing() -> None:
     assert reason(plan, replace(POLICY, participations_at_most=2**40)) is DeclineReason.EPSILON_TOO_LARGE
 
 
+def test_a_mechanism_is_judged_by_its_own_theorem() -> None:
+    """So little noise on each device that Skellam sums still serve, and sums of discrete Gaussians do not."""
+    skellam = planned(
+        min_reports=1_000, goal_count=1_000, device_variance=1, norm_bound=10.0, clip_norm=0.01, participation_cap=1
+    )
+    gaussian = replace(skellam, mechanism=Mechanism.DISCRETE_GAUSSIAN)
+    tight = replace(POLICY, epsilon_at_most=1.6)
+    assert reason(skellam, tight) is None
+    assert reason(gaussian, tight) is None
+    assert reason(replace(gaussian, dimension=1 << 14), tight) is DeclineReason.EPSILON_TOO_LARGE
+    assert reason(replace(gaussian, dimension=1 << 14, device_variance=4), tight) is None
+
+
 def test_tasks_may_be_limited() -> None:
     assert reason(PLAN, replace(POLICY, tasks=frozenset({"task"}))) is None
     assert reason(PLAN, replace(POLICY, tasks=frozenset({"other"}))) is DeclineReason.TASK_NOT_ALLOWED
@@ -171,8 +185,8 @@ def test_composition_grows_with_each_release() -> None:
     assert epsilons[0] == 0.0
     assert epsilons == sorted(epsilons)
     assert composed_epsilon([(release, 2), (release, 2)], 1e-5) == pytest.approx(epsilons[4])
-    assert math.isinf(composed_epsilon([(release, 1), (replace(release, variance=0), 1)], 1e-5))
-    assert composed_epsilon([(SkellamRelease(1.0, 1.0, 0), 0)], 1e-5) == 0.0
+    assert math.isinf(composed_epsilon([(release, 1), (replace(release, device_variance=0), 1)], 1e-5))
+    assert composed_epsilon([(Release(Mechanism.SKELLAM, 1.0, 1, 0, 1), 0)], 1e-5) == 0.0
 
 
 def test_noise_of_colluders_does_not_count() -> None:

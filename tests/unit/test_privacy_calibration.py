@@ -7,15 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from coordinator.privacy.calibration import QUANTISATION_COST, PrivacyPlan, calibrate
+from coordinator.privacy.calibration import QUANTISATION_COST, PrivacyPlan, calibrate, gaussian_multiplier
 from edge_sdk.errors import PrivacyError
 from edge_sdk.privacy import quantize
-from edge_sdk.privacy.accounting import SkellamRelease, rdp_epsilon
-from edge_sdk.privacy.encode import EncodingParameters, decode, encode
-from edge_sdk.privacy.noise import MAXIMUM_VARIANCE
+from edge_sdk.privacy.accounting import Release, rdp_epsilon, sum_divergence
+from edge_sdk.privacy.encode import decode, encode
+from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, Mechanism
 from edge_sdk.privacy.rotate import padded_length
 from edge_sdk.secagg import modular
 from edge_sdk.secagg.suite import digest
+
+BOTH = pytest.mark.parametrize("mechanism", [Mechanism.SKELLAM, Mechanism.DISCRETE_GAUSSIAN])
 
 
 def plan(
@@ -28,6 +30,7 @@ def plan(
     epsilon: float = 10.0,
     delta: float = 1e-5,
     corrupt_share: float = 0.05,
+    mechanism: Mechanism = Mechanism.SKELLAM,
     bits: int | None = None,
 ) -> PrivacyPlan:
     return calibrate(
@@ -39,25 +42,31 @@ def plan(
         epsilon=epsilon,
         delta=delta,
         corrupt_share=corrupt_share,
+        mechanism=mechanism,
         bits=bits,
     )
 
 
+@BOTH
 @pytest.mark.parametrize("epsilon", [0.5, 2.0, 10.0])
 @pytest.mark.parametrize("dimension", [10, 1800, 1 << 20])
-def test_the_promise_is_kept_and_little_is_given_away(dimension: int, epsilon: float) -> None:
-    found = plan(dimension=dimension, epsilon=epsilon)
+def test_the_promise_is_kept_and_little_is_given_away(dimension: int, epsilon: float, mechanism: Mechanism) -> None:
+    found = plan(dimension=dimension, epsilon=epsilon, mechanism=mechanism)
+    assert found.mechanism is mechanism
     assert found.honest_reports == 130
     assert found.variance == found.device_variance * found.honest_reports
     assert found.norm_bound == quantize.rounded_norm_bound(1.0, found.scale, padded_length(dimension))
-    release = SkellamRelease.of_rounded(norm_bound=found.norm_bound, dimension=dimension, variance=found.variance)
+    release = Release(
+        found.mechanism, found.norm_bound, padded_length(dimension), found.device_variance, found.honest_reports
+    )
     spent = rdp_epsilon([release] * 10, 1e-5)
     assert found.epsilon == pytest.approx(spent, rel=1e-6)
     assert 0.9 * epsilon < spent < epsilon
     assert found.noise_multiplier == pytest.approx(math.sqrt(found.variance) / found.scale)
 
 
-def test_noise_is_near_that_of_the_gaussian_mechanism() -> None:
+@BOTH
+def test_noise_is_near_that_of_the_gaussian_mechanism(mechanism: Mechanism) -> None:
     # z = 2.18 for epsilon 8, delta 1e-6 and ten rounds of the continuous mechanism.
     for count, bits in ((1_000, 17), (10_000, 19)):
         found = plan(
@@ -67,6 +76,7 @@ def test_noise_is_near_that_of_the_gaussian_mechanism() -> None:
             epsilon=8,
             delta=1e-6,
             corrupt_share=0,
+            mechanism=mechanism,
         )
         assert found.bits == bits
         assert 2.18 < found.noise_multiplier < 2.18 * (1 + QUANTISATION_COST)
@@ -98,9 +108,24 @@ def test_a_wide_modulus_does_not_ask_for_endless_tables() -> None:
     assert found.device_variance <= MAXIMUM_VARIANCE
 
 
+def test_discrete_gaussians_are_never_so_coarse_that_their_sum_is_another() -> None:
+    """With many devices each adds little; below a variance of about two what the sum lacks would cost more."""
+    found = plan(
+        dimension=1 << 20,
+        min_reports=60_000,
+        max_devices=60_000,
+        corrupt_share=0.0,
+        mechanism=Mechanism.DISCRETE_GAUSSIAN,
+    )
+    assert found.device_variance >= 2
+    assert sum_divergence(found.device_variance, 60_000) * (1 << 20) < 0.1
+    assert found.noise_multiplier < 1.02 * gaussian_multiplier(rounds=10, epsilon=10.0, delta=1e-5)
+
+
 def test_noise_off_is_asked_for_by_an_infinite_epsilon() -> None:
     found = plan(epsilon=math.inf)
-    assert (found.device_variance, found.noise_multiplier, found.epsilon) == (0, 0.0, math.inf)
+    assert (found.mechanism, found.device_variance) == (Mechanism.NONE, 0)
+    assert (found.noise_multiplier, found.epsilon) == (0.0, math.inf)
     assert found.scale / math.sqrt(2048) == 32
     assert plan(epsilon=math.inf, max_devices=1_000_000).bits == 29
     assert plan(epsilon=math.inf, bits=16).scale < found.scale
@@ -126,7 +151,7 @@ def test_nothing_wraps_at_the_chosen_maximum() -> None:
     """All devices send the same clipped update: the largest sum that the modulus must hold."""
     devices, dimension = 60, 500
     found = plan(dimension=dimension, min_reports=40, max_devices=devices, epsilon=6.0)
-    parameters = EncodingParameters(dimension, found.bits, 1.0, found.scale, found.norm_bound, found.device_variance)
+    parameters = found.parameters(dimension, 1.0)
     update = np.random.default_rng(1).normal(size=dimension).astype(np.float32)
     update /= np.linalg.norm(update)
     for round_number in range(20):

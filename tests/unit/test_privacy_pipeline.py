@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import RemoteProtocolError
 from edge_sdk.privacy import quantize, rotate
 from edge_sdk.privacy.encode import EncodingParameters, decode, encode
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.secagg import modular
 from edge_sdk.secagg.suite import digest
 
@@ -23,7 +24,7 @@ def normal(seed: int, length: int) -> NDArray[np.float32]:
 
 def parameters(dimension: int, *, bits: int = 20, scale: float = 500.0, device_variance: int = 0) -> EncodingParameters:
     bound = quantize.rounded_norm_bound(1.0, scale, rotate.padded_length(dimension))
-    return EncodingParameters(dimension, bits, 1.0, scale, bound, device_variance)
+    return EncodingParameters(dimension, bits, 1.0, scale, bound, Mechanism.SKELLAM, device_variance)
 
 
 @pytest.mark.parametrize("length", [1, 2, 32, 64, 128, 2048, 8192, 1 << 15])

@@ -16,6 +16,7 @@ import pytest
 
 from edge_sdk import errors
 from edge_sdk.privacy import accounting, clip, encode, noise, quantize, rotate
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.secagg import suite
 
 FOLDER = Path(__file__).parent
@@ -40,8 +41,12 @@ def _clip(i: Inputs) -> list[Any]:
     return [values.tolist(), was_clipped]
 
 
+def _table(i: Inputs) -> noise.NoiseTable:
+    return noise.noise_table(Mechanism[i["mechanism"]], i["variance"])
+
+
 def _table_digest(i: Inputs) -> Inputs:
-    table = noise.skellam_table(i["variance"])
+    table = _table(i)
     entries = np.stack([table.low, table.high], axis=1).astype("<u8").tobytes()
     return {
         "half": table.half,
@@ -51,16 +56,25 @@ def _table_digest(i: Inputs) -> Inputs:
 
 
 def _encode(i: Inputs) -> list[int]:
-    parameters = encode.EncodingParameters(**i["parameters"])
+    parameters = _parameters(i["parameters"])
     encoded: list[int] = encode.encode(_floats(i["update"]), parameters, _b(i["ctx"]), _b(i["entropy"])).tolist()
     return encoded
 
 
 def _decode(i: Inputs) -> list[float]:
-    parameters = encode.EncodingParameters(**i["parameters"])
+    parameters = _parameters(i["parameters"])
     total = np.array(i["total"], np.uint32)
     mean: list[float] = encode.decode(total, parameters, _b(i["ctx"]), i["survivors"]).tolist()
     return mean
+
+
+def _parameters(values: Inputs) -> encode.EncodingParameters:
+    return encode.EncodingParameters(**values | {"mechanism": Mechanism[values["mechanism"]]})
+
+
+def _epsilon(i: Inputs) -> float:
+    releases = (release | {"mechanism": Mechanism[release["mechanism"]]} for release in i["releases"])
+    return accounting.rdp_epsilon([accounting.Release(**release) for release in releases], i["delta"])
 
 
 def _b(text: str) -> bytes:
@@ -81,18 +95,18 @@ OPERATIONS: dict[str, Callable[[Inputs], Any]] = {
         _floats(i["values"]), i["scale"], i["norm_bound"], _b(i["entropy"])
     ).tolist(),
     "rounded_norm_bound": lambda i: quantize.rounded_norm_bound(i["clip_norm"], i["scale"], i["length"]),
-    "skellam_table": _table_digest,
-    "skellam_entries": lambda i: [
+    "noise_table": _table_digest,
+    "noise_entries": lambda i: [
         f"{high:016x}{low:016x}"
-        for table in (noise.skellam_table(i["variance"]),)
+        for table in (_table(i),)
         for high, low in zip(table.high.tolist(), table.low.tolist(), strict=True)
     ],
-    "skellam": lambda i: noise.sample_skellam(i["variance"], i["count"], suite.Stream(_b(i["key"]))).tolist(),
+    "noise": lambda i: noise.sample(
+        Mechanism[i["mechanism"]], i["variance"], i["count"], suite.Stream(_b(i["key"]))
+    ).tolist(),
     "encode": _encode,
     "decode": _decode,
-    "epsilon": lambda i: accounting.rdp_epsilon(
-        [accounting.SkellamRelease.of_rounded(**release) for release in i["releases"]], i["delta"]
-    ),
+    "epsilon": _epsilon,
 }
 
 
@@ -100,13 +114,16 @@ OPERATIONS: dict[str, Callable[[Inputs], Any]] = {
 
 
 def _noise_cases() -> Iterator[Case]:
-    yield "skellam_entries", {"variance": 1}
-    for variance in (1, 2, 3, 100, 436, 90_000):
-        yield "skellam_table", {"variance": variance}
-    for variance in (0, -1, noise.MAXIMUM_VARIANCE + 1):
-        yield "skellam_table", {"variance": variance}
-    for variance, count in ((0, 3), (1, 64), (436, 64), (90_000, 64)):
-        yield "skellam", {"variance": variance, "count": count, "key": octets(f"noise {variance}", 32)}
+    for mechanism in ("SKELLAM", "DISCRETE_GAUSSIAN"):
+        yield "noise_entries", {"mechanism": mechanism, "variance": 1}
+        for variance in (1, 2, 3, 100, 436, 90_000):
+            yield "noise_table", {"mechanism": mechanism, "variance": variance}
+        for variance in (0, -1, noise.MAXIMUM_VARIANCE + 1):
+            yield "noise_table", {"mechanism": mechanism, "variance": variance}
+        for variance, count in ((0, 3), (1, 64), (436, 64), (90_000, 64)):
+            key = octets(f"noise {variance}", 32)
+            yield "noise", {"mechanism": mechanism, "variance": variance, "count": count, "key": key}
+    yield "noise", {"mechanism": "NONE", "variance": 436, "count": 3, "key": octets("noise 0", 32)}
 
 
 def _encoding_cases() -> Iterator[Case]:
@@ -138,11 +155,14 @@ def _encoding_cases() -> Iterator[Case]:
 
     parameters = {
         "dimension": 13, "bits": 13, "clip_norm": 1.0, "scale": 100.0,
-        "norm_bound": quantize.rounded_norm_bound(1.0, 100.0, 16), "device_variance": 436,
+        "norm_bound": quantize.rounded_norm_bound(1.0, 100.0, 16),
+        "mechanism": "SKELLAM", "device_variance": 436,
     }  # fmt: skip
     whole = {"update": values[:13], "parameters": parameters, "ctx": CTX, "entropy": octets("encode", 32)}
     yield "encode", whole
     yield "encode", whole | {"parameters": parameters | {"device_variance": 0}}
+    yield "encode", whole | {"parameters": parameters | {"mechanism": "NONE"}}
+    yield "encode", whole | {"parameters": parameters | {"mechanism": "DISCRETE_GAUSSIAN"}}
     yield "encode", whole | {"parameters": parameters | {"bits": 20}}
     yield "encode", whole | {"update": values[:12]}
     yield "encode", whole | {"update": ["nan", *values[1:13]]}
@@ -162,23 +182,32 @@ def _encoding_cases() -> Iterator[Case]:
 
 
 def _accounting_cases() -> Iterator[Case]:
-    release = {"norm_bound": 141.75, "dimension": 1800, "variance": 57_988}
-    other = {"norm_bound": 30.0, "dimension": 10, "variance": 400}
+    release = {
+        "mechanism": "SKELLAM", "norm_bound": 141.75, "length": 2048, "device_variance": 436, "honest": 133,
+    }  # fmt: skip
+    other = {"mechanism": "SKELLAM", "norm_bound": 30.0, "length": 16, "device_variance": 20, "honest": 20}
+    gaussian = release | {"mechanism": "DISCRETE_GAUSSIAN"}
+    # So little noise on each device that what the sum lacks to a discrete Gaussian counts.
+    coarse = gaussian | {"norm_bound": 3.0, "device_variance": 2}
     yield "epsilon", {"releases": [], "delta": 1e-5}
     for delta in (1e-5, 1e-9):
         yield "epsilon", {"releases": [release], "delta": delta}
         yield "epsilon", {"releases": [release] * 10, "delta": delta}
         yield "epsilon", {"releases": [release, other, release], "delta": delta}
-    yield "epsilon", {"releases": [{"norm_bound": 1.0, "dimension": 1, "variance": 10**9}], "delta": 0.5}
-    yield "epsilon", {"releases": [release | {"variance": 0}], "delta": 1e-5}
+    for many in ([gaussian] * 10, [coarse], [coarse] * 3, [release, gaussian]):
+        yield "epsilon", {"releases": many, "delta": 1e-5}
+    tiny = release | {"norm_bound": 1.0, "length": 1, "device_variance": 10**7, "honest": 100}
+    yield "epsilon", {"releases": [tiny], "delta": 0.5}
+    yield "epsilon", {"releases": [release | {"device_variance": 0}], "delta": 1e-5}
+    yield "epsilon", {"releases": [release | {"mechanism": "NONE"}], "delta": 1e-5}
     yield "epsilon", {"releases": [release], "delta": 0.0}
     yield "epsilon", {"releases": [release], "delta": 1.0}
 
 
 SCRIPTS: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
-    "privacy_noise.json": ("The Skellam tables and draws from fixed streams.", _noise_cases),
+    "privacy_noise.json": ("The noise tables and draws from fixed streams.", _noise_cases),
     "privacy_encoding.json": ("Clipping, rotation, rounding, encoding and decoding.", _encoding_cases),
-    "privacy_accounting.json": ("Epsilons of Skellam releases, to 1e-9 relative.", _accounting_cases),
+    "privacy_accounting.json": ("Epsilons of releases, to 1e-9 relative.", _accounting_cases),
 }
 
 
