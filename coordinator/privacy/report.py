@@ -218,7 +218,7 @@ def _complaints(report: dict[str, Any], entry: dict[str, Any], event: ReleaseEve
         found.append(f"{where}: the plan's digest does not match")
     if plan.task != report["run"] or plan.rid.hex() != entry["rid"]:
         found.append(f"{where}: the plan is of another round")
-    if (event.variance, event.norm_bound) != (release.variance, release.norm_bound):
+    if event != ReleaseEvent.of(release, event.reports):
         found.append(f"{where}: the ledger's noise is not the plan's")
     if event.reports < plan.min_reports:
         found.append(f"{where}: {event.reports} reports were released, the plan promised {plan.min_reports} or more")

@@ -125,7 +125,7 @@ def test_a_report_is_made_verified_and_found_out_when_it_is_forged(capsys: pytes
 
             forged = _changed(content, lambda report: report["spent"].update(epsilon=0.5))
             assert "epsilon is told as 0.5" in forged
-            forged = _changed(content, lambda report: report["ledger"][0]["event"].update(variance=10**9))
+            forged = _changed(content, lambda report: report["ledger"][0]["event"].update(device_variance=10**9))
             assert "the ledger's noise is not the plan's" in forged
             forged = _changed(content, lambda report: report["ledger"][1].update(rid="00" * 16))
             assert "the plan is of another round" in forged
