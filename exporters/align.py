@@ -57,7 +57,7 @@ def merge(one: Recording, two: Recording, sizes: tuple[int, int]) -> Graph:
                 for name in first.arguments
             },
             first.outputs,
-            first.module,
+            first.place,
         )
         for first, second in zip(one.calls, two.calls, strict=True)
     )
@@ -85,7 +85,7 @@ def _merge_argument(a: Argument, b: Argument, sizes: tuple[int, int], call: Call
         return _merge_size(a, b, sizes)
     if isinstance(a, float) and isinstance(b, float) and a.is_integer() and b.is_integer():
         return _merge_size(int(a), int(b), sizes)
-    raise _depends(f"an argument of {call.operator}" + (f" in {call.module}" if call.module else ""))
+    raise _depends(f"{call.place}an argument of {call.operator}")
 
 
 def _merge_size(a: int, b: int, sizes: tuple[int, int]) -> Dim:

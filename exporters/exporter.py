@@ -51,6 +51,7 @@ from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
 from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
 from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step, Tensors
+from exporters.wide import in_float64
 
 _TRACED_BATCHES = (4, 7)
 
@@ -108,7 +109,7 @@ def export(
     rate = chosen.default_learning_rate if learning_rate is None else learning_rate
     if not (math.isfinite(rate) and rate > 0):
         raise ExportError(f"learning rate {rate} is not a positive number", hint="pass a positive one, or none")
-    with _single_threaded():
+    with _plainly():
         step = Step(_prepared(model), loss, chosen)
         _probe(step, x, y)
         manifest, parts = _build(step, x, y, name, version, rate, batch_max)
@@ -318,7 +319,8 @@ def _reduction(step: Step, x: torch.Tensor, y: torch.Tensor) -> Reduction:
     def measure(chosen: torch.Tensor) -> float:
         inputs = x[chosen].double() if x.is_floating_point() else x[chosen]
         targets = y[chosen].double() if y.is_floating_point() else y[chosen]
-        return float(reference.serve({**state, INPUT: inputs, TARGET: targets})[LOSS])
+        with in_float64():
+            return float(reference.serve({**state, INPUT: inputs, TARGET: targets})[LOSS])
 
     whole, single = measure(rows), [measure(row[None]) for row in rows]
     if np.isclose(whole, np.mean(single), rtol=1e-9):
@@ -344,14 +346,20 @@ def _loss_name(loss: object) -> str:
 
 
 @contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and lose much where the processor is shared."""
-    threads = torch.get_num_threads()
+def _plainly() -> Iterator[None]:
+    """Let torch run layers as they are written, on one thread.
+
+    Small tensors gain nothing from threads, and lose much where the processor is shared. Transformer layers in
+    evaluation mode would take a path of their own, which leaves padded positions zero.
+    """
+    threads, fast = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
     torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _write(path: Path, content: bytes) -> None:

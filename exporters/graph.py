@@ -50,8 +50,21 @@ class TensorType:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an operator comes from: the model's module, as in "1 (Conv2d)", and the line of code; or empty."""
+
+    module: str
+    source: str
+
+    def __str__(self) -> str:
+        """The beginning of a message, as in "in 1 (Conv2d), net.py:12 `y = self.conv(x)`: "."""
+        known = [text for text in (self.module, self.source) if text]
+        return f"in {', '.join(known)}: " if known else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
-    """One ATen operator: its full name, every argument by its schema name, its results, and who called it.
+    """One ATen operator: its full name, every argument by its schema name, its results, and where it is.
 
     An output is None where the operator gave none (a gradient that was not asked for).
     """
@@ -59,7 +72,7 @@ class Call:
     operator: str
     arguments: Mapping[str, Argument]
     outputs: tuple[Ref | None, ...]
-    module: str
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)

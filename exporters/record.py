@@ -10,36 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edge_sdk.errors import ExportError
+from exporters.aliases import View, overlap, views
 from exporters.align import DTYPE_NAMES, Recording, Value, merge
-from exporters.graph import Argument, Call, DType, Graph, Ref, references
+from exporters.graph import Argument, Call, DType, Graph, Place, Ref, references
+from exporters.places import Places
+from exporters.refusals import REFUSED
+from exporters.rewrites import Rewriting
 
 Tensors = Mapping[str, torch.Tensor]
-
-# Operators that make no sense in a graph for a device, whatever the tables below can do.
-_REFUSED = {
-    "aten::native_batch_norm": (
-        "normalising over the batch ties examples together, which a federated step must not",
-        "replace BatchNorm by torch.nn.GroupNorm, and InstanceNorm by GroupNorm with a group for each channel",
-    ),
-    "aten::native_dropout": (
-        "dropout needs randomness inside the graph, which this exporter cannot offer yet",
-        "set p=0 or remove the layer",
-    ),
-    "aten::bernoulli": (
-        "dropout needs randomness inside the graph, which this exporter cannot offer yet",
-        "set p=0 or remove the layer",
-    ),
-}
-_REFUSED["aten::bernoulli_"] = _REFUSED["aten::bernoulli"]
-_REFUSED["aten::_native_batch_norm_legit"] = _REFUSED["aten::native_batch_norm"]
-_REFUSED["aten::_batch_norm_with_update"] = _REFUSED["aten::native_batch_norm"]
 
 # Arguments that say where and how a tensor lies in memory; a graph has no such thing.
 _PLACEMENT = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "copy"}
@@ -53,16 +38,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         # By default torch wraps the method below so that it imports torch._dynamo: two seconds for nothing.
         return False
 
-    def __init__(self, supported: Container[str], buffers: Mapping[int, str]) -> None:
+    def __init__(self, supported: Container[str], buffers: Mapping[int, str], places: Places) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
-        self.modules: list[str] = []
         self._supported = supported
         self._buffers = buffers
+        self._places = places
         self._refs: dict[int, Ref] = {}
         self._captured: set[Ref] = set()
+        self._views: dict[int, View] = {}
         self._stale: dict[int, str] = {}
-        self._callers: dict[str, str] = {}
+        self._place = Place("", "")
+        self._whole: Any = None
+        """The operator that is being taken apart, where one is."""
 
     def add_input(self, name: str, tensor: torch.Tensor) -> None:
         """Make a tensor an input of the graph."""
@@ -80,9 +68,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.modules:
-            self._callers[_family(func)] = self.modules[-1]
-        if func._schema.name in _REFUSED or torch.Tag.nondeterministic_seeded in func.tags:
+        self._place = self._places.here()
+        if func._schema.name in REFUSED or torch.Tag.nondeterministic_seeded in func.tags:
             raise self._refusal(func)
         if func._schema.is_mutable:
             return self._in_place(func, args, kwargs)
@@ -96,16 +83,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Record an in-place operator as its functional twin, whose result takes the tensor's place."""
-        twin = _functional(func)
-        if twin is None or not args or not isinstance(args[0], torch.Tensor):
+        twin, target, kwargs = _functional(func, args, dict(kwargs))
+        if twin is None or not isinstance(target, torch.Tensor):
             raise self._unsupported(func)
-        target = args[0]
-        if self._refs.get(id(target)) in (None, *self._captured):
-            name = self._buffers.get(id(target), "a tensor of its own")
-            raise ExportError(
-                f"{self._where(func)}the model changes {name} during its forward pass",
-                hint="state that changes in forward cannot be federated: make forward a pure function",
-            )
         with self:
             result = twin(*args, **kwargs)
         if torch.Tag.inplace_view in func.tags:
@@ -113,46 +93,87 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             func(*args, **kwargs)
             self._refs[id(target)] = self._ref(result)
             return target
-        after = self._ref(result)
-        for value in self.recording.values:
-            match _overlap(value.tensor, target):
-                case "same":
-                    self._refs[id(value.tensor)] = after
-                case "partly":
-                    self._stale[id(value.tensor)] = str(func)
-                case "apart":
-                    pass
+        if result.dtype != target.dtype:
+            with self:
+                result = result.to(target.dtype)
+        self._replace(func, target, result)
         target.copy_(result)
         return target
 
+    def _replace(self, func: Any, target: torch.Tensor, changed: torch.Tensor) -> None:
+        """Let what shares a tensor's memory follow its change."""
+        self._ref(target)
+        after = {id(target): self._ref(changed)}
+        owner = target
+        while (view := self._views.get(id(owner))) is not None:
+            with self:
+                whole = view.put_back(changed)
+            if whole is None:
+                raise self._error(
+                    f"{func} changes a part of a tensor in place, seen through {view.func}",
+                    "write it without in-place changes, for example with torch.where or torch.cat",
+                )
+            owner, changed = view.base, whole
+            self._ref(owner)
+            after[id(owner)] = self._ref(changed)
+        if self._refs[id(owner)] in self._captured:
+            name = self._buffers.get(id(owner), "a tensor of its own")
+            raise self._error(
+                f"the model changes {name} during its forward pass",
+                "state that changes in forward cannot be federated: make forward a pure function",
+            )
+        for value in self.recording.values:
+            number = id(value.tensor)
+            shared = "same" if number in after else overlap(value.tensor, target)
+            if shared == "same":
+                self._refs[number] = after.get(number, after[id(target)])
+                self._stale.pop(number, None)
+            elif shared == "partly":
+                self._stale[number] = str(func)
+
     def _decompose(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run an operator that has no rule as the simpler ones it is made of, if torch knows them."""
+        outer, self._whole = self._whole, self._whole or func
         decomposition = torch._decomp.decomposition_table.get(func)
-        with self:
-            if decomposition is not None:
-                return decomposition(*args, **kwargs)
-            return func.decompose(*args, **kwargs)
+        try:
+            with self:
+                if decomposition is not None:
+                    return decomposition(*args, **kwargs)
+                return func.decompose(*args, **kwargs)
+        finally:
+            self._whole = outer
 
     def _write(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        if func is torch.ops.aten.as_strided.default and not _whole(args[0]):
+            raise self._error(
+                "as_strided looks at memory that holds more than its tensor", "use indexing or reshape instead"
+            )
         arguments = self._arguments(func, args, kwargs)
         sources = [ref for argument in arguments.values() for ref in references(argument)]
         constant = all(self.recording.values[ref.index].constant is not None for ref in sources)
-        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        if tags and not constant:
-            raise ExportError(
-                f"{self._where(func)}{func} makes the computation depend on the values in the batch",
-                hint="avoid .item(), nonzero(), boolean indexing and `if` on tensors; use torch.where",
+        if not constant and self._looks_at_values(func, arguments):
+            raise self._error(
+                f"{self._whole or func} makes the computation depend on the values in the batch",
+                "avoid .item(), nonzero(), boolean indexing and `if` on tensors: use torch.where or multiply by a mask",
             )
         if not isinstance(result, torch.Tensor | list | tuple):
             return
         results = [result] if isinstance(result, torch.Tensor) else list(result)
+        if not constant and str(func) not in self._supported:
+            raise self._unsupported(func)
         outputs = tuple(
             self._new(tensor, tensor.clone() if constant else None) if isinstance(tensor, torch.Tensor) else None
             for tensor in results
         )
-        if not constant and str(func) not in self._supported:
-            raise self._unsupported(func)
-        self.recording.calls.append(Call(str(func), arguments, outputs, self._module(func)))
+        self._views |= {id(tensor): view for tensor, view in views(func, args, results)}
+        self.recording.calls.append(Call(str(func), arguments, outputs, self._place))
+
+    def _looks_at_values(self, func: Any, arguments: Mapping[str, Argument]) -> bool:
+        """Whether the shape of an operator's result, or a number it gives to Python, depends on values."""
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor):
+            values = [self.recording.values[ref.index] for ref in references(arguments["indices"])]
+            return any(value.tensor.dtype == torch.bool and value.constant is None for value in values)
+        return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
 
     def _arguments(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Argument]:
         bound = {}
@@ -177,17 +198,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             case bool() | int() | float() | str() | None:
                 return value
             case _:
-                raise ExportError(
-                    f"{self._where(None)}an operator takes {value!r}, which a graph cannot hold",
-                    hint="use real tensors and plain numbers",
+                raise self._error(
+                    f"an operator takes {value!r}, which a graph cannot hold", "use real tensors and plain numbers"
                 )
 
     def _ref(self, tensor: torch.Tensor) -> Ref:
-        if id(tensor) in self._stale:
-            raise ExportError(
-                f"{self._where(None)}{self._stale[id(tensor)]} changed a part of a tensor in place that is used again",
-                hint="write it without in-place changes, for example with torch.where or torch.cat",
-            )
+        changed = self._stale.get(id(tensor))
+        if changed is not None:
+            view = self._views.get(id(tensor))
+            if view is None:
+                raise self._error(
+                    f"{changed} changed a part of a tensor in place that is used again",
+                    "write it without in-place changes, for example with torch.where or torch.cat",
+                )
+            with self:
+                self._refs[id(tensor)] = self._ref(view.taken())
+            del self._stale[id(tensor)]
         ref = self._refs.get(id(tensor))
         if ref is None:
             ref = self._new(tensor, tensor.detach().clone())
@@ -195,32 +221,26 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         return ref
 
     def _new(self, tensor: torch.Tensor, constant: torch.Tensor | None) -> Ref:
+        if tensor.dtype not in DTYPE_NAMES:
+            raise self._error(f"a tensor of the computation has dtype {tensor.dtype}", "use float32 and integers")
         ref = self._refs[id(tensor)] = Ref(len(self.recording.values))
         self.recording.values.append(Value(tensor, tuple(tensor.shape), constant))
         return ref
 
-    def _module(self, func: Any) -> str:
-        """The module that called an operator; for a gradient, the one that called the operator it is of."""
-        if self.modules or func is None:
-            return self.modules[-1] if self.modules else ""
-        return self._callers.get(_family(func), "")
-
-    def _where(self, func: Any) -> str:
-        module = self._module(func)
-        return f"in {module}: " if module else ""
+    def _error(self, problem: str, hint: str) -> ExportError:
+        return ExportError(f"{self._place}{problem}", hint=hint)
 
     def _refusal(self, func: Any) -> ExportError:
-        why, hint = _REFUSED.get(
+        why, hint = REFUSED.get(
             func._schema.name,
-            (f"{func} draws random numbers, which this exporter cannot offer", "remove the randomness"),
+            ("it draws random numbers, which this exporter cannot offer", "remove the randomness"),
         )
-        return ExportError(f"{self._where(func)}{why}", hint=hint)
+        return self._error(f"{self._whole or func} cannot be exported: {why}", hint)
 
     def _unsupported(self, func: Any) -> ExportError:
-        where = self._where(func) or "in the loss or a gradient: "
-        return ExportError(
-            f"{where}operator {func} cannot be exported yet",
-            hint="use another layer or activation, or add a rule for it in exporters/lowering",
+        return self._error(
+            f"operator {self._whole or func} cannot be exported yet",
+            "use another layer or activation, or add a rule for it in exporters/lowering",
         )
 
 
@@ -246,11 +266,12 @@ def record(
     """
     runs = []
     for inputs in examples:
-        recorder = _Recorder(supported, {id(buffer): name for name, buffer in model.named_buffers()})
+        places = Places(model)
+        recorder = _Recorder(supported, {id(buffer): name for name, buffer in model.named_buffers()}, places)
         for name, tensor in inputs.items():
             recorder.add_input(name, tensor)
         # Fused kernels would be recorded as one operator; what they are made of is exported instead.
-        with _located(recorder, model), _without_fused_kernels(), recorder:
+        with places.following(), _without_fused_kernels(), Rewriting(), recorder:
             outputs = function(inputs)
         for name, tensor in outputs.items():
             recorder.add_output(name, tensor)
@@ -259,69 +280,33 @@ def record(
 
 
 @contextmanager
-def _located(recorder: _Recorder, model: torch.nn.Module) -> Iterator[None]:
-    """Tell the recorder which of the model's modules is running."""
-    names = {id(module): name or "the model" for name, module in model.named_modules()}
-
-    def enter(module: torch.nn.Module, _: Any) -> None:
-        if id(module) in names:
-            recorder.modules.append(f"{names[id(module)]} ({type(module).__name__})")
-
-    def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
-        if id(module) in names:
-            recorder.modules.pop()
-
-    handles = [
-        torch.nn.modules.module.register_module_forward_pre_hook(enter),
-        torch.nn.modules.module.register_module_forward_hook(leave),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
 def _without_fused_kernels() -> Iterator[None]:
     # Not torch.backends.mkldnn.flags: it sets more than that, and warns of it on some machines.
     set_mkldnn: Any = torch.backends.mkldnn.set_flags
     (mkldnn, *_) = set_mkldnn(_enabled=False, _fp32_precision=None)
-    mha = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(mha)
         set_mkldnn(_enabled=mkldnn, _fp32_precision=None)
 
 
-def _family(func: Any) -> str:
-    """An operator's name without what marks it as in place or as a gradient."""
-    name = str(func._schema.name).removesuffix("_data").removesuffix("_backward")
-    return name.removesuffix("_forward").removesuffix("_")
-
-
-def _functional(func: Any) -> Any:
-    """The operator that computes what an in-place one writes, or None."""
+def _functional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The operator that computes what one writes to a tensor (or None), that tensor, and the other arguments."""
     name = func._schema.name.removeprefix("aten::")
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    if not name.endswith("_") or packet is None:
-        return None
-    names = [argument.name for argument in func._schema.arguments]
-    twins = [getattr(packet, overload) for overload in packet.overloads()]
-    twins = [twin for twin in twins if [argument.name for argument in twin._schema.arguments] == names]
-    return next((twin for twin in twins if twin._overloadname == func._overloadname), next(iter(twins), None))
+    schema = [(argument.name, str(argument.type)) for argument in func._schema.arguments]
+    if "out" in kwargs:
+        target, schema = kwargs.pop("out"), [argument for argument in schema if argument[0] != "out"]
+    else:
+        target = args[0] if args else None
+        name = name.removesuffix("_") if name.endswith("_") else ""
+    packet = getattr(torch.ops.aten, name, None) if name else None
+    twins = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    twins = [twin for twin in twins if [(a.name, str(a.type)) for a in twin._schema.arguments] == schema]
+    return next((twin for twin in twins if not twin._schema.is_mutable), None), target, kwargs
 
 
-def _overlap(one: torch.Tensor, two: torch.Tensor) -> Literal["same", "partly", "apart"]:
-    """How the memory of two tensors lies to each other."""
-    if one.untyped_storage().data_ptr() != two.untyped_storage().data_ptr() or not one.numel():
-        return "apart"
-    places = [(tensor.shape, tensor.stride(), tensor.storage_offset()) for tensor in (one, two)]
-    if places[0] == places[1]:
-        return "same"
-    elements = torch.arange(one.untyped_storage().nbytes() // one.element_size())
-    seen = [elements.as_strided(*place).reshape(-1) for place in places]
-    return "partly" if bool(torch.isin(*seen).any()) else "apart"
+def _whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements are all that its memory holds, in order."""
+    size = tensor.untyped_storage().nbytes()
+    return tensor.is_contiguous() and size == tensor.numel() * tensor.element_size()

@@ -24,6 +24,7 @@ from edge_sdk.training.onnx_sessions import OnnxGraph
 from edge_sdk.training.parity import ParityValues, encode_parity
 from exporters.optimizers import Stepped
 from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step
+from exporters.wide import in_float64
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -206,7 +207,7 @@ class _Replayer:
     def _trained(self, inputs: Arrays, *, finite: bool = True) -> _Reference:
         """What float64 says of a training step, and by how much each value may differ."""
         wide = {name: _wide(value) for name, value in inputs.items()}
-        with _any_batch(inputs):
+        with _in_float64(inputs):
             gradients, loss = self._step.gradients(wide)
         if finite and not (torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)):
             raise ExportError(
@@ -229,7 +230,7 @@ class _Replayer:
 
     def _served(self, inputs: Arrays) -> _Reference:
         """What float64 says in evaluation mode."""
-        with _any_batch(inputs):
+        with _in_float64(inputs):
             served = self._step.serve({name: _wide(value) for name, value in inputs.items()})
         margin = _OUTPUT_TOLERANCE * (1e-2 + float(served[OUTPUT].abs().max()))
         return _Reference(
@@ -303,10 +304,11 @@ def _loss_margin(loss: torch.Tensor) -> npt.NDArray[Any]:
 
 
 @contextmanager
-def _any_batch(inputs: Arrays) -> Iterator[None]:
-    """Tell what the model itself raises on a batch of some size."""
+def _in_float64(inputs: Arrays) -> Iterator[None]:
+    """Compute in float64, and tell what the model itself raises on a batch of some size."""
     try:
-        yield
+        with in_float64():
+            yield
     except MODEL_ERRORS as error:
         raise ExportError(
             f"the model or the loss fails on a batch of {len(inputs[INPUT])} in float64: {error}", hint=_ANY_BATCH

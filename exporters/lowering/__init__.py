@@ -16,11 +16,15 @@ from exporters.lowering import (
     activations,
     convolution,
     elementwise,
+    functions,
+    indexing,
     linear,
     losses,
     normalization,
     pooling,
+    positions,
     reductions,
+    resampling,
     shapes,
 )
 from exporters.lowering.builder import Builder, Tensor
@@ -28,8 +32,12 @@ from exporters.lowering.site import Rule, Site
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
+    **functions.RULES,
     **activations.RULES,
     **shapes.RULES,
+    **positions.RULES,
+    **indexing.RULES,
+    **resampling.RULES,
     **reductions.RULES,
     **linear.RULES,
     **convolution.RULES,
@@ -72,9 +80,8 @@ class Lowered:
         for call in graph.calls:
             rule = RULES.get(call.operator)
             if rule is None:
-                where = f"in {call.module}: " if call.module else ""
                 raise ExportError(
-                    f"{where}operator {call.operator} cannot be exported yet",
+                    f"{call.place}operator {call.operator} cannot be exported yet",
                     hint="use another layer or activation, or add a rule for it in exporters/lowering",
                 )
             results = rule(Site(self._builder, call, self._values, graph.types))

@@ -185,8 +185,7 @@ class Builder:
             helper.make_node(
                 node.operator,
                 [names[value] for value in node.inputs],
-                # An output that nobody reads is left out at the end: MaxPool without indices is faster.
-                _trimmed([names[value] if value in needed else "" for value in node.outputs]),
+                _outputs(node, names, needed),
                 **dict(node.attributes),
             )
             for node in nodes
@@ -233,10 +232,13 @@ def onnx_dtype(dtype: str) -> int:
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
-def _trimmed(outputs: list[str]) -> list[str]:
-    while outputs and not outputs[-1]:
-        outputs.pop()
-    return outputs
+def _outputs(node: _Node, names: Mapping[str, str], needed: set[str]) -> list[str]:
+    """The names of a node's outputs; MaxPool is faster without the indices where nobody reads them.
+
+    Other operators must have all of theirs: ONNX Runtime crashes in a Split without its first.
+    """
+    kept = node.outputs[:1] if node.operator == "MaxPool" and node.outputs[1] not in needed else node.outputs
+    return [names[value] for value in kept]
 
 
 def _value_info(name: str, kind: TensorType) -> onnx.ValueInfoProto:

@@ -27,15 +27,16 @@ class Floats:
     """Writes formulas over floats: every operand is a Tensor of one dtype or a number."""
 
     def __init__(self, b: Builder, dtype: str) -> None:
-        self._b = b
-        self._dtype = dtype
+        self.b = b
+        self.dtype = dtype
 
     def __call__(self, operator: str, *operands: Tensor | float) -> Tensor:
-        tensors = [
-            item if isinstance(item, Tensor) else Tensor(self._b.scalar(item, self._dtype), (), self._dtype)
-            for item in operands
-        ]
-        return combine(self._b, operator, self._dtype, *tensors)
+        tensors = [item if isinstance(item, Tensor) else self.number(item) for item in operands]
+        return combine(self.b, operator, self.dtype, *tensors)
+
+    def number(self, value: float) -> Tensor:
+        """A constant."""
+        return Tensor(self.b.scalar(value, self.dtype), (), self.dtype)
 
     def mul(self, *operands: Tensor | float) -> Tensor:
         """The product of all."""
@@ -100,36 +101,84 @@ def _comparison(operator: str, negate: bool = False) -> Rule:
 
 
 def _logical(operator: str) -> Rule:
+    """Truth values, or the bits of integers."""
+
     def rule(s: Site) -> Tensor:
-        if s.output().dtype != "bool":
-            raise s.refuse("bitwise arithmetic on integers")
+        dtype = s.output().dtype
+        name = operator if dtype == "bool" else f"Bitwise{operator}"
+        return combine(s.b, name, dtype, s.operand("self", dtype), s.operand("other", dtype))
+
+    return rule
+
+
+def _truth(operator: str) -> Rule:
+    """The logic of numbers, true where they are not zero."""
+
+    def rule(s: Site) -> Tensor:
         return combine(s.b, operator, "bool", s.operand("self", "bool"), s.operand("other", "bool"))
 
     return rule
 
 
 def _not(s: Site) -> Tensor:
-    if s.output().dtype != "bool":
-        raise s.refuse("bitwise arithmetic on integers")
-    return combine(s.b, "Not", "bool", s.operand("self", "bool"))
+    dtype = "bool" if s.operator.startswith("aten.logical") else s.output().dtype
+    return combine(s.b, "Not" if dtype == "bool" else "BitwiseNot", dtype, s.operand("self", dtype))
 
 
 def _rsub(s: Site) -> Tensor:
     dtype = s.output().dtype
+    x = s.operand("self", dtype)
     if s.number("alpha") != 1:
-        raise s.refuse("alpha is not 1")
-    return combine(s.b, "Sub", dtype, s.operand("other", dtype), s.operand("self", dtype))
+        x = combine(s.b, "Mul", dtype, x, s.operand("alpha", dtype))
+    return combine(s.b, "Sub", dtype, s.operand("other", dtype), x)
 
 
 def _div_mode(s: Site) -> Tensor:
     dtype = s.output().dtype
-    quotient = combine(s.b, "Div", dtype, s.operand("self", dtype), s.operand("other", dtype))
-    mode = s.text("rounding_mode") if s.has("rounding_mode") else "none"
-    if mode == "none":
-        return quotient
-    if mode == "floor" and dtype.startswith("float"):
-        return combine(s.b, "Floor", dtype, quotient)
-    raise s.refuse(f"rounding_mode={mode!r} on {dtype}")
+    x, y = s.operand("self", dtype), s.operand("other", dtype)
+    whole, mode = not dtype.startswith("float"), s.text("rounding_mode") if s.has("rounding_mode") else ""
+    if mode == "floor" and whole:
+        # Integers never pass through floats, which hold no large ones: x less its remainder divides evenly.
+        x = combine(s.b, "Sub", dtype, x, combine(s.b, "Mod", dtype, x, y))
+    quotient = combine(s.b, "Div", dtype, x, y)
+    if whole or not mode:
+        return quotient  # ONNX cuts the quotient of integers towards zero.
+    floor = combine(s.b, "Floor", dtype, quotient)
+    if mode == "floor":
+        return floor
+    negative = combine(s.b, "Less", "bool", quotient, Tensor(s.b.scalar(0, dtype), (), dtype))
+    return combine(s.b, "Where", dtype, negative, combine(s.b, "Ceil", dtype, quotient), floor)
+
+
+def _remainder(s: Site) -> Tensor:
+    """What is left of a division that rounds down."""
+    dtype = s.output().dtype
+    x, y = s.operand("self", dtype), s.operand("other", dtype)
+    if not dtype.startswith("float"):
+        return combine(s.b, "Mod", dtype, x, y)
+    whole = combine(s.b, "Floor", dtype, combine(s.b, "Div", dtype, x, y))
+    return combine(s.b, "Sub", dtype, x, combine(s.b, "Mul", dtype, whole, y))
+
+
+def _fmod(s: Site) -> Tensor:
+    """What is left of a division that rounds towards zero."""
+    dtype = s.output().dtype
+    x, y = s.operand("self", dtype), s.operand("other", dtype)
+    name = s.b.op("Mod", x.name, y.name, fmod=1)
+    return Tensor(name, broadcast(x.shape, y.shape), dtype)
+
+
+def _is(operator: str) -> Rule:
+    def rule(s: Site) -> Tensor:
+        return combine(s.b, operator, "bool", s.lazy("self"))
+
+    return rule
+
+
+def _is_finite(s: Site) -> Tensor:
+    # The difference of anything else with itself is not a number.
+    x = s.lazy("self")
+    return combine(s.b, "Not", "bool", combine(s.b, "IsNaN", "bool", combine(s.b, "Sub", x.dtype, x, x)))
 
 
 def _pow(s: Site) -> Tensor:
@@ -151,16 +200,6 @@ def _pow(s: Site) -> Tensor:
 def _rsqrt(s: Site) -> Tensor:
     f = Floats(s.b, s.output().dtype)
     return f("Reciprocal", f("Sqrt", s.operand("self", s.output().dtype)))
-
-
-def _log1p(s: Site) -> Tensor:
-    f = Floats(s.b, s.output().dtype)
-    return f("Log", f.add(s.operand("self", s.output().dtype), 1.0))
-
-
-def _expm1(s: Site) -> Tensor:
-    f = Floats(s.b, s.output().dtype)
-    return f.sub(f("Exp", s.operand("self", s.output().dtype)), 1.0)
 
 
 def _where(s: Site) -> Tensor:
@@ -238,20 +277,34 @@ RULES: dict[str, Rule] = {
     },
     "aten.maximum.default": _binary("Max"),
     "aten.minimum.default": _binary("Min"),
-    "aten.logical_and.default": _logical("And"),
-    "aten.logical_or.default": _logical("Or"),
+    **{
+        f"aten.{kind}_{name}": rule(operator)
+        for operator in ("And", "Or", "Xor")
+        for kind, name, rule in (
+            ("logical", f"{operator.lower()}.default", _truth),
+            ("bitwise", f"{operator.lower()}.Tensor", _logical),
+            ("bitwise", f"{operator.lower()}.Scalar", _logical),
+        )
+    },
     "aten.logical_not.default": _not,
-    "aten.bitwise_and.Tensor": _logical("And"),
-    "aten.bitwise_or.Tensor": _logical("Or"),
     "aten.bitwise_not.default": _not,
+    "aten.fmax.default": _binary("Max"),
+    "aten.fmin.default": _binary("Min"),
+    "aten.remainder.Tensor": _remainder,
+    "aten.remainder.Scalar": _remainder,
+    "aten.fmod.Tensor": _fmod,
+    "aten.fmod.Scalar": _fmod,
+    "aten.isnan.default": _is("IsNaN"),
+    "aten.isinf.default": _is("IsInf"),
+    "aten.isfinite.default": _is_finite,
     "aten.rsub.Scalar": _rsub,
     "aten.rsub.Tensor": _rsub,
     "aten.div.Tensor_mode": _div_mode,
+    "aten.div.Scalar_mode": _div_mode,
     "aten.pow.Tensor_Scalar": _pow,
     "aten.pow.Tensor_Tensor": _pow,
+    "aten.pow.Scalar": _pow,
     "aten.rsqrt.default": _rsqrt,
-    "aten.log1p.default": _log1p,
-    "aten.expm1.default": _expm1,
     "aten.where.self": _where,
     "prims.where.default": _where_primitive,
     "aten.masked_fill.Scalar": _masked_fill,

@@ -147,45 +147,10 @@ def _flip(s: Site) -> str:
 
 
 def _repeat(s: Site) -> str:
-    repeats, shape = s.ints("repeats"), s.shape("self")
+    repeats, shape = s.dims("repeats"), s.shape("self")
     padded: Shape = (*([1] * (len(repeats) - len(shape))), *shape)
     name = s.tensor("self") if padded == shape else s.b.reshape(s.tensor("self"), padded)
-    return s.b.op("Tile", name, s.b.int64s(repeats))
-
-
-def _index_select(s: Site) -> str:
-    return s.b.op("Gather", s.tensor("self"), s.tensor("index"), axis=s.integer("dim") % len(s.shape("self")))
-
-
-def _gather(s: Site) -> str:
-    return s.b.op("GatherElements", s.tensor("self"), s.tensor("index"), axis=s.integer("dim") % len(s.shape("self")))
-
-
-def _scatter(s: Site) -> str:
-    axis = s.integer("dim") % len(s.shape("self"))
-    reduction = "add" if "scatter_add" in s.operator else "none"
-    return s.b.op(
-        "ScatterElements", s.tensor("self"), s.tensor("index"), s.tensor("src"), axis=axis, reduction=reduction
-    )
-
-
-def _embedding(s: Site) -> str:
-    return s.b.op("Gather", s.tensor("weight"), s.tensor("indices"), axis=0)
-
-
-def _embedding_backward(s: Site) -> str:
-    if s.flag("scale_grad_by_freq"):
-        raise s.refuse("scale_grad_by_freq")
-    rows, width = s.fixed(s.output().shape)
-    indices, gradient = s.tensor("indices"), s.tensor("grad_output")
-    flat = s.b.op("Reshape", indices, s.b.int64s([-1, 1]))
-    values = s.b.op("Reshape", gradient, s.b.int64s([-1, width]))
-    padding = s.integer("padding_idx")
-    if padding >= 0:
-        skipped = s.b.op("Equal", flat, s.b.scalar(padding, s.dtype("indices")))
-        values = s.b.op("Where", skipped, s.b.scalar(0, s.output().dtype), values)
-    zeros = s.b.op("Expand", s.b.scalar(0, s.output().dtype), s.b.int64s([rows, width]))
-    return s.b.op("ScatterND", zeros, s.b.cast(flat, s.dtype("indices"), "int64"), values, reduction="add")
+    return s.b.op("Tile", name, s.b.sizes(repeats))
 
 
 def _fill(value: float | None, name: str = "fill_value") -> Rule:
@@ -206,6 +171,15 @@ def _arange(s: Site) -> str:
 
 
 _VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten")
+
+_EMPTY = (
+    "empty.memory_format",
+    "empty_like.default",
+    "empty_strided.default",
+    "empty_permuted.default",
+    "new_empty.default",
+    "new_empty_strided.default",
+)
 
 RULES: dict[str, Rule] = {
     **{f"aten.{name}.default": _view for name in _VIEWS},
@@ -228,17 +202,13 @@ RULES: dict[str, Rule] = {
     "aten.constant_pad_nd.default": _pad,
     "aten.flip.default": _flip,
     "aten.repeat.default": _repeat,
-    "aten.index_select.default": _index_select,
-    "aten.gather.default": _gather,
-    "aten.scatter.src": _scatter,
-    "aten.scatter_add.default": _scatter,
-    "aten.embedding.default": _embedding,
-    "aten.embedding_dense_backward.default": _embedding_backward,
     "aten.full.default": _fill(None),
     "aten.full_like.default": _fill(None),
     "aten.new_full.default": _fill(None),
     "aten.fill.Scalar": _fill(None, "value"),
     "aten.scalar_tensor.default": _fill(None, "s"),
+    # What memory holds that nothing was written to matters to no one.
+    **{f"aten.{name}": _fill(0) for name in _EMPTY},
     "aten.zeros.default": _fill(0),
     "aten.zeros_like.default": _fill(0),
     "aten.new_zeros.default": _fill(0),

@@ -79,6 +79,19 @@ class Site:
             raise self.refuse(f"argument {name} is not a list of tensors")
         return refs
 
+    def optional_refs(self, name: str) -> tuple[Ref | None, ...]:
+        """A list of tensors, some of which may be left out, by number."""
+        value = self._call.arguments[name]
+        return tuple(item if isinstance(item, Ref) else None for item in value) if isinstance(value, tuple) else ()
+
+    def type_of(self, ref: Ref) -> TensorType:
+        """The full shape and dtype of a tensor."""
+        return self._types[ref]
+
+    def held(self, ref: Ref) -> Tensor:
+        """A tensor as it is held: it may have to be broadcast to its full shape still."""
+        return self._values[ref]
+
     def operand(self, name: str, dtype: str) -> Tensor:
         """A tensor or a number, converted to that dtype, as it is held."""
         value = self._call.arguments[name]
@@ -133,6 +146,15 @@ class Site:
             raise self.refuse(f"argument {name} depends on the batch size")
         return tuple(item for item in items if isinstance(item, int))
 
+    def dims(self, name: str) -> Shape:
+        """Sizes, which may depend on the batch."""
+        value = self._call.arguments[name]
+        items = value if isinstance(value, tuple) else (value,)
+        dims = tuple(item for item in items if type(item) is int or isinstance(item, BatchSize))
+        if len(dims) != len(items):
+            raise self.refuse(f"argument {name} is not a list of sizes")
+        return dims
+
     def flags(self, name: str) -> tuple[bool, ...]:
         """Truth values."""
         value = self._call.arguments[name]
@@ -151,9 +173,8 @@ class Site:
 
     def refuse(self, why: str) -> ExportError:
         """The error for a call that its rule cannot lower."""
-        where = f"in {self._call.module}: " if self._call.module else ""
         return ExportError(
-            f"{where}operator {self._call.operator} cannot be exported here: {why}",
+            f"{self._call.place}operator {self._call.operator} cannot be exported here: {why}",
             hint="use other settings for this layer, or extend its rule in exporters/lowering",
         )
 

@@ -1,0 +1,263 @@
+"""Functions of torch that are recorded as another formula, because torch computes them or their gradient in a way
+that no graph can follow: it looks at values to choose a path, or calls a kernel that nothing takes apart.
+
+Each formula gives the same values and the same gradients; the reference that a step is held against is torch's own
+function, so a formula that is wrong never passes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Tensor = torch.Tensor
+
+
+class Rewriting(TorchFunctionMode):
+    """Calls the formulas below in place of the functions they stand for."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        formula = _FORMULAS.get(func)
+        if formula is not None:
+            found = formula(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
+        return func(*args, **(kwargs or {}))
+
+
+def _scanned(join: Callable[[Tensor, Tensor], Tensor], neutral: float) -> Callable[..., Tensor]:
+    """What has been joined so far, at each position along a dimension, in log2(n) joins."""
+
+    def scan(input: Tensor, dim: int) -> Tensor:
+        shift, found = 1, input
+        while shift < input.shape[dim]:
+            kept = found.narrow(dim, 0, input.shape[dim] - shift)
+            before = torch.full_like(found.narrow(dim, 0, shift), neutral)
+            found, shift = join(found, torch.cat([before, kept], dim)), 2 * shift
+        return found
+
+    return scan
+
+
+def _product(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The product of neighbours, again and again: its gradient divides by nothing, so zeros do no harm."""
+    if dim is None:
+        return NotImplemented if input.dim() > 1 else _product(input, 0)
+    found = input
+    while found.shape[dim] > 1:
+        if found.shape[dim] % 2:
+            found = torch.cat([found, torch.ones_like(found.narrow(dim, 0, 1))], dim)
+        one, two = found.chunk(2, dim)
+        found = one * two
+    return found if keepdim else found.squeeze(dim)
+
+
+def _whole_extreme(reduce: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def extreme(input: Tensor, *others: Any, **named: Any) -> Any:
+        return reduce(input) if not others and not named else NotImplemented
+
+    return extreme
+
+
+def _over_batch(input: Tensor, dim: int | Sequence[int] | None) -> bool:
+    return dim is None or 0 in {axis % input.dim() for axis in ((dim,) if isinstance(dim, int) else dim)}
+
+
+def _variance(input: Tensor, *args: Any, **named: Any) -> Any:
+    """Over the batch, where torch's gradient holds a number that is one over the examples less one."""
+    dim, correction, keepdim = _spread_arguments(*args, **named)
+    if not _over_batch(input, dim):
+        return NotImplemented
+    dims = tuple(range(input.dim())) if dim is None else dim
+    count = math.prod(input.shape[axis] for axis in ((dims,) if isinstance(dims, int) else dims))
+    centred = input - input.mean(dims, keepdim=True)
+    return (centred * centred).sum(dims, keepdim=keepdim) / (count - correction)
+
+
+def _deviation(input: Tensor, *args: Any, **named: Any) -> Any:
+    found = _variance(input, *args, **named)
+    return found if found is NotImplemented else found.sqrt()
+
+
+def _spread_arguments(
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Any, float, bool]:
+    """The arguments of var and std, which may begin with `unbiased`."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    if correction is None:
+        correction = 1.0 if unbiased in (None, True) else 0.0
+    return dim, int(correction), keepdim
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Any:
+    if num_classes < 0:
+        return NotImplemented
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes)).long()
+
+
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    found = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return found if bias is None else found + bias
+
+
+def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, freq: bool = False, sparse: bool = False) -> Any:
+    # A sparse gradient says no more than a dense one.
+    return torch.embedding(weight, indices, padding_idx, freq) if sparse else NotImplemented
+
+
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    """Bags of one length: rows of an embedding, added up."""
+    if input.dim() != 2 or offsets is not None or max_norm is not None or scale_grad_by_freq:
+        return NotImplemented
+    rows = F.embedding(input, weight, padding_idx)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.unsqueeze(-1)
+    if padding_idx is None:
+        return rows.amax(1) if mode == "max" else rows.sum(1) if mode == "sum" else rows.mean(1)
+    real = (input != padding_idx % weight.shape[0]).unsqueeze(-1)
+    count = real.sum(1)
+    if mode == "max":
+        return torch.where(count > 0, rows.masked_fill(~real, -math.inf).amax(1), 0.0)
+    total = (rows * real).sum(1)
+    return total if mode == "sum" else total / count.clamp(min=1)
+
+
+def _leaky(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Any:
+    return NotImplemented if training else F.leaky_relu(input, (lower + upper) / 2)
+
+
+def _bucket(input: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Any:
+    if boundaries.dim() != 1:
+        return NotImplemented
+    value = input.unsqueeze(-1)
+    found = (value >= boundaries if right else value > boundaries).sum(-1)
+    return found.int() if out_int32 else found
+
+
+def _search(
+    sorted_sequence: Tensor,
+    input: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Any:
+    if sorter is not None:
+        return NotImplemented
+    return _bucket(input, sorted_sequence, out_int32=out_int32, right=right or side == "right")
+
+
+def _grid_sample(input: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Any:
+    if input.dim() != 4:
+        return NotImplemented
+    return torch._decomp.decompositions._grid_sampler_2d(input, grid, mode, padding, align_corners)
+
+
+def _joined(values: Tensor, reduction: str) -> Tensor:
+    return values.mean() if reduction == "mean" else values.sum() if reduction == "sum" else values
+
+
+def _gaussian_nll(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    """torch's own, which first looks whether some variance is negative."""
+    if isinstance(var, float):
+        var = torch.full_like(input, var)
+    elif var.dim() == input.dim() - 1:
+        var = var.unsqueeze(-1)
+    # The floor is not part of the gradient.
+    floored = var + (var.detach().clamp(min=eps) - var.detach())
+    values = 0.5 * (floored.log() + (input - target) ** 2 / floored)
+    return _joined(values + 0.5 * math.log(2 * math.pi) if full else values, reduction)
+
+
+def _multi_margin(
+    input: Tensor,
+    target: Tensor,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Any:
+    if input.dim() != 2 or size_average is not None or reduce is not None:
+        return NotImplemented
+    own = (target.unsqueeze(1) == torch.arange(input.shape[1])).to(input.dtype)
+    short = (margin - (input * own).sum(1, keepdim=True) + input).clamp(min=0)
+    values = short if p == 1 else short * short
+    if weight is not None:
+        values = values * weight[target].unsqueeze(1)
+    return _joined((values * (1 - own)).sum(1) / input.shape[1], reduction)
+
+
+_FORMULAS: dict[Any, Callable[..., Any]] = {
+    torch.prod: _product,
+    Tensor.prod: _product,
+    torch.cumprod: _scanned(torch.mul, 1.0),
+    Tensor.cumprod: _scanned(torch.mul, 1.0),
+    torch.logcumsumexp: _scanned(torch.logaddexp, -math.inf),
+    Tensor.logcumsumexp: _scanned(torch.logaddexp, -math.inf),
+    torch.max: _whole_extreme(torch.amax),
+    Tensor.max: _whole_extreme(torch.amax),
+    torch.min: _whole_extreme(torch.amin),
+    Tensor.min: _whole_extreme(torch.amin),
+    torch.var: _variance,
+    Tensor.var: _variance,
+    torch.std: _deviation,
+    Tensor.std: _deviation,
+    F.one_hot: _one_hot,
+    torch.bilinear: _bilinear,
+    torch.cdist: _distances,
+    torch._weight_norm: _weight_norm,
+    torch.embedding: _embedding,
+    F.embedding_bag: _embedding_bag,
+    torch.rrelu: _leaky,
+    F.rrelu: _leaky,
+    torch.bucketize: _bucket,
+    torch.searchsorted: _search,
+    torch.grid_sampler: _grid_sample,
+    F.gaussian_nll_loss: _gaussian_nll,
+    F.multi_margin_loss: _multi_margin,
+}
