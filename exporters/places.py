@@ -23,6 +23,9 @@ _OURS = str(Path(__file__).parent) + os.sep
 _EXAMPLES = _OURS + "examples" + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 
+# Characters of a line of code in a message.
+_SHOWN = 100
+
 
 class Places:
     """Follows a model while it runs, and says where it is."""
@@ -32,6 +35,7 @@ class Places:
         self._modules: list[str] = []
         self._origins: dict[int, Place] = {}
         self._last = _next_number()
+        self._latest = Place("", "")
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -53,8 +57,11 @@ class Places:
         if place is None:
             place = Place(self._modules[-1] if self._modules else "", _source())
         following = _next_number()
-        self._origins |= dict.fromkeys(range(self._last, following), place)
-        self._last = following
+        # The newest node is this operator's; any between were made after the last one, for what that changed.
+        self._origins |= dict.fromkeys(range(self._last, following), self._latest)
+        if node is None and following > self._last:
+            self._origins[following - 1] = place
+        self._last, self._latest = following, place
         return place
 
     def _enter(self, module: torch.nn.Module, _: Any) -> None:
@@ -79,6 +86,7 @@ def _source() -> str:
             return ""
         if not file.startswith(_TORCH) and (not file.startswith(_OURS) or file.startswith(_EXAMPLES)):
             text = linecache.getline(file, frame.f_lineno).strip()
+            text = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
             shown = os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file
             return f"{shown}:{frame.f_lineno}" + (f" `{text}`" if text else "")
         frame = frame.f_back

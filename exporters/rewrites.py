@@ -7,7 +7,6 @@ function, so a formula that is wrong never passes.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -109,21 +108,32 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Any:
 
 
 def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    found = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    found: Tensor = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
     return found if bias is None else found + bias
 
 
 def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
-    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
+    found: Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
+    return found
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-def _embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, freq: bool = False, sparse: bool = False) -> Any:
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
     # A sparse gradient says no more than a dense one.
-    return torch.embedding(weight, indices, padding_idx, freq) if sparse else NotImplemented
+    return (
+        F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq) if sparse else NotImplemented
+    )
 
 
 def _embedding_bag(
@@ -183,10 +193,21 @@ def _search(
     return _bucket(input, sorted_sequence, out_int32=out_int32, right=right or side == "right")
 
 
-def _grid_sample(input: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Any:
+def _grid_sample(
+    input: Tensor,
+    grid: Tensor,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool | None = None,
+) -> Any:
     if input.dim() != 4:
         return NotImplemented
-    return torch._decomp.decompositions._grid_sampler_2d(input, grid, mode, padding, align_corners)
+    modes, paddings = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+    if mode not in modes or padding_mode not in paddings:
+        return NotImplemented
+    return torch._decomp.decompositions._grid_sampler_2d(
+        input, grid, modes.index(mode), paddings.index(padding_mode), bool(align_corners)
+    )
 
 
 def _joined(values: Tensor, reduction: str) -> Tensor:
@@ -251,13 +272,13 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.bilinear: _bilinear,
     torch.cdist: _distances,
     torch._weight_norm: _weight_norm,
-    torch.embedding: _embedding,
+    F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
     torch.rrelu: _leaky,
     F.rrelu: _leaky,
     torch.bucketize: _bucket,
     torch.searchsorted: _search,
-    torch.grid_sampler: _grid_sample,
+    F.grid_sample: _grid_sample,
     F.gaussian_nll_loss: _gaussian_nll,
     F.multi_margin_loss: _multi_margin,
 }

@@ -61,11 +61,13 @@ def _cubic(distance: Matrix, a: float) -> Matrix:
     d = np.abs(distance)
     inner = ((a + 2) * d - (a + 3)) * d * d + 1
     outer = ((d - 5) * d + 8) * d * a - 4 * a
-    return np.where(d <= 1, inner, np.where(d < 2, outer, 0.0))
+    weights: Matrix = np.where(d <= 1, inner, np.where(d < 2, outer, 0.0))
+    return weights
 
 
 def _hat(distance: Matrix) -> Matrix:
-    return np.maximum(1 - np.abs(distance), 0.0)
+    weights: Matrix = np.maximum(1 - np.abs(distance), 0.0)
+    return weights
 
 
 def _linear(size: int, out: int, given: float | None, align_corners: bool) -> Matrix:
