@@ -7,8 +7,12 @@ waits for its full time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
 
 from coordinator.rounds.events import (
     Effect,
@@ -48,11 +52,9 @@ def deadline(state: State) -> float | None:
         case Releasing() | Committed() | Abandoned():
             return None
         case _:
-            came, expected = _progress(state)
             due = state.opened_at + _timeout(state)
-            if expected and came >= _nearly_all(state.config, expected) and _suffices(state):
-                due = min(due, state.last_at + state.config.pacing.quiet_s)
-            return due
+            early = _early(state)
+            return early if early < due and _suffices(state) else due
 
 
 def _progress(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> tuple[int, int]:
@@ -92,8 +94,11 @@ def _timeout(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -
             assert_never(state)
 
 
-def _nearly_all(config: RoundConfig, expected: int) -> float:
-    return (1.0 - config.plan.dropout_share / 2) * expected
+def _early(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> float:
+    """When the stage may close before its time, if what came suffices by then; infinity where too few came."""
+    came, expected = _progress(state)
+    nearly_all = expected > 0 and came >= (1.0 - state.config.plan.dropout_share / 2) * expected
+    return state.last_at + state.config.pacing.quiet_s if nearly_all else math.inf
 
 
 def _suffices(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> bool:
@@ -120,8 +125,7 @@ def _suffices(state: Selecting | Advertising | Sharing | Reporting | Unmasking) 
 
 def _reachable(cohort: Cohort, whose: Mapping[int, object], alive: Mapping[int, object]) -> bool:
     """Whether the secrets of all of these could be rebuilt by those alive."""
-    living = frozenset(alive)
-    return all(len(living.intersection(cohort.neighbours[i])) >= cohort.parameters.threshold for i in whose)
+    return bool(np.all(cohort.neighbours_among(alive)[list(whose)] >= cohort.parameters.threshold))
 
 
 def close_if_due(state: State, now: float) -> Step:
@@ -129,8 +133,8 @@ def close_if_due(state: State, now: float) -> Step:
     if isinstance(state, Releasing | Committed | Abandoned):
         return state, ()
     came, expected = _progress(state)
-    due = deadline(state)
-    if came < expected and (due is None or now < due):
+    # Times are looked at first: in a large cohort it takes long to tell what suffices.
+    if came < expected and now < state.opened_at + _timeout(state) and (now < _early(state) or not _suffices(state)):
         return state, ()
     match state:
         case Selecting():
@@ -231,11 +235,19 @@ def _close_unmasking(state: Unmasking) -> Step:
 
 def enough_answers(state: Unmasking) -> bool:
     """Whether for every device in U2 at least the threshold of shares has come."""
-    tally = dict.fromkeys(state.shared, 0)
-    for answer in state.answers.values():
-        for index in answer.indices:
-            tally[index] += 1
-    return all(count >= state.cohort.parameters.threshold for count in tally.values())
+    return bool(np.all(shares_came(state)[list(state.shared)] >= state.cohort.parameters.threshold))
+
+
+def shares_came(state: Unmasking) -> NDArray[np.int64]:
+    """How many shares of each device's secret have come; of those not in U2 it means nothing."""
+    cohort = state.cohort
+    came = cohort.neighbours_among(state.answers)
+    sharing = cohort.neighbours_among(state.shared)
+    for holder, answer in state.answers.items():
+        if len(answer.indices) < sharing[holder]:
+            missing = set(cohort.neighbours[holder]).intersection(state.shared).difference(answer.indices)
+            came[list(missing)] -= 1
+    return came
 
 
 def abandon(

@@ -7,8 +7,11 @@ Knows no clock, store, broker or log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_sdk.protocol.messages import (
     AbandonReason,
@@ -79,10 +82,21 @@ class Cohort:
     proofs: tuple[bytes, ...] = field(repr=False)
     parameters: GraphParameters
     neighbours: tuple[tuple[int, ...], ...] = field(repr=False)
+    _grid: NDArray[np.int32] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_grid", np.array(self.neighbours, np.int32))
 
     @property
     def size(self) -> int:
         return len(self.entries)
+
+    def neighbours_among(self, indices: Iterable[int]) -> NDArray[np.int64]:
+        """For each device of the roster, how many of its neighbours are among these."""
+        among = np.zeros(self.size, bool)
+        among[list(indices)] = True
+        counted: NDArray[np.int64] = among[self._grid].sum(axis=1)
+        return counted
 
 
 @dataclass(frozen=True, slots=True)

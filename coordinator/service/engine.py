@@ -109,7 +109,7 @@ class Coordinator:
         self._runners: dict[str, TaskRunner] = {}
         self._devices: dict[str, _Device] = {}
         self._uploads = Uploads(worker, blobs.spool)
-        self._large: dict[bytes, tuple[str, bytes]] = {}
+        self._large: dict[bytes, str] = {}
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._seen: dict[str, CheckIn] = {}
         self._jobs: list[ReleaseJob] = []
@@ -331,9 +331,8 @@ class Coordinator:
 
     def _blob_for(self, device_id: DeviceId, digest: Digest) -> bytes:
         """A blob that this device may have: an open task's bundle or model, or its own large frame."""
-        owner, frame = self._large.get(digest, ("", b""))
-        if owner == device_id:
-            return frame
+        if self._large.get(digest) == device_id:
+            return self._large_frame(device_id, digest)
         public = {
             ref.sha256 for r in self._runners.values() for ref in (r.config.bundle, *r.config.parts, r.checkpoint)
         }
@@ -346,6 +345,16 @@ class Coordinator:
             if len(self._cache) > _BLOBS_CACHED:
                 self._cache.popitem(last=False)
         return data
+
+    def _large_frame(self, device_id: DeviceId, digest: Digest) -> bytes:
+        """Write a frame again that a Large stands for: of thousands of devices, all at once are too many to keep."""
+        runner = self._runner_for(device_id)
+        if runner is not None and runner.state is not None:
+            for message in outbox.outbox_for(runner.state, device_id):
+                frame = codec.write_frame(message, device_id, self._identity.sign)
+                if suite.digest(frame) == digest:
+                    return frame
+        raise RemoteProtocolError(f"{device_id} asks for a frame of a stage that is over: {digest.hex()}")
 
     # ---- carrying out and sending
 
@@ -368,7 +377,7 @@ class Coordinator:
         frame = codec.write_frame(message, device_id, self._identity.sign)
         if len(frame) > CONTROL_FRAME_MAX_BYTES:
             reference = BlobRef(Digest(suite.digest(frame)), len(frame))
-            self._large[reference.sha256] = (device_id, frame)
+            self._large[reference.sha256] = device_id
             frame = codec.write_frame(Large(reference), device_id, self._identity.sign)
         self._count_down(device_id, len(frame))
         topic = topics.build(topics.ControlDown(DeviceId(device_id)))
@@ -437,7 +446,7 @@ class Coordinator:
     def _forget(self, task: str) -> None:
         """A task's round is over: what was under way for its devices is not any more."""
         gone = {device_id for device_id, device in self._devices.items() if device.task == task}
-        self._large = {digest: entry for digest, entry in self._large.items() if entry[0] not in gone}
+        self._large = {digest: owner for digest, owner in self._large.items() if owner not in gone}
         self._uploads.forget(gone)
 
     def _runner_of(self, rid: RoundId) -> TaskRunner | None:
