@@ -82,6 +82,8 @@ def digits_task(
             report_timeout_s=stage_s + 5.0,
             unmask_timeout_s=stage_s,
             quiet_s=0.4,
+            backoff_s=0.5,
+            backoff_limit_s=10.0,
         ),
         server_optimizer=SERVER_OPTIMIZER,
         signer=signer_pem,

@@ -250,6 +250,16 @@ def shares_came(state: Unmasking) -> NDArray[np.int64]:
     return came
 
 
+def spoilers(state: Unmasking) -> frozenset[int]:
+    """The devices of whose secrets too few shares came although enough of their neighbours answered.
+
+    Their boxes did not open, so that nobody holds a share of theirs.
+    """
+    threshold = state.cohort.parameters.threshold
+    lacking = (shares_came(state) < threshold) & (state.cohort.neighbours_among(state.answers) >= threshold)
+    return frozenset(index for index in state.shared if lacking[index])
+
+
 def abandon(
     state: Selecting | Advertising | Sharing | Reporting | Unmasking | Releasing, reason: AbandonReason
 ) -> Step:

@@ -34,6 +34,9 @@ class Pacing:
         selection_timeout_s: from the announcement to the end of selection.
         advertise_timeout_s, share_timeout_s, report_timeout_s, unmask_timeout_s: of each stage.
         quiet_s: a stage with nearly all of those expected closes early once nobody new came for so long.
+        backoff_s, backoff_limit_s: after an abandoned round the next one opens so much later; it doubles with each in
+            a row, up to the limit.
+        sit_out_s: so long a device that declined waits, or one that spoiled a round; it doubles each time.
     """
 
     selection_timeout_s: float = 600.0
@@ -42,6 +45,9 @@ class Pacing:
     report_timeout_s: float = 1_200.0
     unmask_timeout_s: float = 60.0
     quiet_s: float = 5.0
+    backoff_s: float = 5.0
+    backoff_limit_s: float = 600.0
+    sit_out_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,10 @@ class Cohort:
     @property
     def size(self) -> int:
         return len(self.entries)
+
+    def names(self, indices: Iterable[int]) -> tuple[str, ...]:
+        """The device ids at these indices, in order."""
+        return tuple(self.entries[index].device_id for index in sorted(indices))
 
     def neighbours_among(self, indices: Iterable[int]) -> NDArray[np.int64]:
         """For each device of the roster, how many of its neighbours are among these."""

@@ -19,7 +19,7 @@ from cryptography import x509
 from coordinator.config import TaskConfig
 from coordinator.rounds import closing, events, outbox, transitions
 from coordinator.rounds.events import CheckedIn, Effect, From, Refuse, Release, Send
-from coordinator.rounds.states import Releasing
+from coordinator.rounds.states import Releasing, Selecting
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult
 from coordinator.service.task_runner import TaskRunner
 from coordinator.service.uploads import Uploads
@@ -174,7 +174,8 @@ class Coordinator:
     def next_deadline(self) -> float | None:
         """When `tick` is next needed, apart from the driver's own look for new tasks."""
         times = [self._uploads.next_deadline()]
-        times += [closing.deadline(r.state) for r in self._runners.values() if r.state is not None]
+        for runner in self._runners.values():
+            times.append(runner.opens_at if runner.state is None else closing.deadline(runner.state))
         return min((t for t in times if t is not None), default=None)
 
     @property
@@ -276,6 +277,10 @@ class Coordinator:
             self._send(device_id, Rejection(message.task, reason or RejectionReason.UNKNOWN_TASK, *_RETRY_WINDOW_S))
             return
         device = self._devices[device_id]
+        wait_s = runner.bench.wait_s(device_id, now)
+        if wait_s > 0 and isinstance(runner.state, Selecting):
+            self._send(device_id, Rejection(message.task, RejectionReason.SITTING_OUT, wait_s, wait_s / 10))
+            return
         device.task = message.task
         if now - device.noted_at > _NOTE_DEVICES_EVERY_S:
             device.noted_at = now
@@ -410,7 +415,7 @@ class Coordinator:
     def _commit(self, now: float) -> tuple[Publication, ...]:
         """Open rounds that are due, make everything durable, and only then let anything out."""
         for runner in self._runners.values():
-            if runner.wants_round:
+            if runner.wants_round(now):
                 runner.open_round(RoundId(self._random_bytes(16)), now)
                 self._forget(runner.config.task)
         writes = [write for runner in self._runners.values() for write in runner.take_writes()]

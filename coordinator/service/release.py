@@ -72,26 +72,30 @@ class ReleaseFailed:
     Attributes:
         rid, reason: of the round.
         detail: for people.
-        liars: devices that gave bad shares, or whose own secrets could not be rebuilt.
+        liars: devices that gave bad shares.
+        spoilers: devices whose own secrets could not be rebuilt.
     """
 
     rid: bytes
     reason: AbandonReason
     detail: str
     liars: tuple[str, ...] = ()
+    spoilers: tuple[str, ...] = ()
 
 
 def release(job: ReleaseJob, workers: Workers = HERE) -> ReleaseResult | ReleaseFailed:
     """Do the job; every failure is a value, as the loop must go on."""
-    entries = job.unmasking.cohort.entries
+    cohort = job.unmasking.cohort
     try:
         total, caught = unmask(job.unmasking, job.total, workers)
     except NotRebuilt as error:
-        named = tuple(entries[index].device_id for index in sorted(error.owners | error.liars))
-        return ReleaseFailed(job.rid, AbandonReason.BAD_SHARES, str(error), named)
+        # Where most secrets failed, it was their holders.
+        few = 2 * len(error.owners) < len(job.unmasking.shared)
+        spoilers = cohort.names(error.owners) if few else ()
+        return ReleaseFailed(job.rid, AbandonReason.BAD_SHARES, str(error), cohort.names(error.liars), spoilers)
     except WorkerError as error:
         return ReleaseFailed(job.rid, AbandonReason.COORDINATOR_FAILED, str(error))
-    liars = tuple(entries[index].device_id for index in sorted(caught))
+    liars = cohort.names(caught)
     plan = job.unmasking.config.plan
     reports = len(job.unmasking.reported)
     try:

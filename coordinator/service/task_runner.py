@@ -20,7 +20,7 @@ from coordinator.aggregation.accumulator import ModularSum
 from coordinator.config import TaskConfig
 from coordinator.privacy import accountant
 from coordinator.privacy.ledger import ReleaseEvent
-from coordinator.rounds import events, transitions
+from coordinator.rounds import closing, events, transitions
 from coordinator.rounds.events import Accumulate, Effect, Event, Fault, Refuse, Release, VerifyPeer
 from coordinator.rounds.states import (
     Abandoned,
@@ -28,12 +28,14 @@ from coordinator.rounds.states import (
     Releasing,
     RoundConfig,
     State,
+    Unmasking,
     config_of,
     counts,
     phase,
     survivors_fixed,
 )
 from coordinator.service import journal
+from coordinator.service.bench import Bench, backoff_s
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult
 from coordinator.store import tables
 from coordinator.store.blobs import Blobs
@@ -46,6 +48,7 @@ from edge_sdk.protocol.messages import (
     Announcement,
     BlobRef,
     Decline,
+    DeclineReason,
     Digest,
     Plan,
     RoundId,
@@ -57,6 +60,9 @@ from edge_sdk.secagg import modular, suite
 log = logging.getLogger("edge.coordinator")
 
 Write = Callable[[sa.Connection], object]
+_NOT_ITS_OWN = frozenset({DeclineReason.ROSTER_UNSOUND, DeclineReason.SURVIVORS_UNSOUND})
+"""Declines that others may have caused: nobody sits out for them."""
+
 SOFTWARE = "1"
 """Rises when the transitions change meaning: a round that older code opened is abandoned, not reinterpreted."""
 
@@ -101,6 +107,8 @@ class TaskRunner:
         self._opened_at = 0.0
         self._total: ModularSum | None = None
         self._total_changed = False
+        self.bench = Bench(config.pacing.sit_out_s)
+        self._opens_at = 0.0
         self._abandoned_in_a_row = 0
         self._committed = 0
         self._ledger: list[ReleaseEvent] = []
@@ -156,11 +164,9 @@ class TaskRunner:
             ReleaseEvent.from_json(text)
             for (text,) in connection.execute(sa.select(led.event).where(led.task == name).order_by(led.position))
         ]
-        phases = connection.execute(
-            sa.select(r.phase).where(r.task == name, r.closed_at.is_not(None)).order_by(r.closed_at)
-        ).scalars()
-        for ended in phases:
-            self._count_end(ended == "committed")
+        ended = sa.select(r.phase, r.closed_at).where(r.task == name, r.closed_at.is_not(None)).order_by(r.closed_at)
+        for phase_name, closed_at in connection.execute(ended):
+            self._count_end(phase_name == "committed", closed_at)
 
     def _read_open_round(
         self, connection: sa.Connection
@@ -185,10 +191,14 @@ class TaskRunner:
         """The open round's plan."""
         return None if self.state is None else config_of(self.state).plan
 
-    @property
-    def wants_round(self) -> bool:
+    def wants_round(self, now: float) -> bool:
         """Whether a new round should open."""
-        return self.state is None and self.task_state is TaskState.OPEN
+        return self.opens_at is not None and now >= self.opens_at
+
+    @property
+    def opens_at(self) -> float | None:
+        """From when on a new round should open, or None."""
+        return self._opens_at if self.state is None and self.task_state is TaskState.OPEN else None
 
     def open_round(self, rid: RoundId, now: float) -> None:
         """Open the next round, or end the task where its rounds are done or its budget would not bear another."""
@@ -206,6 +216,7 @@ class TaskRunner:
             return
         body = codec.encode(plan)
         self.sequence += 1
+        self.reason = ""
         self.state = transitions.open_round(self._round_config(plan, body), now)
         self._opened_at, self._position = now, 0
         self._total, self._total_changed = None, False
@@ -238,6 +249,8 @@ class TaskRunner:
         self.state, effects = transitions.step(before, event, now, self._verify_peer)
         if isinstance(event, events.From) and isinstance(event.message, Decline) and self.state is not before:
             _count_one(self.statistics.declined, event.message.reason.name.lower())
+            if event.message.reason not in _NOT_ITS_OWN:
+                self.bench.send(event.device_id, now)
         left: list[Effect] = []
         for effect in effects:
             match effect:
@@ -271,9 +284,14 @@ class TaskRunner:
         self._total_changed = True
 
     def _close(self, state: Committed | Abandoned, now: float) -> None:
-        committed = isinstance(state, Committed)
-        self._count_end(committed)
         reason = AbandonReason.NONE if isinstance(state, Committed) else state.reason
+        if (
+            isinstance(state, Abandoned)
+            and isinstance(state.last, Unmasking)
+            and reason is AbandonReason.TOO_FEW_ANSWERS
+        ):
+            self._spoiled(state.last.cohort.names(closing.spoilers(state.last)), now)
+        self._count_end(isinstance(state, Committed), now)
         self._write_round(state, closed_at=now, reason=reason)
         rid = config_of(state).plan.rid
         # The journal has served; what it held of devices goes with it. Their ids were never tied to a value.
@@ -281,12 +299,22 @@ class TaskRunner:
         self._writes.append(lambda c: c.execute(tables.journal.delete().where(tables.journal.c.rid == rid)))
         self._say_closed(state)
         self.state = None
+        if not self._abandoned_in_a_row:
+            return
+        said = f"{self._abandoned_in_a_row} rounds in a row were abandoned: {reason.name.lower()}"
         # Every so many: a task that was resumed has as many tries again.
-        if self._abandoned_in_a_row and self._abandoned_in_a_row % self.config.max_abandoned == 0:
-            self._end_task(
-                TaskState.PAUSED,
-                f"{self._abandoned_in_a_row} rounds in a row were abandoned: {reason.name.lower()}",
-            )
+        if self._abandoned_in_a_row % self.config.max_abandoned == 0:
+            self._end_task(TaskState.PAUSED, said)
+        else:
+            log.info("%s opens its next round in %.0f s: %s", self.config.task, self._opens_at - now, said)
+            self._say_task(TaskState.OPEN, said)
+
+    def _spoiled(self, device_ids: tuple[str, ...], now: float) -> None:
+        """Nobody could rebuild these devices' secrets."""
+        for device_id in device_ids:
+            log.warning("%s shared what is of no use, and sits out", device_id)
+            self.count(Fault.BAD_SHARES)
+            self.bench.send(device_id, now)
 
     def _say_closed(self, state: Committed | Abandoned) -> None:
         reached, statistics = counts(state), self.statistics
@@ -304,12 +332,15 @@ class TaskRunner:
         number = config_of(state).plan.round_number
         log.info("%s round %d of %d %s: %s", self.config.task, number, self.config.rounds, ended, ", ".join(words))
 
-    def _count_end(self, committed: bool) -> None:
+    def _count_end(self, committed: bool, now: float) -> None:
         if committed:
             self._committed += 1
             self._abandoned_in_a_row = 0
+            self._opens_at = now
         else:
             self._abandoned_in_a_row += 1
+            pacing = self.config.pacing
+            self._opens_at = now + backoff_s(self._abandoned_in_a_row, pacing.backoff_s, pacing.backoff_limit_s)
 
     # ---- releasing
 
@@ -334,9 +365,12 @@ class TaskRunner:
         for _ in result.liars:
             self.count(Fault.BAD_SHARES)
         if isinstance(result, ReleaseFailed):
+            self._spoiled(result.spoilers, now)
             self.statistics.detail = result.detail
             return self.apply(events.Stopped(result.reason), now)
-        plan = config_of(self.state).plan
+        plan, cohort = config_of(self.state).plan, self.state.unmasking.cohort
+        for device_id in cohort.names(self.state.unmasking.reported):
+            self.bench.forgive(device_id)
         checkpoint = self._blobs.put(result.parameters.astype("<f4").tobytes())
         optimizer = self._blobs.put(result.optimizer_state)
         event = ReleaseEvent.of(release_of(plan), result.reports)
@@ -449,8 +483,11 @@ class TaskRunner:
         )
 
     def _end_task(self, state: TaskState, reason: str) -> None:
-        self.task_state, self.reason = state, reason
         log.info("%s is %s: %s", self.config.task, state.name.lower(), reason)
+        self._say_task(state, reason)
+
+    def _say_task(self, state: TaskState, reason: str) -> None:
+        self.task_state, self.reason = state, reason
         self.sequence += 1
         self._write_task()
 

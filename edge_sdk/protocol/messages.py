@@ -51,6 +51,7 @@ class RejectionReason(IntEnum):
     UNKNOWN_TASK = 3
     STALE_ANNOUNCEMENT = 4
     ROUND_IN_PROGRESS = 5
+    SITTING_OUT = 6
 
 
 class DeclineReason(IntEnum):

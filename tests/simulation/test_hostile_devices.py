@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,36 @@ def test_many_bad_shares_cost_the_round_and_then_the_task_pauses(folder: Path, m
         assert len(world.rounds) == world.config.max_abandoned
         assert world.task_state is TaskState.PAUSED
         assert newest_model(world.database, world.blobs, "task")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"), [("boxes", AbandonReason.TOO_FEW_ANSWERS), ("shares", AbandonReason.BAD_SHARES)]
+)
+def test_a_device_that_shares_garbage_ends_one_round_and_sits_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lie: str, reason: AbandonReason
+) -> None:
+    """Nobody can rebuild its secrets; but it is known whose they are."""
+    seal_shares = client.seal_shares
+
+    def garbage(*arguments: Any) -> client.SealedShares:
+        sealed = seal_shares(*arguments)
+        if arguments[4] != 3 or arguments[6] < 6:  # alone, and in the first round, of all eight
+            return sealed
+        if lie == "shares":
+            return dataclasses.replace(sealed, commitment=bytes(32))
+        return dataclasses.replace(sealed, boxes=tuple((index, os.urandom(80)) for index, _ in sealed.boxes))
+
+    monkeypatch.setattr(client, "seal_shares", garbage)
+    config = task_config(8, rounds=1, min_reports=4)
+    with World(folder, 8, config=config) as world:
+        assert world.run()
+        assert [(view.phase, view.reason) for view in world.rounds] == [
+            ("abandoned", reason),
+            ("committed", AbandonReason.NONE),
+        ]
+        assert world.rounds[0].faults == {"bad_shares": 1}
+        assert len(world.witness.inputs[device_name(3)]) == 1
+        assert world.rounds[1].reported == 7
 
 
 def test_vectors_travel_in_chunks_over_a_poor_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

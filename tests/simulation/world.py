@@ -115,6 +115,9 @@ PACING = Pacing(
     report_timeout_s=60.0,
     unmask_timeout_s=20.0,
     quiet_s=3.0,
+    backoff_s=1.0,
+    backoff_limit_s=8.0,
+    sit_out_s=10.0,
 )
 
 

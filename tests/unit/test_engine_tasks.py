@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.service.bench import LONGEST_S, Bench
 from coordinator.service.engine import Publication
 from coordinator.service.tasks import create_task, list_rounds, list_tasks, newest_model
 from coordinator.store import tables
@@ -20,6 +21,8 @@ from edge_sdk.protocol.messages import (
     AbandonReason,
     Announcement,
     CheckIn,
+    Decline,
+    DeclineReason,
     DeviceId,
     Outcome,
     Plan,
@@ -75,25 +78,64 @@ def test_a_restart_repeats_the_phase_byte_for_byte(desk: Desk) -> None:
     assert len(again) == 6
 
 
-def test_an_abandoned_round_is_followed_by_another(desk: Desk) -> None:
+def abandon(desk: Desk) -> tuple[Publication, ...]:
+    """Let the open round's selection run out."""
+    desk.now += desk.world.config.pacing.selection_timeout_s
+    return desk.coordinator.tick(desk.now)
+
+
+def reopen(desk: Desk) -> Announcement:
+    """Wait for the next round, and not longer than it takes."""
+    due = desk.coordinator.next_deadline()
+    assert due is not None
+    assert announcements(desk.coordinator.tick(due - 0.01)) == []
+    desk.now = due
+    (announced,) = announcements(desk.coordinator.tick(due))
+    return announced
+
+
+def test_an_abandoned_round_is_followed_by_another_after_a_while(desk: Desk) -> None:
     first = desk.rid
     desk.check_in_all()
     desk.now += 10_000
     publications = desk.coordinator.tick(desk.now)
     (announced,) = announcements(publications)
-    assert announced.rid == desk.rid != first
-    assert announced.round_number == 1
+    assert (announced.state, announced.rid, announced.round_number) == (TaskState.OPEN, NO_ROUND, 0)
+    assert list_tasks(desk.world.database)[0].reason == "1 rounds in a row were abandoned: too_few_keys"
     outcomes = {said.message for said in heard(publications)}
     assert outcomes == {Outcome(first, False, AbandonReason.TOO_FEW_KEYS, 0)}
+    assert not desk.coordinator.idle
+    second = reopen(desk)
+    assert second.rid == desk.rid != first
+    assert second.round_number == 1
+    assert second.sequence > announced.sequence
+    assert list_tasks(desk.world.database)[0].reason == ""
+
+
+def test_the_wait_doubles_up_to_a_limit_and_outlasts_a_restart(desk: Desk) -> None:
+    waits = []
+    for number in range(6):
+        abandon(desk)
+        if number == 2:
+            desk.coordinator = desk.world.make_coordinator()
+            desk.coordinator.start(desk.now)
+        closed_at = desk.now
+        reopen(desk)
+        waits.append(desk.now - closed_at)
+    pacing = desk.world.config.pacing
+    assert waits == [pacing.backoff_s * factor for factor in (1, 2, 4, 8, 8, 8)]
+    assert waits[-1] == pacing.backoff_limit_s
 
 
 def test_too_many_abandoned_rounds_in_a_row_pause_the_task(desk: Desk) -> None:
     last: tuple[Publication, ...] = ()
-    for _ in range(desk.world.config.max_abandoned):
+    for number in range(desk.world.config.max_abandoned):
         assert not desk.coordinator.idle
-        desk.now += 10_000
-        last = desk.coordinator.tick(desk.now)
+        if number:
+            reopen(desk)
+        last = abandon(desk)
     assert desk.coordinator.idle
+    assert desk.coordinator.next_deadline() is None
     (announced,) = announcements(last)
     assert (announced.state, announced.rid) == (TaskState.PAUSED, NO_ROUND)
     (task,) = list_tasks(desk.world.database)
@@ -104,6 +146,49 @@ def test_too_many_abandoned_rounds_in_a_row_pause_the_task(desk: Desk) -> None:
     assert answer.reason is RejectionReason.TASK_CLOSED
     (again,) = announcements(restart(desk))
     assert again == announced
+
+
+@pytest.mark.parametrize(
+    ("reason", "waits"), [(DeclineReason.EPSILON_TOO_LARGE, True), (DeclineReason.ROSTER_UNSOUND, False)]
+)
+def test_a_device_that_declined_waits_unless_others_may_have_caused_it(
+    desk: Desk, reason: DeclineReason, waits: bool
+) -> None:
+    desk.check_in_all()
+    for name in desk.members:
+        desk.send(name, Decline(desk.rid, reason, ""))
+    assert desk.view.declined == {reason.name.lower(): len(desk.members)}
+    reopen(desk)
+    said = desk.check_in(ME)
+    assert desk.view.checked_in == (not waits)
+    if not waits:
+        assert said == []
+        return
+    pacing = desk.world.config.pacing
+    answer = only(said, Rejection)
+    left_s = pacing.sit_out_s - pacing.backoff_s
+    assert answer.reason is RejectionReason.SITTING_OUT
+    assert answer.retry_after_s == pytest.approx(left_s, abs=1e-3)
+    desk.now += answer.retry_after_s
+    assert desk.check_in(ME) == []
+    assert desk.view.checked_in == 1
+
+
+def test_the_bench_doubles_up_to_a_day_and_forgives() -> None:
+    bench = Bench(300.0)
+    assert bench.wait_s(ME, START) == 0
+    for wait_s in (300.0, 600.0, 1_200.0):
+        bench.send(ME, START)
+        assert bench.wait_s(ME, START) == wait_s
+        assert bench.wait_s(ME, START + wait_s) == 0
+    for _ in range(2_000):
+        bench.send(ME, START)
+    assert bench.wait_s(ME, START) == LONGEST_S
+    assert bench.wait_s(device_name(1), START) == 0
+    bench.forgive(ME)
+    assert bench.wait_s(ME, START) == 0
+    bench.send(ME, START)
+    assert bench.wait_s(ME, START) == 300.0
 
 
 def test_a_finished_task_still_gives_out_its_model_after_a_restart(desk: Desk) -> None:
