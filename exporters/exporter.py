@@ -6,7 +6,6 @@ written before the graphs have been certified against float64 autograd.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import tempfile
@@ -24,7 +23,7 @@ from edge_sdk.credentials import load_private_key
 from edge_sdk.errors import ArtifactError, ExportError
 from edge_sdk.signing import key_id, sign_raw
 from edge_sdk.training.artifact import Artifact, pack_bundle, parse_artifact
-from edge_sdk.training.layout import Layout, LayoutEntry, encode_vector
+from edge_sdk.training.layout import Layout, LayoutEntry, LayoutRole, encode_vector
 from edge_sdk.training.manifest import (
     CHECKPOINT_PART,
     FROZEN_PART,
@@ -36,22 +35,21 @@ from edge_sdk.training.manifest import (
     LossSpec,
     Manifest,
     OptimizerSpec,
-    Reduction,
     Requirements,
     Role,
     TensorSpec,
     Tool,
 )
 from edge_sdk.training.onnx_sessions import load_model, runtime_version
-from exporters.align import DTYPE_NAMES
 from exporters.graph import BatchSize, Graph, TensorType
 from exporters.lowering import RULES, Lowered
 from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
+from exporters.lowering.normalization import joins_examples
 from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
+from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, prepare_step
 from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
 from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step, Tensors
-from exporters.wide import in_float64
 
 _TRACED_BATCHES = (4, 7)
 
@@ -71,11 +69,13 @@ def export(
     version: str = "1",
     learning_rate: float | None = None,
     batch_max: int = 1024,
+    batch_norm: BatchNormMode = "train",
 ) -> Artifact:
     """Export a model's training step, evaluation and inference as one signed bundle.
 
     The model is left as it is. Its present parameters become the bundle's checkpoint; those that require no
-    gradient are frozen.
+    gradient are frozen. Buffers that its forward pass changes in training, such as running statistics, are learned
+    too. Modules that are in evaluation mode inside a model in training mode stay so in training.
 
     Args:
         model: takes one tensor of examples, first dimension the batch, and gives one tensor.
@@ -90,6 +90,7 @@ def export(
         version: names this export.
         learning_rate: what plans start from; the optimizer's usual one by default.
         batch_max: the largest batch a step may get.
+        batch_norm: "frozen" lets every batch norm use the running statistics that it has.
 
     Returns:
         The bundle, read back from its bytes and verified.
@@ -105,13 +106,12 @@ def export(
     for what, text in labels.items():
         if not isinstance(text, str) or not text:
             raise ExportError(f"the model's {what} is {text!r}, which is no text", hint=f'pass one, as in {what}="1"')
-    x, y = _examples(example_inputs, example_target, batch_max)
+    x, y = prepare_examples(example_inputs, example_target, batch_max)
     rate = chosen.default_learning_rate if learning_rate is None else learning_rate
     if not (math.isfinite(rate) and rate > 0):
         raise ExportError(f"learning rate {rate} is not a positive number", hint="pass a positive one, or none")
     with _plainly():
-        step = Step(_prepared(model), loss, chosen)
-        _probe(step, x, y)
+        step = prepare_step(model, loss, chosen, x, y, batch_norm)
         manifest, parts = _build(step, x, y, name, version, rate, batch_max)
     content = pack_bundle(
         manifest, parts, signer_key_id=key_id(key.public_key()), sign=lambda message: sign_raw(key, message)
@@ -124,7 +124,11 @@ def export(
 def _build(
     step: Step, x: torch.Tensor, y: torch.Tensor, name: str, version: str, rate: float, batch_max: int
 ) -> tuple[Manifest, dict[str, bytes]]:
-    trained, served = (Lowered(_trace(step, run, x, y), INPUT) for run in (step.train, step.serve))
+    traced = _trace(step, step.train, x, y)
+    batch = BatchRange(2 if joins_examples(traced) else 1, batch_max)
+    if batch.minimum > batch.maximum:
+        raise ExportError(f"batch_max is {batch_max}, but batch norm needs two examples", hint="pass at least 2")
+    trained, served = Lowered(traced, INPUT), Lowered(_trace(step, step.serve, x, y), INPUT)
     cut = [_cut(trained, step, "train"), _cut(served, step, "evaluate"), _cut(served, step, "infer")]
     specs = tuple(spec for spec, _, _ in cut)
     frozen = {f"frozen:{key}": tensor.numpy() for key, tensor in step.frozen.items()}
@@ -137,10 +141,10 @@ def _build(
         ) from error
     labels = trained.labels(TARGET)
     examples = Examples(x.numpy(), y.numpy(), labels.classes if labels else None)
-    layout = _layout(step.trainable)
-    certificate = certify(step, Graphs(*opened), examples, learning_rate=rate, layout=layout, batch_max=batch_max)
+    layout = _layout(step.learned)
+    certificate = certify(step, Graphs(*opened), examples, learning_rate=rate, layout=layout, batch=batch)
     parts = {spec.part: content for spec, content, _ in cut}
-    parts[CHECKPOINT_PART] = _flat(step.trainable)
+    parts[CHECKPOINT_PART] = _flat(step.learned)
     parts[PARITY_PART] = certificate.parity_part
     if step.frozen:
         parts[FROZEN_PART] = _flat(step.frozen)
@@ -150,20 +154,20 @@ def _build(
         name=name,
         version=version,
         layout=layout,
-        frozen=_layout(step.frozen),
+        frozen=_layout({f"frozen:{key}": tensor for key, tensor in step.frozen.items()}),
         input=_only(train.inputs, "input"),
         target=_only(train.inputs, "target"),
         output=_only(infer.outputs, "output"),
         classes=labels.classes if labels else None,
         ignored_label=labels.ignored if labels else None,
-        loss=LossSpec(_loss_name(step.loss), _reduction(step, x, y)),
+        loss=LossSpec(_loss_name(step.loss), find_reduction(step, x, y)),
         optimizer=OptimizerSpec(
             optimizer.kind,
             hyperparameters(optimizer),
             tuple(tensor.name for tensor in train.inputs if tensor.role == "slot"),
             rate,
         ),
-        batch=BatchRange(1, batch_max),
+        batch=batch,
         graphs=specs,
         requirements=Requirements(
             OPSET, IR_VERSION, MINIMUM_ONNXRUNTIME, tuple(sorted(set().union(*(used for _, _, used in cut))))
@@ -224,6 +228,7 @@ def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, byte
 def _tensor_spec(name: str, kind: TensorType) -> TensorSpec:
     roles: dict[str, Role] = {
         "parameter": "parameter",
+        "buffer": "buffer",
         "frozen": "frozen",
         "slot": "slot",
         INPUT: "input",
@@ -242,94 +247,14 @@ def _tensor_spec(name: str, kind: TensorType) -> TensorSpec:
     return TensorSpec(name, role, kind.dtype, tuple(dim if isinstance(dim, int) else None for dim in kind.shape))
 
 
-def _examples(
-    inputs: tuple[torch.Tensor, ...], target: torch.Tensor, batch_max: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if len(inputs) != 1:
-        raise ExportError(
-            f"the model takes {len(inputs)} inputs, a bundle holds one",
-            hint="pass example_inputs=(x,), and join several inputs into one tensor",
-        )
-    x, y = inputs[0].detach().cpu().contiguous(), target.detach().cpu().contiguous()
-    for what, tensor in (("input", x), ("target", y)):
-        if tensor.dtype not in DTYPE_NAMES or tensor.dtype == torch.float64:
-            raise ExportError(
-                f"the example {what} has dtype {tensor.dtype}",
-                hint="use float32 (.float()) or an integer type: devices store examples in that type",
-            )
-        if tensor.ndim == 0 or len(tensor) == 0:
-            raise ExportError(f"the example {what} is empty or has no batch dimension", hint="pass a batch")
-    if len(x) != len(y):
-        raise ExportError(f"{len(x)} example inputs but {len(y)} targets", hint="pass a target for each")
-    if batch_max < 1:
-        raise ExportError(f"batch_max is {batch_max}", hint="pass at least 1")
-    return x, y
-
-
-def _prepared(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the model on the CPU, in training mode."""
-    try:
-        prepared = copy.deepcopy(model).cpu().train()
-    except (RuntimeError, TypeError) as error:
-        raise ExportError(
-            f"the model cannot be copied: {error}", hint="pass a plain module: no hooks, graphs or handles in it"
-        ) from error
-    for name, parameter in prepared.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise ExportError(
-                f"parameter {name} is {parameter.dtype}", hint="export the model in float32: model.float()"
-            )
-    for name, module in prepared.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.track_running_stats:
-            raise ExportError(
-                f"{name or 'the model'} ({type(module).__name__}) keeps running statistics, "
-                "which a federated step would leak and mix up",
-                hint="replace it by torch.nn.GroupNorm or LayerNorm",
-            )
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise ExportError(
-                f"{name or 'the model'} ({type(module).__name__}) needs randomness inside the graph, "
-                "which this exporter cannot offer yet",
-                hint="set p=0 or remove the layer",
-            )
-    if not any(parameter.requires_grad for parameter in prepared.parameters()):
-        raise ExportError("the model has no trainable parameter", hint="let some parameter require a gradient")
-    return prepared
-
-
-def _probe(step: Step, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Run the model on its example before anything else: errors of its own are told apart here."""
-    named = step.initial_state() | {INPUT: x, TARGET: y, LEARNING_RATE: torch.tensor(0.0)}
-    try:
-        step.train(named)
-        step.serve(named)
-    except MODEL_ERRORS as error:
-        raise ExportError(
-            f"the model or the loss fails on the example: {error}",
-            hint="check that loss(model(example_input), example_target) works",
-        ) from error
-
-
-def _reduction(step: Step, x: torch.Tensor, y: torch.Tensor) -> Reduction:
-    """Find out how the loss joins examples."""
-    rows = torch.arange(min(4, len(x)))
-    reference = step.double()
-    state = reference.initial_state()
-
-    def measure(chosen: torch.Tensor) -> float:
-        inputs = x[chosen].double() if x.is_floating_point() else x[chosen]
-        targets = y[chosen].double() if y.is_floating_point() else y[chosen]
-        with in_float64():
-            return float(reference.serve({**state, INPUT: inputs, TARGET: targets})[LOSS])
-
-    whole, single = measure(rows), [measure(row[None]) for row in rows]
-    if np.isclose(whole, np.mean(single), rtol=1e-9):
-        return "mean"
-    return "sum" if np.isclose(whole, np.sum(single), rtol=1e-9) else "batch"
-
-
 def _layout(tensors: dict[str, torch.Tensor]) -> Layout:
-    return Layout(tuple(LayoutEntry(name, tuple(tensor.shape)) for name, tensor in tensors.items()))
+    """The layout of tensors by their names in graphs."""
+    roles: dict[str, LayoutRole] = {"parameter": "parameter", "buffer": "buffer", "frozen": "frozen"}
+    entries = []
+    for key, tensor in tensors.items():
+        role, _, name = key.partition(":")
+        entries.append(LayoutEntry(name, tuple(tensor.shape), roles[role]))
+    return Layout(tuple(entries))
 
 
 def _flat(tensors: dict[str, torch.Tensor]) -> bytes:

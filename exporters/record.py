@@ -71,6 +71,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self._place = self._places.here()
         if func._schema.name in REFUSED or torch.Tag.nondeterministic_seeded in func.tags:
             raise self._refusal(func)
+        if func is torch.ops.aten.native_batch_norm.default:
+            return self._batch_norm(*args)
         if func._schema.is_mutable:
             return self._in_place(func, args, kwargs)
         if str(func) not in self._supported:
@@ -97,13 +99,27 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             with self:
                 result = result.to(target.dtype)
         self._replace(func, target, result)
-        target.copy_(result)
         return target
 
+    def _batch_norm(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        """Record batch norm with new running statistics as results; its schema hides that it changes them."""
+        running, training, momentum = args[3:5], args[5], args[6]
+        func = torch.ops.aten.native_batch_norm.default
+        if not training or running[0] is None or momentum == 0:
+            result = func(*args)
+            self._write(func, args, {}, result)
+            return tuple(result)
+        func = torch.ops.aten._native_batch_norm_legit_functional.default
+        result = func(*args)
+        self._write(func, args, {}, result)
+        for statistic, after in zip(running, result[3:], strict=True):
+            self._replace(func, statistic, after)
+        return tuple(result[:3])
+
     def _replace(self, func: Any, target: torch.Tensor, changed: torch.Tensor) -> None:
-        """Let what shares a tensor's memory follow its change."""
+        """Change a tensor, and let what shares its memory follow."""
         self._ref(target)
-        after = {id(target): self._ref(changed)}
+        first, after = changed, {id(target): self._ref(changed)}
         owner = target
         while (view := self._views.get(id(owner))) is not None:
             with self:
@@ -120,7 +136,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             name = self._buffers.get(id(owner), "a tensor of its own")
             raise self._error(
                 f"the model changes {name} during its forward pass",
-                "state that changes in forward cannot be federated: make forward a pure function",
+                "keep state that changes in a float32 buffer (register_buffer)",
             )
         for value in self.recording.values:
             number = id(value.tensor)
@@ -130,6 +146,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
                 self._stale.pop(number, None)
             elif shared == "partly":
                 self._stale[number] = str(func)
+        target.copy_(first)
 
     def _decompose(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run an operator that has no rule as the simpler ones it is made of, if torch knows them."""

@@ -11,10 +11,6 @@ _DECOMPOSED = (
     "standard ONNX has no matrix inverses, determinants or decompositions",
     "write the layer without them, or compute the constant ones once, outside forward",
 )
-_BATCH_NORM = (
-    "normalising over the batch ties examples together, which a federated step must not",
-    "replace BatchNorm by torch.nn.GroupNorm, and InstanceNorm by GroupNorm with a group for each channel",
-)
 _RANDOM = (
     "dropout needs randomness inside the graph, which this exporter cannot offer yet",
     "set p=0 or remove the layer",
@@ -41,9 +37,6 @@ _FOURIER = (
 )
 
 REFUSED = {
-    "aten::native_batch_norm": _BATCH_NORM,
-    "aten::_native_batch_norm_legit": _BATCH_NORM,
-    "aten::_batch_norm_with_update": _BATCH_NORM,
     "aten::native_dropout": _RANDOM,
     "aten::bernoulli": _RANDOM,
     "aten::bernoulli_": _RANDOM,

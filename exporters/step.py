@@ -1,12 +1,11 @@
 """A model's training step and its evaluation as functions of named tensors, and their float64 reference.
 
-    train: parameters, frozen parameters, slots, x, y, learning rate -> next parameters, next slots, loss
-    serve: parameters, frozen parameters, x, y -> loss, output
+    train: parameters, buffers, frozen parameters, slots, x, y, learning rate -> next parameters, buffers, slots; loss
+    serve: parameters, buffers, frozen parameters, x, y -> loss, output
 
-A step runs the model in training mode, serving in evaluation mode.
-
-Tensors are named as in manifests: "parameter:fc.weight", "slot:velocity:fc.weight", "slot:mean_correction",
-"x", "y", "learning_rate"; what becomes an input of the next step has "next:" before it.
+A step runs the model in training mode, serving in evaluation mode. Tensors are named as in manifests:
+"parameter:fc.weight", "buffer:bn.running_mean", "slot:velocity:fc.weight", "slot:mean_correction", "x", "y",
+"learning_rate"; what becomes an input of the next step has "next:" before it.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.func import functional_call
@@ -34,13 +33,33 @@ LOSS, OUTPUT = "loss", "output"
 NEXT = "next:"
 
 
+class Forward(NamedTuple):
+    """What a model gives: loss, output, and the buffers (by `state_dict` name) as the forward pass leaves them."""
+
+    loss: torch.Tensor
+    output: torch.Tensor
+    buffers: dict[str, torch.Tensor]
+
+
+class Backward(NamedTuple):
+    """Gradients of the trainable parameters in order, the loss, and the buffers after the forward pass."""
+
+    gradients: list[torch.Tensor]
+    loss: torch.Tensor
+    buffers: dict[str, torch.Tensor]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """A model, its loss and its optimizer, ready to be traced or run."""
+    """A model, its loss and its optimizer, ready to be traced or run.
+
+    `changing` names the buffers that the model's forward pass changes in training: they are state, as parameters are.
+    """
 
     model: torch.nn.Module
     loss: Loss
     optimizer: Optimizer
+    changing: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> dict[str, torch.Tensor]:
@@ -52,10 +71,18 @@ class Step:
         """Parameters that are not."""
         return {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
 
+    @property
+    def learned(self) -> dict[str, torch.Tensor]:
+        """What training changes and the update holds, by its name in graphs: trained parameters, then buffers."""
+        buffers = dict(self.model.named_buffers())
+        return {f"parameter:{name}": tensor for name, tensor in self.trainable.items()} | {
+            f"buffer:{name}": buffers[name] for name in self.changing
+        }
+
     def initial_state(self) -> dict[str, torch.Tensor]:
-        """Parameters as the model has them, frozen ones too, and slots at zero."""
+        """Everything as the model has it, and slots at zero."""
         trainable = self.trainable
-        state = {f"parameter:{name}": tensor.clone() for name, tensor in trainable.items()}
+        state = {name: tensor.clone() for name, tensor in self.learned.items()}
         state |= {f"frozen:{name}": tensor.clone() for name, tensor in self.frozen.items()}
         state |= {
             f"slot:{slot}:{name}": torch.zeros_like(tensor)
@@ -67,15 +94,19 @@ class Step:
 
     def double(self) -> Step:
         """The same step in float64, on a copy."""
-        return Step(copy.deepcopy(self.model).double(), self.loss, self.optimizer)
+        return replace(self, model=copy.deepcopy(self.model).double())
 
-    def forward(self, inputs: Tensors, parameters: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and output of the model with these parameters (by `state_dict` name, frozen ones too).
+    def forward(self, inputs: Tensors) -> Forward:
+        """Run the model and its loss; no input is changed.
 
         Raises:
             ExportError: the output or the loss is not one tensor.
         """
-        output: Any = functional_call(self.model, dict(parameters), (inputs[INPUT],))
+        tensors = {name: inputs[f"parameter:{name}"] for name in self.trainable}
+        tensors |= {name: inputs[f"frozen:{name}"] for name in self.frozen}
+        tensors |= {name: inputs[f"buffer:{name}"].clone() for name in self.changing}
+        # Leaves the buffers in `tensors` as the model leaves its own, whether it writes to them or replaces them.
+        output: Any = functional_call(self.model, tensors, (inputs[INPUT],))
         if not isinstance(output, torch.Tensor):
             raise ExportError(
                 f"the model gives a {type(output).__name__}, not a tensor",
@@ -87,10 +118,10 @@ class Step:
                 "the loss is not a scalar tensor",
                 hint="reduce it over the batch, for example with reduction='mean'",
             )
-        return loss, output
+        return Forward(loss, output, {name: tensors[name].detach() for name in self.changing})
 
-    def gradients(self, inputs: Tensors) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Gradients of the trainable parameters in order, and the loss.
+    def gradients(self, inputs: Tensors) -> Backward:
+        """Run the model and differentiate its loss.
 
         Raises:
             ExportError: some parameter does not act on the loss.
@@ -98,15 +129,15 @@ class Step:
         names = list(self.trainable)
         with torch.enable_grad():
             leaves = [inputs[f"parameter:{name}"].detach().requires_grad_() for name in names]
-            frozen = {name: inputs[f"frozen:{name}"] for name in self.frozen}
-            loss, _ = self.forward(inputs, dict(zip(names, leaves, strict=True)) | frozen)
+            named = {f"parameter:{name}": leaf for name, leaf in zip(names, leaves, strict=True)}
+            loss, _, buffers = self.forward({**inputs, **named})
             if not loss.requires_grad:
                 raise _idle(names)
             found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(loss, leaves, allow_unused=True)
         idle = [name for name, gradient in zip(names, found, strict=True) if gradient is None]
         if idle:
             raise _idle(idle)
-        return [gradient for gradient in found if gradient is not None], loss.detach()
+        return Backward([gradient for gradient in found if gradient is not None], loss.detach(), buffers)
 
     def advance(self, inputs: Tensors, gradients: list[torch.Tensor]) -> Stepped:
         """Let the optimizer take its step with these gradients."""
@@ -119,10 +150,11 @@ class Step:
             inputs[LEARNING_RATE],
         )
 
-    def named(self, stepped: Stepped) -> dict[str, torch.Tensor]:
+    def named(self, stepped: Stepped, buffers: Tensors) -> dict[str, torch.Tensor]:
         """Name what a step gave as the outputs that feed the next."""
         names, optimizer = list(self.trainable), self.optimizer
         result = {f"{NEXT}parameter:{name}": p for name, p in zip(names, stepped.parameters, strict=True)}
+        result |= {f"{NEXT}buffer:{name}": tensor for name, tensor in buffers.items()}
         for slot, tensors in zip(optimizer.slots, stepped.slots, strict=True):
             result |= {f"{NEXT}slot:{slot}:{name}": t for name, t in zip(names, tensors, strict=True)}
         for counter, tensor in zip(optimizer.counters, stepped.counters, strict=True):
@@ -131,20 +163,18 @@ class Step:
 
     def train(self, inputs: Tensors) -> dict[str, torch.Tensor]:
         """One whole training step, in the modes that the model's modules have."""
-        gradients, loss = self.gradients(inputs)
-        return self.named(self.advance(inputs, gradients)) | {LOSS: loss}
+        gradients, loss, buffers = self.gradients(inputs)
+        return self.named(self.advance(inputs, gradients), buffers) | {LOSS: loss}
 
     def serve(self, inputs: Tensors) -> dict[str, torch.Tensor]:
         """Loss and output of the model in evaluation mode."""
-        with torch.no_grad(), _evaluating(self.model):
-            names = {name: f"parameter:{name}" for name in self.trainable}
-            names |= {name: f"frozen:{name}" for name in self.frozen}
-            loss, output = self.forward(inputs, {name: inputs[key] for name, key in names.items()})
+        with torch.no_grad(), evaluating(self.model):
+            loss, output, _ = self.forward(inputs)
         return {LOSS: loss, OUTPUT: output}
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and back into its own after."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -29,11 +29,7 @@ class Predictor:
     def __init__(self, artifact: Artifact, checkpoint: Vector) -> None:
         self._graph = open_graph(artifact, "infer")
         self._input = next(tensor for tensor in self._graph.spec.inputs if tensor.role == "input")
-        artifact.layout.check(checkpoint)
-        held = {tensor.name for tensor in self._graph.spec.inputs}
-        tensors = zip(artifact.layout.entries, artifact.layout.unflatten(checkpoint), strict=True)
-        named = ((f"parameter:{entry.name}", tensor) for entry, tensor in tensors)
-        self._state = {**self._graph.constants, **{name: tensor for name, tensor in named if name in held}}
+        self._state = self._graph.state(artifact.layout.unflatten(checkpoint))
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
         """The model's output for a batch, the first dimension being the rows.

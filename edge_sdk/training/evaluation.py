@@ -38,12 +38,7 @@ def evaluate(artifact: Artifact, checkpoint: Vector, x: npt.NDArray[Any], y: npt
     manifest = artifact.manifest
     graph = open_graph(artifact, "evaluate")
     x, y = check_examples(manifest, (x, y))
-    tensors = artifact.layout.unflatten(checkpoint)
-    held = {tensor.name for tensor in graph.spec.inputs}
-    feeds: dict[str, npt.NDArray[Any]] = {**graph.constants}
-    for entry, tensor in zip(artifact.layout.entries, tensors, strict=True):
-        if f"parameter:{entry.name}" in held:
-            feeds[f"parameter:{entry.name}"] = tensor
+    feeds = graph.state(artifact.layout.unflatten(checkpoint))
     roles = {tensor.role: tensor.name for tensor in graph.spec.inputs}
     places = {tensor.role: index for index, tensor in enumerate(graph.spec.outputs)}
     labels = manifest.classes is not None and len(manifest.output.shape) == 2 and y.ndim == 1

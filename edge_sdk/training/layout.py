@@ -1,4 +1,4 @@
-"""The one order of a model's parameters: named tensors <-> one flat float32 vector.
+"""The one order of what a model learns: named tensors <-> one flat float32 vector.
 
 A checkpoint, an update and an aggregate are all 1-D float32 arrays in the order of a Layout. Knows nothing
 of graphs, files or training.
@@ -7,10 +7,10 @@ of graphs, files or training.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,25 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 
 ELEMENT_BYTES = 4
 
+LayoutRole = Literal["parameter", "buffer", "frozen"]
+
 
 @dataclass(frozen=True, slots=True)
 class LayoutEntry:
-    """One tensor's place: its `state_dict` name and its shape."""
+    """One tensor's place: its `state_dict` name, its shape, and what it is.
+
+    A parameter is trained by gradients, a buffer changed by the forward pass in training (running statistics), and
+    frozen is what stays.
+    """
 
     name: str
     shape: tuple[int, ...]
+    role: LayoutRole = "parameter"
+
+    @property
+    def tensor(self) -> str:
+        """Its name in graphs."""
+        return f"{self.role}:{self.name}"
 
     @property
     def size(self) -> int:
@@ -67,35 +79,32 @@ class Layout:
         """First element of each tensor in the flat vector."""
         return tuple(accumulate((entry.size for entry in self.entries[:-1]), initial=0))[: len(self.entries)]
 
-    def flatten(self, tensors: Sequence[npt.NDArray[np.float32]]) -> Vector:
-        """Join tensors, given in layout order, into a new flat vector.
+    def flatten(self, tensors: Mapping[str, npt.NDArray[Any]]) -> Vector:
+        """Join tensors, found by their names in graphs, into a new flat vector.
 
         Raises:
-            TrainingError: the number of tensors, a shape or a dtype differs from the layout.
+            TrainingError: a tensor is missing, or its shape or dtype differs from the layout.
         """
-        if len(tensors) != len(self.entries):
-            raise TrainingError(f"{len(tensors)} tensors for a layout of {len(self.entries)}")
-        for entry, tensor in zip(self.entries, tensors, strict=True):
-            if tensor.shape != entry.shape or tensor.dtype != np.float32:
-                raise TrainingError(
-                    f"{entry.name} is {tensor.dtype}{list(tensor.shape)}, the layout says float32{list(entry.shape)}"
-                )
         vector = np.empty(self.size, np.float32)
-        for offset, entry, tensor in zip(self.offsets, self.entries, tensors, strict=True):
+        for offset, entry in zip(self.offsets, self.entries, strict=True):
+            tensor = tensors.get(entry.tensor)
+            if tensor is None or tensor.shape != entry.shape or tensor.dtype != np.float32:
+                found = "missing" if tensor is None else f"{tensor.dtype}{list(tensor.shape)}"
+                raise TrainingError(f"{entry.name} is {found}, the layout says float32{list(entry.shape)}")
             vector[offset : offset + entry.size] = tensor.reshape(-1)
         return vector
 
-    def unflatten(self, vector: Vector) -> tuple[npt.NDArray[np.float32], ...]:
-        """View a flat vector as its tensors, in layout order, without copying.
+    def unflatten(self, vector: Vector) -> dict[str, npt.NDArray[np.float32]]:
+        """View a flat vector as its tensors, by their names in graphs and in layout order, without copying.
 
         Raises:
             TrainingError: the vector is not 1-D float32 of the layout's size.
         """
         self.check(vector)
-        return tuple(
-            vector[offset : offset + entry.size].reshape(entry.shape)
+        return {
+            entry.tensor: vector[offset : offset + entry.size].reshape(entry.shape)
             for offset, entry in zip(self.offsets, self.entries, strict=True)
-        )
+        }
 
     def check(self, vector: Vector, what: str = "the checkpoint") -> None:
         """Refuse a vector that is not this layout's; `what` names it in the message.

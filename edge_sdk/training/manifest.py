@@ -17,10 +17,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from edge_sdk.errors import ArtifactError
-from edge_sdk.training.layout import Layout
+from edge_sdk.training.layout import Layout, LayoutRole
 
-Role = Literal["parameter", "frozen", "slot", "input", "target", "learning_rate", "loss", "output"]
+Role = Literal["parameter", "buffer", "frozen", "slot", "input", "target", "learning_rate", "loss", "output"]
 """What a graph's tensor is for. A slot is optimizer state; it starts at zero."""
+
+_STATE = ("parameter", "buffer", "slot")
 
 GraphKind = Literal["train", "evaluate", "infer"]
 Reduction = Literal["mean", "sum", "batch"]
@@ -165,9 +167,9 @@ class PartSpec:
 class Manifest:
     """Everything about a bundle but its parts' bytes.
 
-    `layout` orders the trainable parameters by their `state_dict` names and `frozen` the others; `classes` is
-    the number of labels where the target is a class index, else None; `ignored_label` is the target value
-    that such a loss leaves out.
+    `layout` orders what is learned, trainable parameters and then buffers, by their `state_dict` names, and `frozen`
+    the parameters that are not; `classes` is the number of labels where the target is a class index, else None;
+    `ignored_label` is the target value that such a loss leaves out.
     """
 
     name: str
@@ -251,9 +253,16 @@ def check_manifest(manifest: Manifest) -> None:
         raise _malformed("its checkpoint does not have the layout's size")
     if manifest.frozen.size and manifest.part(FROZEN_PART).size_bytes != manifest.frozen.size_bytes:
         raise _malformed("its frozen part does not have its layout's size")
+    for layout, roles in _layouts(manifest):
+        if any(entry.role not in roles for entry in layout.entries):
+            raise _malformed(f"its {roles[0]} layout holds something else")
     for graph in manifest.graphs:
         _check_graph(manifest, graph)
     _check_parity(manifest)
+
+
+def _layouts(manifest: Manifest) -> tuple[tuple[Layout, tuple[LayoutRole, ...]], ...]:
+    return (manifest.layout, ("parameter", "buffer")), (manifest.frozen, ("frozen",))
 
 
 def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
@@ -268,13 +277,13 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
                 raise _malformed(f"{tensor.name} has a negative dimension")
     inputs = {tensor.name: tensor for tensor in graph.inputs}
     outputs = {tensor.name: tensor for tensor in graph.outputs}
-    for role, layout in (("parameter", manifest.layout), ("frozen", manifest.frozen)):
-        held = tuple((tensor.name, tensor.shape) for tensor in graph.inputs if tensor.role == role)
-        expected = tuple((f"{role}:{entry.name}", entry.shape) for entry in layout.entries)
+    for layout, roles in _layouts(manifest):
+        held = tuple((tensor.role, tensor.name, tensor.shape) for tensor in graph.inputs if tensor.role in roles)
+        expected = tuple((entry.role, entry.tensor, entry.shape) for entry in layout.entries)
         # A graph may not need every parameter (one that acts in training only), but it keeps their order.
         if not set(held) <= set(expected) or held != tuple(entry for entry in expected if entry in held):
-            raise _malformed(f"graph {graph.kind} does not follow the {role} layout")
-        if graph.kind == "train" and role == "parameter" and held != expected:
+            raise _malformed(f"graph {graph.kind} does not follow the {roles[0]} layout")
+        if graph.kind == "train" and layout is manifest.layout and held != expected:
             raise _malformed("the train graph lacks a parameter")
     for feedback in graph.feedback:
         source, target = outputs.get(feedback.output), inputs.get(feedback.input)
@@ -282,9 +291,9 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
             raise _malformed(f"feedback {feedback.output} -> {feedback.input} does not fit")
     if graph.kind == "train":
         fed = [feedback.input for feedback in graph.feedback]
-        state = [tensor.name for tensor in graph.inputs if tensor.role in ("parameter", "slot")]
+        state = [tensor.name for tensor in graph.inputs if tensor.role in _STATE]
         if sorted(fed) != sorted(state):
-            raise _malformed("the train graph does not feed back every parameter and slot once")
+            raise _malformed("the train graph does not feed back every parameter, buffer and slot once")
 
 
 def _check_parity(manifest: Manifest) -> None:

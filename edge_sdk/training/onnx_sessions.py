@@ -49,13 +49,15 @@ class OnnxGraph:
             ) from error
         return outputs
 
-    def zero_slots(self) -> dict[str, npt.NDArray[Any]]:
-        """Optimizer state to begin with."""
-        return {
-            tensor.name: np.zeros([dimension or 0 for dimension in tensor.shape], tensor.dtype)
-            for tensor in self.spec.inputs
-            if tensor.role == "slot"
-        }
+    def state(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """What to feed besides examples: those of `tensors` that it takes, what is frozen, and slots at zero."""
+        feeds: dict[str, npt.NDArray[Any]] = {**self.constants}
+        for tensor in self.spec.inputs:
+            if tensor.name in tensors:
+                feeds[tensor.name] = tensors[tensor.name]
+            elif tensor.role == "slot":
+                feeds[tensor.name] = np.zeros([dimension or 0 for dimension in tensor.shape], tensor.dtype)
+        return feeds
 
 
 def open_graph(artifact: Artifact, kind: GraphKind) -> OnnxGraph:
@@ -81,12 +83,8 @@ def _load(artifact: Artifact, kind: GraphKind) -> OnnxGraph:
     check_runtime(artifact.manifest.requirements)
     spec = artifact.manifest.graph(kind)
     names = {tensor.name for tensor in spec.inputs if tensor.role == "frozen"}
-    layout = artifact.manifest.frozen
-    constants = {
-        f"frozen:{entry.name}": tensor
-        for entry, tensor in zip(layout.entries, layout.unflatten(artifact.frozen()), strict=True)
-        if f"frozen:{entry.name}" in names
-    }
+    frozen = artifact.manifest.frozen.unflatten(artifact.frozen())
+    constants = {name: tensor for name, tensor in frozen.items() if name in names}
     return OnnxGraph(spec, constants, _session(artifact.part(spec.part), spec))
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
@@ -35,7 +33,6 @@ class OnnxTrainer:
         spec = self._graph.spec
         roles = {tensor.role: tensor.name for tensor in spec.inputs}
         self._x, self._y, self._learning_rate = roles["input"], roles["target"], roles["learning_rate"]
-        self._parameters = [f"parameter:{entry.name}" for entry in artifact.layout.entries]
         places = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
         self._feedback = [(places[pair.output], pair.input) for pair in spec.feedback]
         self._loss = next(index for index, tensor in enumerate(spec.outputs) if tensor.role == "loss")
@@ -59,13 +56,14 @@ class OnnxTrainer:
         """
         layout, graph = self._artifact.layout, self._graph
         x, y = check_examples(self._artifact.manifest, examples)
-        self._check_plan(plan)
-        feeds: dict[str, npt.NDArray[Any]] = {**graph.constants, **graph.zero_slots()}
+        smallest = self._artifact.manifest.batch.minimum
+        self._check_plan(plan, len(x))
+        feeds = graph.state(layout.unflatten(checkpoint))
         feeds[self._learning_rate] = np.array(plan.learning_rate, np.float32)
-        feeds.update(zip(self._parameters, layout.unflatten(checkpoint), strict=True))
 
         steps, rows, loss_sum = 0, 0, 0.0
-        for chosen in batches(plan, len(x), seed):
+        used = np.zeros(len(x), np.bool_)
+        for chosen in batches(plan, len(x), seed, smallest):
             if should_stop is not None and should_stop():
                 raise TrainingInterrupted(f"training was stopped after {steps} steps", hint="it can start again later")
             feeds[self._x], feeds[self._y] = x[chosen], y[chosen]
@@ -76,15 +74,21 @@ class OnnxTrainer:
             if not math.isfinite(loss):
                 raise _diverged(f"the loss of step {steps + 1} is {loss}", plan)
             steps, rows, loss_sum = steps + 1, rows + len(chosen), loss_sum + loss * len(chosen)
+            used[chosen] = True
 
-        trained = [feeds[name] for name in self._parameters]
-        update = layout.flatten(trained) - checkpoint
+        update = layout.flatten(feeds) - checkpoint
         if not np.isfinite(update).all():
             raise _diverged("the update holds NaN or infinity", plan)
-        return TrainingResult(update, steps, min(rows, len(x)), loss_sum / rows)
+        return TrainingResult(update, steps, int(used.sum()), loss_sum / rows)
 
-    def _check_plan(self, plan: TrainingPlan) -> None:
-        largest = self._artifact.manifest.batch.maximum
+    def _check_plan(self, plan: TrainingPlan, examples: int) -> None:
+        smallest, largest = self._artifact.manifest.batch.minimum, self._artifact.manifest.batch.maximum
+        if min(plan.batch_size, examples) < smallest:
+            raise TrainingError(
+                f"this bundle trains on batches of {smallest} or more: batches of {plan.batch_size} are asked for, "
+                f"and there are {examples} examples",
+                hint="raise the task's batch size, or add examples to the store before training",
+            )
         if plan.batch_size > largest:
             raise TrainingError(
                 f"the plan asks for batches of {plan.batch_size}, this bundle takes up to {largest}",

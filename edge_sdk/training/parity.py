@@ -111,10 +111,7 @@ def require_parity(artifact: Artifact) -> None:
 
 def _replay(artifact: Artifact, graph: OnnxGraph) -> ParityReport:
     manifest = artifact.manifest
-    parameters = manifest.layout.unflatten(artifact.checkpoint())
-    feeds: dict[str, npt.NDArray[Any]] = {**graph.constants, **graph.zero_slots()}
-    for entry, tensor in zip(manifest.layout.entries, parameters, strict=True):
-        feeds[f"parameter:{entry.name}"] = tensor
+    feeds = graph.state(manifest.layout.unflatten(artifact.checkpoint()))
     roles = {tensor.role: tensor.name for tensor in graph.spec.inputs}
     places = {tensor.name: index for index, tensor in enumerate(graph.spec.outputs)}
     loss_index = next(i for i, tensor in enumerate(graph.spec.outputs) if tensor.role == "loss")
@@ -126,8 +123,8 @@ def _replay(artifact: Artifact, graph: OnnxGraph) -> ParityReport:
         outputs = graph.run(feeds)
         for pair in graph.spec.feedback:
             feeds[pair.input] = outputs[places[pair.output]]
-        flat = np.concatenate([feeds[f"parameter:{entry.name}"].reshape(-1) for entry in manifest.layout.entries])
-        error = np.abs(flat[:: manifest.parity.stride].astype(np.float64) - arrays.expected) / arrays.allowed
+        sampled = manifest.layout.flatten(feeds)[:: manifest.parity.stride].astype(np.float64)
+        error = np.abs(sampled - arrays.expected) / arrays.allowed
         loss_error = abs(float(outputs[loss_index]) - step.loss) / step.loss_tolerance
         # NaN anywhere must fail: nan_to_num makes it infinite.
         worst = max(worst, float(np.nan_to_num(max(error.max(), loss_error), nan=np.inf)))

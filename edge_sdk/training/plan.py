@@ -58,8 +58,10 @@ class TrainingResult:
     loss: float
 
 
-def batches(plan: TrainingPlan, examples: int, seed: bytes) -> Iterator[npt.NDArray[np.int64]]:
-    """Choose the row indices of each step: a fresh shuffle every epoch, the last batch of one may be short.
+def batches(plan: TrainingPlan, examples: int, seed: bytes, smallest: int = 1) -> Iterator[npt.NDArray[np.int64]]:
+    """Choose the row indices of each step: a fresh shuffle every epoch.
+
+    The last batch of an epoch may be short; below `smallest` it is left out.
 
     The shuffle orders rows by 8-byte little-endian keys, ties by row, read from
     SHAKE-256(b"edge-sdk/shuffle/1" || epoch as u32 little-endian || seed), so any language can repeat it.
@@ -70,7 +72,10 @@ def batches(plan: TrainingPlan, examples: int, seed: bytes) -> Iterator[npt.NDAr
         keys = np.frombuffer(hashlib.shake_256(message).digest(8 * examples), "<u8")
         order = np.argsort(keys, kind="stable")
         for start in range(0, examples, plan.batch_size):
+            rows = order[start : start + plan.batch_size]
+            if len(rows) < smallest:
+                break
             if plan.max_steps is not None and steps >= plan.max_steps:
                 return
             steps += 1
-            yield order[start : start + plan.batch_size]
+            yield rows

@@ -1,10 +1,10 @@
-"""Rules for layer and group normalisation and their gradients, from primitives that every runtime has."""
+"""Rules for layer, group and batch normalisation and their gradients, from primitives that every runtime has."""
 
 from __future__ import annotations
 
 import math
 
-from exporters.graph import BatchSize, Shape
+from exporters.graph import BatchSize, Call, Graph, Ref, Shape
 from exporters.lowering.builder import Builder
 from exporters.lowering.site import Result, Rule, Site
 
@@ -15,8 +15,12 @@ def _normalise(b: Builder, rows: str, eps: float) -> tuple[str, str, str]:
     mean = b.op("ReduceMean", rows, last, keepdims=1)
     centred = b.op("Sub", rows, mean)
     variance = b.op("ReduceMean", b.op("Mul", centred, centred), last, keepdims=1)
-    reciprocal = b.op("Reciprocal", b.op("Sqrt", b.op("Add", variance, b.scalar(eps, "float32"))))
+    reciprocal = _reciprocal_deviation(b, variance, eps)
     return b.op("Mul", centred, reciprocal), mean, reciprocal
+
+
+def _reciprocal_deviation(b: Builder, variance: str, eps: float) -> str:
+    return b.op("Reciprocal", b.op("Sqrt", b.op("Add", variance, b.scalar(eps, "float32"))))
 
 
 def _normalise_backward(b: Builder, rows: str, gradient: str, mean: str, reciprocal: str) -> tuple[str, str]:
@@ -124,7 +128,97 @@ def _group_norm_backward(s: Site) -> tuple[Result | None, ...]:
     return s.b.reshape(found, shape) if wants_input else None, weight, bias
 
 
+def _channels(s: Site, shape: Shape) -> tuple[str, str, Shape]:
+    """Axes that a batch norm reduces, the number of values it then sees, and a shape to broadcast channels with."""
+    batch, channels, *rest = shape
+    axes = s.b.int64s(axis for axis in range(len(shape)) if axis != 1)
+    inner = math.prod(s.fixed(tuple(rest)))
+    count = BatchSize(batch.scale * inner, batch.offset * inner) if isinstance(batch, BatchSize) else batch * inner
+    return axes, s.b.size(count, "float32"), (channels, *([1] * len(rest)))
+
+
+def _batch_norm(s: Site) -> tuple[Result | None, ...]:
+    """By the statistics of the batch in training, with new running statistics where it keeps any; else by those."""
+    b, x = s.b, s.tensor("input")
+    axes, count, per_channel = _channels(s, s.shape("input"))
+    training = s.flag("training")
+
+    def spread(name: str) -> str:
+        return b.reshape(name, per_channel)
+
+    if training:
+        mean = b.op("ReduceMean", x, axes, keepdims=0)
+        centred = b.op("Sub", x, spread(mean))
+        variance = b.op("ReduceMean", b.op("Mul", centred, centred), axes, keepdims=0)
+    else:
+        # A federation's noise can make a variance negative.
+        mean, variance = s.tensor("running_mean"), b.op("Max", s.tensor("running_var"), b.scalar(0, "float32"))
+        centred = b.op("Sub", x, spread(mean))
+    reciprocal = _reciprocal_deviation(b, variance, s.real("eps"))
+    scale = b.op("Mul", reciprocal, s.tensor("weight")) if s.has("weight") else reciprocal
+    y = b.op("Mul", centred, spread(scale))
+    if s.has("bias"):
+        y = b.op("Add", y, spread(s.tensor("bias")))
+    if not training:
+        return y, None, None
+    if "functional" not in s.operator:
+        return y, mean, reciprocal
+    # Running variances are unbiased.
+    unbiased = b.op("Mul", variance, b.op("Div", count, b.op("Sub", count, b.scalar(1, "float32"))))
+    momentum = b.scalar(s.real("momentum"), "float32")
+
+    def moved(running: str, seen: str) -> str:
+        return b.op("Add", running, b.op("Mul", b.op("Sub", seen, running), momentum))
+
+    return y, mean, reciprocal, moved(s.tensor("running_mean"), mean), moved(s.tensor("running_var"), unbiased)
+
+
+def _batch_norm_backward(s: Site) -> tuple[Result | None, ...]:
+    b, x, gradient = s.b, s.tensor("input"), s.tensor("grad_out")
+    axes, count, per_channel = _channels(s, s.shape("input"))
+
+    def spread(name: str) -> str:
+        return b.reshape(name, per_channel)
+
+    training = s.flag("train")
+    if training:
+        mean, reciprocal = s.tensor("save_mean"), s.tensor("save_invstd")
+    else:
+        mean, variance = s.tensor("running_mean"), b.op("Max", s.tensor("running_var"), b.scalar(0, "float32"))
+        reciprocal = _reciprocal_deviation(b, variance, s.real("eps"))
+    wants_input, wants_weight, wants_bias = s.flags("output_mask")
+    centred = b.op("Sub", x, spread(mean))
+    level = b.op("ReduceSum", gradient, axes, keepdims=0)
+    slope = b.op("Mul", b.op("ReduceSum", b.op("Mul", gradient, centred), axes, keepdims=0), reciprocal)
+    found = None
+    if wants_input:
+        scale = b.op("Mul", reciprocal, s.tensor("weight")) if s.has("weight") else reciprocal
+        rest = gradient
+        if training:
+            share = b.op("Div", b.op("Mul", slope, reciprocal), count)
+            rest = b.op("Sub", gradient, spread(b.op("Div", level, count)))
+            rest = b.op("Sub", rest, b.op("Mul", centred, spread(share)))
+        found = b.op("Mul", rest, spread(scale))
+    return found, slope if wants_weight else None, level if wants_bias else None
+
+
+def joins_examples(graph: Graph) -> bool:
+    """Whether some batch norm normalises by the statistics of the whole batch."""
+
+    def joins(call: Call) -> bool:
+        source = call.arguments.get("input")
+        if "native_batch_norm" not in call.operator or "backward" in call.operator or not isinstance(source, Ref):
+            return False
+        # Instance norm is batch norm over one row whose channels are those of every example.
+        return call.arguments["training"] is True and isinstance(graph.types[source].shape[0], BatchSize)
+
+    return any(joins(call) for call in graph.calls)
+
+
 RULES: dict[str, Rule] = {
+    "aten.native_batch_norm.default": _batch_norm,
+    "aten._native_batch_norm_legit_functional.default": _batch_norm,
+    "aten.native_batch_norm_backward.default": _batch_norm_backward,
     "aten.native_layer_norm.default": _layer_norm,
     "aten.native_layer_norm_backward.default": _layer_norm_backward,
     "aten.native_group_norm.default": _group_norm,

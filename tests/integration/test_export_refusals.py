@@ -45,6 +45,22 @@ def _counts(module: _Custom, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _counting_integers() -> nn.Module:
+    model = _Custom(lambda module, x: _counts(module, x) if module.training else x)
+    model.counter = model.counter.long()
+    return model
+
+
+def _counting_aside() -> nn.Module:
+    aside = torch.zeros(())
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        aside.add_(1)
+        return x
+
+    return _custom(forward)
+
+
 def _writes_windows(x: torch.Tensor) -> torch.Tensor:
     y = x * 1
     y.unfold(1, 5, 5).zero_()
@@ -58,16 +74,16 @@ def _unused() -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "batch norm": (
-        lambda: nn.Sequential(nn.Linear(12, 10), nn.BatchNorm1d(10)),
-        r"1 \(BatchNorm1d\) keeps running statistics",
+    "batch norm without statistics": (
+        lambda: nn.Sequential(nn.Linear(12, 10), nn.BatchNorm1d(10, track_running_stats=False)),
+        r"1 \(BatchNorm1d\) predicts for an example by what else is in its batch",
+    ),
+    "batch norm over all batches": (
+        lambda: nn.Sequential(nn.Linear(12, 10), nn.BatchNorm1d(10, momentum=None)),
+        r"1 \(BatchNorm1d\) averages over all batches that it ever saw",
     ),
     "dropout": (lambda: nn.Sequential(nn.Linear(12, 10), nn.Dropout(0.5)), r"1 \(Dropout\) needs randomness"),
     "functional dropout": (lambda: _custom(lambda x: F.dropout(x, 0.5)), "dropout needs randomness"),
-    "instance norm": (
-        lambda: nn.Sequential(nn.Unflatten(1, (3, 4)), nn.InstanceNorm1d(3, affine=True), nn.Flatten()),
-        "normalising over the batch",
-    ),
     "item": (lambda: _custom(lambda x: x * x.sum().item()), "depend on the values in the batch"),
     "if": (lambda: _custom(lambda x: x if x.sum() > 0 else -x), "depend on the values in the batch"),
     "boolean index": (lambda: _custom(lambda x: x * x[x > 0].sum()), "depend on the values in the batch"),
@@ -86,7 +102,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.ConvTranspose2d(3, 2, 2), nn.Flatten(), nn.Linear(18, 10)),
         r"in 1 \(ConvTranspose2d\): .*gradient of a transposed convolution",
     ),
-    "state": (lambda: _Custom(_counts), "the model changes counter during its forward pass"),
+    "state in evaluation": (lambda: _Custom(_counts), "the model changes counter in evaluation mode too"),
+    "state of integers": (_counting_integers, r"makes its buffer counter torch\.int64\[\] in its forward pass"),
+    "state that is no buffer": (_counting_aside, "the model changes a tensor of its own during its forward pass"),
     "windows in place": (
         lambda: _custom(_writes_windows),
         r"aten\.\w+\.\w+ changes a part of a tensor in place, seen through aten\.unfold\.default",

@@ -260,5 +260,5 @@ def test_feedback_goes_where_the_manifest_says() -> None:
         doubled = (first, *rest[:-1], Feedback(first.output, first.input))
         return replace(manifest, graphs=(replace(train, feedback=doubled), *others))
 
-    with pytest.raises(ArtifactError, match="feed back every parameter and slot once"):
+    with pytest.raises(ArtifactError, match="feed back every parameter, buffer and slot once"):
         repacked(crossed)

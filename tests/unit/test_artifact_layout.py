@@ -10,7 +10,7 @@ import pytest
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.training.layout import Layout, LayoutEntry, encode_vector
 
-LAYOUT = Layout((LayoutEntry("w", (2, 3)), LayoutEntry("scale", ()), LayoutEntry("b", (2,))))
+LAYOUT = Layout((LayoutEntry("w", (2, 3)), LayoutEntry("scale", ()), LayoutEntry("b", (2,), "buffer")))
 
 
 def test_sizes_and_offsets() -> None:
@@ -23,13 +23,17 @@ def test_sizes_and_offsets() -> None:
 def test_flatten_and_unflatten_are_inverse() -> None:
     vector = np.arange(9, dtype=np.float32)
     tensors = LAYOUT.unflatten(vector)
-    assert [tensor.shape for tensor in tensors] == [(2, 3), (), (2,)]
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        "parameter:w": (2, 3),
+        "parameter:scale": (),
+        "buffer:b": (2,),
+    }
     assert LAYOUT.flatten(tensors).tolist() == vector.tolist()
 
 
 def test_unflatten_gives_views() -> None:
     vector = np.zeros(9, np.float32)
-    LAYOUT.unflatten(vector)[2][:] = 5
+    LAYOUT.unflatten(vector)["buffer:b"][:] = 5
     assert vector.tolist() == [0] * 7 + [5, 5]
 
 
@@ -61,13 +65,14 @@ def test_bytes_of_another_length_are_refused() -> None:
 
 
 def test_tensors_that_do_not_fit_are_refused() -> None:
-    first, scale, bias = LAYOUT.unflatten(np.zeros(9, np.float32))
-    with pytest.raises(TrainingError, match="2 tensors for a layout of 3"):
-        LAYOUT.flatten([first, bias])
+    tensors = LAYOUT.unflatten(np.zeros(9, np.float32))
+    w = tensors["parameter:w"]
+    with pytest.raises(TrainingError, match="b is missing"):
+        LAYOUT.flatten({"parameter:w": w, "parameter:scale": tensors["parameter:scale"], "parameter:b": w})
     with pytest.raises(TrainingError, match=r"b is float32\[6\]"):
-        LAYOUT.flatten([first, scale, first.reshape(-1)])
+        LAYOUT.flatten(tensors | {"buffer:b": w.reshape(-1)})
     with pytest.raises(TrainingError, match="w is float64"):
-        LAYOUT.flatten([first.astype(np.float64), scale, bias])
+        LAYOUT.flatten({**tensors, "parameter:w": w.astype(np.float64)})
 
 
 def test_a_layout_names_each_tensor_once() -> None:
