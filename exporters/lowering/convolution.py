@@ -62,61 +62,72 @@ def _per_dim(s: Site, name: str, rank: int) -> tuple[int, ...]:
     return values * rank if len(values) == 1 else values
 
 
-def _geometry(s: Site, x: str, weight: str, out_shape: Shape) -> _Geometry:
-    kernel = s.fixed(s.shape(weight)[2:])
-    rank, shape = len(kernel), s.shape(x)
-    if len(shape) != rank + 2:
+def _geometry(s: Site, wide: Shape, narrow: Shape) -> _Geometry:
+    """Of the convolution that maps `wide` to `narrow`; a transposed one goes the other way."""
+    kernel = s.fixed(s.shape("weight")[2:])
+    rank = len(kernel)
+    if len(wide) != rank + 2:
         raise s.refuse("its input has no batch dimension")
     return _Geometry(
         stride=_per_dim(s, "stride", rank),
         padding=_per_dim(s, "padding", rank),
         dilation=_per_dim(s, "dilation", rank),
         groups=s.integer("groups"),
-        batch=shape[0],
-        channels=s.fixed(shape[1:2])[0],
-        outputs=s.fixed(out_shape[1:2])[0],
+        batch=wide[0],
+        channels=s.fixed(wide[1:2])[0],
+        outputs=s.fixed(narrow[1:2])[0],
         kernel=kernel,
-        size=s.fixed(shape[2:]),
-        out_size=s.fixed(out_shape[2:]),
+        size=s.fixed(wide[2:]),
+        out_size=s.fixed(narrow[2:]),
     )
 
 
 def _convolution(s: Site) -> str:
-    g = _geometry(s, "input", "weight", s.output().shape)
-    inputs = [s.tensor("input"), s.tensor("weight")] + ([s.tensor("bias")] if s.has("bias") else [])
-    attributes = {
-        "kernel_shape": g.kernel,
-        "strides": g.stride,
-        "pads": g.padding * 2,
-        "dilations": g.dilation,
-        "group": g.groups,
-    }
+    x, y = s.shape("input"), s.output().shape
+    bias = [s.tensor("bias")] if s.has("bias") else []
     if s.flag("transposed"):
-        extra = _per_dim(s, "output_padding", len(g.kernel))
-        return s.b.op("ConvTranspose", *inputs, output_padding=extra, **attributes)
-    return s.b.op("Conv", *inputs, **attributes)
+        if any(extra >= stride for extra, stride in zip(s.ints("output_padding"), s.ints("stride"), strict=True)):
+            raise s.refuse("its output_padding is not below its stride, which ONNX Runtime does not take")
+        return _transposed(s.b, _geometry(s, y, x), s.tensor("input"), s.tensor("weight"), *bias)
+    return _plain(s.b, _geometry(s, x, y), s.tensor("input"), s.tensor("weight"), *bias)
 
 
 def _convolution_backward(s: Site) -> tuple[Result | None, ...]:
-    if s.flag("transposed"):
-        raise s.refuse("the gradient of a transposed convolution")
-    g = _geometry(s, "input", "weight", s.shape("grad_output"))
-    gradient = s.tensor("grad_output")
+    x, y = s.shape("input"), s.shape("grad_output")
+    values, gradient, weight = s.tensor("input"), s.tensor("grad_output"), s.tensor("weight")
     wants_input, wants_weight, wants_bias = s.flags("output_mask")
-    return (
-        _input_gradient(s, gradient, g) if wants_input else None,
-        _weight_gradient(s.b, s.tensor("input"), gradient, g) if wants_weight else None,
-        s.b.op("ReduceSum", gradient, s.b.int64s([0, *g.axes]), keepdims=0) if wants_bias else None,
+    if s.flag("transposed"):
+        g = _geometry(s, y, x)
+        input_gradient = _plain(s.b, g, gradient, weight) if wants_input else None
+        weight_gradient = _weight_gradient(s.b, gradient, values, g) if wants_weight else None
+    else:
+        g = _geometry(s, x, y)
+        input_gradient = _transposed(s.b, g, gradient, weight) if wants_input else None
+        weight_gradient = _weight_gradient(s.b, values, gradient, g) if wants_weight else None
+    bias_gradient = s.b.op("ReduceSum", gradient, s.b.int64s([0, *g.axes]), keepdims=0) if wants_bias else None
+    return input_gradient, weight_gradient, bias_gradient
+
+
+def _plain(b: Builder, g: _Geometry, *inputs: str) -> str:
+    """From the wide tensor and the weight to the narrow one."""
+    return b.op(
+        "Conv",
+        *inputs,
+        kernel_shape=g.kernel,
+        strides=g.stride,
+        pads=g.padding * 2,
+        dilations=g.dilation,
+        group=g.groups,
     )
 
 
-def _input_gradient(s: Site, gradient: str, g: _Geometry) -> str:
-    # The stride may have left input at the far end unread: its gradient is zero, output_padding adds it.
+def _transposed(b: Builder, g: _Geometry, *inputs: str) -> str:
+    """From the narrow tensor and the weight to the wide one."""
+    # The stride may leave input at the far end unread: its gradient is zero, output_padding adds it.
     extra = tuple(size - (need - 2 * pad) for size, need, pad in zip(g.size, g.needed, g.padding, strict=True))
-    return s.b.op(
+    return b.op(
         "ConvTranspose",
-        gradient,
-        s.tensor("weight"),
+        *inputs,
         kernel_shape=g.kernel,
         strides=g.stride,
         pads=g.padding * 2,

@@ -261,6 +261,29 @@ def test_convolutions_of_every_geometry(
     assert exported(model, x, y, F.mse_loss).manifest.replay.worst < 0.5
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "extra", "groups", "dilation"),
+    [
+        (4, 2, 1, 0, 1, 1),
+        (3, 1, 1, 0, 1, 1),
+        (3, 2, 1, 1, 1, 1),
+        (3, 3, 0, 2, 2, 1),
+        ((2, 5), (2, 3), (0, 2), (1, 0), 4, 1),
+        (3, 2, 2, 1, 1, 2),
+    ],
+)
+def test_transposed_convolutions_of_every_geometry(
+    kernel: Any, stride: Any, padding: Any, extra: Any, groups: int, dilation: int
+) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 1), nn.Tanh(), nn.ConvTranspose2d(4, 8, kernel, stride, padding, extra, groups, True, dilation)
+    )
+    x = torch.randn(4, 4, 7, 6)
+    y = torch.randn(model(x).shape)
+    assert exported(model, x, y, F.mse_loss).manifest.replay.worst < 0.5
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 50])
 def test_any_batch_size_runs(batch: int) -> None:
     artifact = small()

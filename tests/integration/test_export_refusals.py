@@ -98,9 +98,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         r"in 1\.1 \(AdaptiveMaxPool2d\): operator aten\.adaptive_max_pool2d_backward\.default",
     ),
-    "gradient of a transposed convolution": (
-        lambda: nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.ConvTranspose2d(3, 2, 2), nn.Flatten(), nn.Linear(18, 10)),
-        r"in 1 \(ConvTranspose2d\): .*gradient of a transposed convolution",
+    "transposed convolution padded by a stride": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (3, 2, 2)), nn.ConvTranspose2d(3, 2, 2, 1, 0, 1, dilation=2), nn.Flatten()
+        ),
+        r"in 1 \(ConvTranspose2d\): .*output_padding is not below its stride",
     ),
     "state in evaluation": (lambda: _Custom(_counts), "the model changes counter in evaluation mode too"),
     "state of integers": (_counting_integers, r"makes its buffer counter torch\.int64\[\] in its forward pass"),
