@@ -89,6 +89,7 @@ class Lowered:
             for ref_or_none, result in zip(call.outputs, results, strict=True):
                 if ref_or_none is not None and result is not None and ref_or_none not in self._values:
                     self._values[ref_or_none] = self._settle(ref_or_none, result)
+                    self._builder.note(self._values[ref_or_none])
 
     def labels(self, target: str) -> Labels | None:
         """What the loss said of the input named `target`, if that holds class indices."""

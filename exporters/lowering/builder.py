@@ -48,6 +48,7 @@ class Builder:
         self._batch_source = batch_source
         self._nodes: dict[tuple[Any, ...], _Node] = {}
         self._producers: dict[str, _Node] = {}
+        self._shapes: dict[str, Shape] = {name: kind.shape for name, kind in inputs.items()}
         self._constants: dict[str, npt.NDArray[Any]] = {}
         self._constant_names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
@@ -111,11 +112,17 @@ class Builder:
         parts = [self.int64s([dim]) if isinstance(dim, int) else self._batch_multiple(dim) for dim in shape]
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=0)
 
+    def note(self, tensor: Tensor) -> None:
+        """Remember a value's shape, so that reshaping it to that is nothing."""
+        self._shapes.setdefault(tensor.name, tensor.shape)
+
     def reshape(self, name: str, shape: Shape) -> str:
-        """Reshape; reshapes in a row become one."""
+        """Reshape; reshapes in a row become one, or none."""
         producer = self._producers.get(name)
         if producer is not None and producer.operator == "Reshape":
             name = producer.inputs[0]
+        if self._shapes.get(name) == shape:
+            return name
         symbolic = sum(isinstance(dim, BatchSize) for dim in shape)
         if symbolic == 1:
             target = self.int64s(dim if isinstance(dim, int) else -1 for dim in shape)

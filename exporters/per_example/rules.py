@@ -1,0 +1,308 @@
+"""How the gradients of single examples follow from that of an operation's output: a rule for each autograd node.
+
+A rule sees the node where a parameter meets the examples, what it saved in the forward pass, and the gradient of
+the loss by its output. It gives every example's gradient of the parameter, in factors where that is less work.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch.nn import functional as F
+
+from edge_sdk.errors import ExportError
+from exporters.per_example.forms import Gradients, Products, Rows, Tensor, Whole
+
+Node: TypeAlias = Any
+"""A node of autograd's graph; torch has no public type that knows what a node saves."""
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Meeting:
+    """Where a parameter, or a view of it, meets the examples.
+
+    Attributes:
+        node: the operation in autograd's graph.
+        slot: which of its operands is the parameter.
+        shape: that operand's shape.
+        gradient: the gradient of the loss by the operation's output.
+        batch: how many examples there are.
+    """
+
+    node: Node
+    slot: int
+    shape: Shape
+    gradient: Tensor
+    batch: int
+
+    def by_example(self, tensor: Tensor, lead: Sequence[int]) -> Tensor:
+        """[batch, positions, ...] of a tensor whose leading dimensions are `lead`, apart or joined into one."""
+        axis = example_axis(lead, self.batch)
+        if axis is None:
+            raise self.refused("no dimension there counts the examples")
+        rest = tensor.shape[len(lead) if tensor.shape[: len(lead)] == tuple(lead) else 1 :]
+        if axis:
+            tensor = tensor.reshape(*lead, *rest).movedim(axis, 0)
+        return tensor.reshape(self.batch, -1, *rest)
+
+    def folded(self, tensor: Tensor) -> Tensor:
+        """[batch, ...] of a tensor that may have several rows for each example, one after another: their sum."""
+        return tensor if len(tensor) == self.batch else self.by_example(tensor, tensor.shape[:1]).sum(1)
+
+    def reduced(self, tensor: Tensor) -> Whole:
+        """Sum a tensor of the output's shape to the operand's, against broadcasting, but keep examples apart."""
+        wide = (1,) * (tensor.ndim - len(self.shape)) + self.shape
+        # Where the operand has a size of its own, examples cannot lie: each would have its own parameter.
+        axis = example_axis([size if one == 1 else 0 for size, one in zip(tensor.shape, wide, strict=True)], self.batch)
+        if axis is None:
+            raise self.refused("it does not act on all examples alike")
+        rest = wide[:axis] + wide[axis + 1 :]
+        tensor = tensor.movedim(axis, 0)
+        over = [1 + i for i, (size, one) in enumerate(zip(tensor.shape[1:], rest, strict=True)) if size != one]
+        tensor = self.folded(tensor.sum(over) if over else tensor)
+        return Whole(tensor.reshape(self.batch, *self.shape))
+
+    def refused(self, why: str) -> ExportError:
+        """The error for a parameter that the caller names."""
+        return refused(self.node, why)
+
+
+def refused(node: Node, why: str) -> ExportError:
+    """The error for a use of a parameter, which the caller names."""
+    return ExportError(
+        f"its use in {node.name().rstrip('0123456789').removesuffix('Backward')} cannot be private: {why}",
+        hint="freeze the parameter, or use layers that example-level privacy knows (see docs/dp-sgd.md)",
+    )
+
+
+Rule: TypeAlias = Callable[[Meeting], Gradients]
+
+# Below, one product for all taps of a kernel beats one for each (measured).
+_FEW_CHANNELS = 8
+
+
+def example_axis(shape: Sequence[int], batch: int) -> int | None:
+    """The dimension that counts examples, or the first where each example has several rows of it in a row."""
+    if batch in shape:
+        return list(shape).index(batch)
+    return 0 if shape and shape[0] and shape[0] % batch == 0 else None
+
+
+def output_shape(node: Node, output: int = 0) -> Shape:
+    """The shape of what an operation gave."""
+    return tuple(node._input_metadata[output].shape)
+
+
+def introduces_examples(node: Node, batch: int) -> bool:
+    """Whether a view of a parameter has been given a dimension that counts examples."""
+    match node.name():
+        case "ExpandBackward0":
+            before = tuple(node._saved_self_sym_sizes)
+            after = output_shape(node)
+            before = (1,) * (len(after) - len(before)) + before
+            return any(now == batch != then for now, then in zip(after, before, strict=True))
+        case "RepeatBackward0":
+            return batch in node._saved_repeats
+        case "EmbeddingBackward0":
+            return batch in node._saved_indices.shape
+        case _:
+            return False
+
+
+def _product(m: Meeting, operand: str) -> Gradients:
+    columns = getattr(m.node, f"_saved_{operand}")
+    lead: Sequence[int] = m.gradient.shape[:-1]
+    source = m.node.next_functions[m.slot - 1][0]
+    if len(lead) == 1 and source is not None and source.name() in RESHAPES:
+        # The model joins the dimensions itself, and leaves them so.
+        before = tuple(source._saved_self_sym_sizes)
+        lead = before[:-1] if before[-1:] == columns.shape[1:] else lead
+    return Products(m.by_example(m.gradient, lead), m.by_example(columns, lead), Tensor.t)
+
+
+def _mm(m: Meeting) -> Gradients:
+    if m.slot != 1:
+        raise m.refused("it is the left factor")
+    return _product(m, "self")
+
+
+def _addmm(m: Meeting) -> Gradients:
+    if m.slot == 1 or m.node._saved_alpha != 1 or m.node._saved_beta != 1:
+        raise m.refused("it is the left factor, or scaled")
+    return m.reduced(m.gradient) if m.slot == 0 else _product(m, "mat1")
+
+
+def _embedding(m: Meeting) -> Gradients:
+    node, lead = m.node, m.node._saved_indices.shape
+    if node._saved_scale_grad_by_freq or node._saved_sparse:
+        raise m.refused("scale_grad_by_freq and sparse gradients join examples")
+    index, value = m.by_example(node._saved_indices, lead), m.by_example(m.gradient, lead)
+    padding = node._saved_padding_idx
+    if 0 <= padding < m.shape[0]:
+        value = value * (index != padding).to(value.dtype)[:, :, None]
+    return Rows(index, value, m.shape[0])
+
+
+def _layer_norm(m: Meeting) -> Gradients:
+    if m.slot == 2:
+        return m.reduced(m.gradient)
+    normal = (m.node._saved_input - m.node._saved_result1) * m.node._saved_result2
+    return m.reduced(m.gradient * normal)
+
+
+def _group_norm(m: Meeting) -> Gradients:
+    gradient = m.gradient
+    if m.slot == 1:
+        rows = m.node._saved_input.reshape(len(gradient), m.node._saved_group, -1)
+        mean, reciprocal = (
+            statistic.reshape(len(gradient), -1, 1) for statistic in (m.node._saved_result1, m.node._saved_result2)
+        )
+        gradient = gradient * ((rows - mean) * reciprocal).reshape(gradient.shape)
+    return _channels(m, gradient)
+
+
+def _channels(m: Meeting, gradient: Tensor) -> Gradients:
+    """A bias, or another number for each channel."""
+    sums = gradient.reshape(*gradient.shape[:2], -1).sum(2)
+    return Whole(m.folded(sums))
+
+
+def _convolution(m: Meeting) -> Gradients:
+    node = m.node
+    if m.slot == 2:
+        return _channels(m, m.gradient)
+    # In a transposed convolution, input and output have changed places.
+    wide, narrow = node._saved_input, m.gradient
+    if node._saved_transposed:
+        wide, narrow = narrow, wide
+    outputs, channels, *kernel = m.shape
+    parts = _parts(wide, tuple(narrow.shape[2:]), tuple(kernel), node)
+    count, taps, groups = len(wide), len(parts), node._saved_groups
+    rows = narrow.flatten(2)
+    if groups == outputs == wide.shape[1]:
+        whole = torch.stack([(rows * part).sum(2) for part in parts], 2)
+        return Whole(m.folded(whole.reshape(count, *m.shape)))
+    if groups > 1:
+        columns = torch.stack(parts, 2).reshape(count, groups, channels * taps, -1)
+        whole = rows.reshape(count, groups, -1, rows.shape[2]) @ columns.transpose(2, 3)
+        return Whole(m.folded(whole.reshape(count, *m.shape)))
+    products = Products(
+        m.by_example(rows.transpose(1, 2), (count,)).flatten(1, 2),
+        m.by_example(torch.stack(parts, 2).flatten(1, 2).transpose(1, 2), (count,)).flatten(1, 2),
+        lambda matrix: matrix.reshape(m.shape),
+    )
+    if products.multiplied and channels >= _FEW_CHANNELS:
+        # Without columns, which take as much memory as the input times the taps.
+        by_tap = torch.stack([rows @ part.transpose(1, 2) for part in parts], 1)
+        return Whole(m.folded(by_tap), lambda each: each.permute(1, 2, 0).reshape(m.shape))
+    return products
+
+
+def _parts(wide: Tensor, positions: Shape, kernel: Shape, node: Node) -> list[Tensor]:
+    """What each tap of a kernel sees at each position: [rows, channels, positions]."""
+    rank = len(kernel)
+    stride, padding, dilation = (
+        tuple(given) * rank if len(given) == 1 else tuple(given)
+        for given in (node._saved_stride, node._saved_padding, node._saved_dilation)
+    )
+    reach = [s * (p - 1) + 1 for s, p in zip(stride, positions, strict=True)]
+    ends = [
+        r + d * (k - 1) - size - pad
+        for r, d, k, size, pad in zip(reach, dilation, kernel, wide.shape[2:], padding, strict=True)
+    ]
+    around = [amount for before, after in zip(padding, ends, strict=True) for amount in (max(after, 0), before)]
+    if any(around):
+        wide = F.pad(wide, around[::-1])
+    seen = []
+    for tap in itertools.product(*(range(extent) for extent in kernel)):
+        part = wide
+        for axis in range(rank):
+            start = tap[axis] * dilation[axis]
+            part = part[(slice(None),) * (2 + axis) + (slice(start, start + reach[axis], stride[axis]),)]
+        seen.append(part.flatten(2))
+    return seen
+
+
+def _added(m: Meeting) -> Gradients:
+    return m.reduced(m.gradient if m.slot == 0 or m.node._saved_alpha == 1 else m.gradient * m.node._saved_alpha)
+
+
+def _subtracted(m: Meeting) -> Gradients:
+    return m.reduced(m.gradient if m.slot == 0 else m.gradient * -m.node._saved_alpha)
+
+
+def _multiplied(m: Meeting) -> Gradients:
+    return m.reduced(m.gradient * (m.node._saved_other if m.slot == 0 else m.node._saved_self))
+
+
+def _prelu(m: Meeting) -> Gradients:
+    x = m.node._saved_self
+    return m.reduced(m.gradient * x.clamp(max=0))
+
+
+def _where(m: Meeting) -> Gradients:
+    chosen = m.node._saved_condition if m.slot == 0 else ~m.node._saved_condition
+    return m.reduced(m.gradient * chosen.to(m.gradient.dtype))
+
+
+def _expanded(m: Meeting) -> Gradients:
+    return m.reduced(m.gradient)
+
+
+def _repeated(m: Meeting) -> Gradients:
+    repeats = tuple(m.node._saved_repeats)
+    if repeats[0] == m.batch and set(repeats[1:]) <= {1}:
+        return Whole(m.gradient.reshape(m.batch, *m.shape))
+    return m.reduced(m.gradient)
+
+
+RULES: dict[str, Rule] = {
+    "AddBackward0": _added,
+    "AddmmBackward0": _addmm,
+    "ConvolutionBackward0": _convolution,
+    "EmbeddingBackward0": _embedding,
+    "ExpandBackward0": _expanded,
+    "MmBackward0": _mm,
+    "MulBackward0": _multiplied,
+    "NativeGroupNormBackward0": _group_norm,
+    "NativeLayerNormBackward0": _layer_norm,
+    "PreluKernelBackward0": _prelu,
+    "RepeatBackward0": _repeated,
+    "SubBackward0": _subtracted,
+    "WhereBackward0": _where,
+}
+"""Operations in which a parameter may meet the examples."""
+
+VIEWS = frozenset(
+    f"{name}Backward0"
+    for name in (
+        "Alias",
+        "Clone",
+        "Embedding",
+        "Expand",
+        "Permute",
+        "ReshapeAlias",
+        "Repeat",
+        "Select",
+        "Slice",
+        "Split",
+        "SplitWithSizes",
+        "Squeeze",
+        "T",
+        "Transpose",
+        "Unbind",
+        "UnsafeView",
+        "Unsqueeze",
+        "View",
+    )
+) | {"SqueezeBackward1", "SqueezeBackward2"}
+"""Operations that only turn, cut, reshape or pick from a parameter, before it meets the examples."""
+
+RESHAPES = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"})
+"""Those that put a matrix product's rows back into the dimensions they came from."""
