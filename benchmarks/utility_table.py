@@ -67,7 +67,7 @@ def private_mean(plan: PrivacyPlan, dimension: int, clip_norm: float, seed: int)
 
     def aggregate(number: int, updates: Sequence[Vector]) -> Vector:
         ctx = digest(b"utility", *(value.to_bytes(8, "little") for value in (seed, number)))
-        total = ModularSum.empty(parameters.padded, parameters.bits)
+        total = ModularSum.empty(parameters.length, parameters.bits)
         for place, update in enumerate(updates):
             # Simulation: a device's entropy comes from its operating system.
             entropy = digest(ctx, place.to_bytes(8, "little"))

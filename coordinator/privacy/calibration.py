@@ -13,16 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.privacy.modulus import OVERFLOW_CHANCE, deviations, overflow_chance, signal_variance
 from edge_sdk.errors import PrivacyError
 from edge_sdk.privacy.accounting import ORDERS, Release, epsilon_of, honest_reports, renyi_divergences
 from edge_sdk.privacy.encode import EncodingParameters
 from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, Mechanism, draw_error
 from edge_sdk.privacy.quantize import rounded_norm_bound
-from edge_sdk.privacy.rotate import padded_length
 from edge_sdk.secagg.modular import MAXIMUM_BITS, MINIMUM_BITS
-
-MODULUS_DEVIATIONS = 6
-"""k_s: half the modulus is this many standard deviations of a coordinate of the worst sum."""
 
 QUANTISATION_COST = 0.02
 """The smallest modulus is chosen whose noise multiplier is within this of the Gaussian mechanism's."""
@@ -33,7 +30,6 @@ _NOISELESS_STEPS = 32.0  # integer steps per root-mean-square coordinate where n
 _FINEST_STEPS, _FINEST_NORM = 16.0, 1000.0  # with noise more only makes the tables larger
 _LARGEST_MULTIPLIER = 1e4
 _LARGEST_EPSILON = 50.0
-_WRAP_SLACK = 1.01  # the devices' variance is rounded up after the scale is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +89,7 @@ def calibrate(
 
     Args:
         clip_norm: C, the largest 2-norm of an update.
-        dimension: coordinates of an update, before padding.
+        dimension: coordinates of an update.
         min_reports: n_min, the fewest reports ever released together.
         max_devices: the most reports in one sum; the modulus holds them.
         rounds: K, the most releases that one device takes part in.
@@ -125,7 +121,7 @@ def calibrate(
     if bits is not None and not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
         raise PrivacyError(f"a modulus of {bits} bits is not supported", hint="use 8 to 32 bits")
     honest = honest_reports(min_reports, max_devices, corrupt_share)
-    search = _Search(mechanism, clip_norm, padded_length(dimension), honest, max_devices, rounds, epsilon, delta)
+    search = _Search(mechanism, clip_norm, dimension, honest, max_devices, rounds, epsilon, delta)
     choices = range(MINIMUM_BITS, MAXIMUM_BITS + 1) if bits is None else range(bits, bits + 1)
     if math.isinf(epsilon):
         least_scale = search.noiseless_scale() if bits is None else 0.0
@@ -185,14 +181,26 @@ class _Search:
         """Return the plan without noise, or None where the modulus leaves too small a scale."""
         if not self._room(bits):
             return None
-        return self._plan(0.0, bits) if self._scale(0.0, bits) >= least_scale else None
+        plan = self._plan(0.0, bits)
+        return plan if plan.scale >= least_scale and self._holds(plan) else None
 
     def _serves(self, plan: PrivacyPlan) -> bool:
         """Return whether a plan keeps the promise, and its modulus the sum with the noise it ended with."""
-        signal = (plan.scale * self.clip_norm * self.max_devices) ** 2 / self.length
-        spread = math.sqrt(signal + self.max_devices * (plan.device_variance + 0.25))
-        holds = 2 * MODULUS_DEVIATIONS * spread <= _WRAP_SLACK * 2.0**plan.bits
-        return holds and _fits(plan.epsilon, self.epsilon)
+        return self._holds(plan) and _fits(plan.epsilon, self.epsilon)
+
+    def _holds(self, plan: PrivacyPlan) -> bool:
+        chance = overflow_chance(
+            bits=plan.bits,
+            signal=plan.scale**2 * self._signal(),
+            length=self.length,
+            devices=self.max_devices,
+            mechanism=plan.mechanism,
+            device_variance=plan.device_variance,
+        )
+        return chance <= OVERFLOW_CHANCE
+
+    def _signal(self) -> float:
+        return signal_variance(self.clip_norm, self.length, self.max_devices)
 
     def _plan(self, z: float, bits: int) -> PrivacyPlan:
         scale = self._scale(z, bits)
@@ -216,16 +224,16 @@ class _Search:
 
     def _room(self, bits: int) -> float:
         """Return what rounding alone leaves of the squared modulus: zero where that is nothing."""
-        return max(0.0, 4.0**bits - self.max_devices * MODULUS_DEVIATIONS**2)
+        return max(0.0, 4.0**bits - self.max_devices * deviations(self.length) ** 2)
 
     def _scale(self, z: float, bits: int) -> float:
-        """Return s from 2^b >= 2 k_s s sqrt(C^2 n^2/d + n (z^2 C^2/n_h + 1/(4 s^2))), n = max_devices.
+        """Return s from 2^b >= 2 k_s s sqrt(C^2 n^2/m + n (z^2 C^2/n_h + 1/(4 s^2))), n = max_devices.
 
         No more than is of use, and no more than keeps the devices' noise within the sampler's tables.
         """
         clip, count = self.clip_norm, self.max_devices
-        spread = math.sqrt((clip * count) ** 2 / self.length + count * (z * clip) ** 2 / self.honest_reports)
-        scale = math.sqrt(self._room(bits)) / (2 * MODULUS_DEVIATIONS * spread)
+        spread = math.sqrt(self._signal() + count * (z * clip) ** 2 / self.honest_reports)
+        scale = math.sqrt(self._room(bits)) / (2 * deviations(self.length) * spread)
         if not z:
             return min(scale, self.noiseless_scale())
         finest = max(_FINEST_STEPS * math.sqrt(self.length), _FINEST_NORM) / clip

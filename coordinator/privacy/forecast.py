@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from coordinator.config import TaskConfig
 from coordinator.privacy.calibration import gaussian_multiplier
-from edge_sdk.privacy.rotate import padded_length
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.limits import (
     CHUNK_DEFAULT_BYTES,
@@ -43,7 +42,7 @@ from edge_sdk.protocol.messages import (
     UnmaskingShares,
     bitmap,
 )
-from edge_sdk.protocol.policy import composed_epsilon, honest_survivors, release_of
+from edge_sdk.protocol.policy import composed_epsilon, encoding_of, honest_survivors, release_of
 from edge_sdk.protocol.session import BOX_BYTES, SHARE_BYTES
 from edge_sdk.secagg import modular
 from edge_sdk.secagg.graph import GraphParameters, parameters
@@ -93,7 +92,6 @@ class Forecast:
         smallest_graph: those of the smallest roster that goes on, `min_reports` devices.
         colluders: devices of a full cohort that may work with the coordinator.
         honest_reports: devices of the smallest sum whose noise is counted on.
-        padded_dimension: coordinates of an encoded update.
         traffic: of one device in one round of a full cohort.
         epsilons: (participations, epsilon) at the task's delta; empty without noise.
         noise_to_signal: 2-norm of the noise in the mean of the smallest sum, over the clip norm.
@@ -105,7 +103,6 @@ class Forecast:
     smallest_graph: GraphParameters
     colluders: int
     honest_reports: int
-    padded_dimension: int
     traffic: Traffic
     epsilons: tuple[tuple[int, float], ...]
     noise_to_signal: float
@@ -140,7 +137,6 @@ def forecast(config: TaskConfig) -> Forecast:
         smallest_graph=parameters(config.min_check_ins, *shares),
         colluders=math.floor(privacy.corrupt_share * config.goal_count + 1e-9),
         honest_reports=honest,
-        padded_dimension=padded_length(config.dimension),
         traffic=_traffic(config, plan, full.degree),
         epsilons=tuple(_epsilons(plan)) if encoding.device_variance else (),
         noise_to_signal=noise * math.sqrt(config.dimension),
@@ -164,7 +160,7 @@ def _traffic(config: TaskConfig, plan: Plan, degree: int) -> Traffic:
     everyone = bitmap(set(range(size)), size)
     proof = bytes(32 * math.ceil(math.log2(size)))
     peer = Neighbour(0, bytes(CERTIFICATE_BYTES), key, key, signature, proof)
-    vector = modular.packed_bytes(padded_length(config.dimension), plan.bits)
+    vector = modular.packed_bytes(encoding_of(plan).length, plan.bits)
     inline = bytes(vector if vector <= INLINE_UPDATE_MAX_BYTES else 0)
     up: dict[str, int] = {
         "check-in": _frame(CheckIn(plan.task, rid, *_VERSIONS), CERTIFICATE_BYTES),

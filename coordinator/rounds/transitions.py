@@ -41,7 +41,6 @@ from coordinator.rounds.states import (
     config_of,
 )
 from edge_sdk.errors import RemoteProtocolError
-from edge_sdk.privacy.rotate import padded_length
 from edge_sdk.protocol.messages import (
     AbandonReason,
     AdvertiseKeys,
@@ -56,6 +55,7 @@ from edge_sdk.protocol.messages import (
     ShareKeys,
     UnmaskingShares,
 )
+from edge_sdk.protocol.policy import encoding_of
 from edge_sdk.protocol.session import BOX_BYTES, SHARE_BYTES, survivors_digest
 from edge_sdk.secagg import client, keys, modular
 
@@ -235,7 +235,7 @@ def refusal_of_input(state: State, device_id: str, message: MaskedInput) -> tupl
 
 def vector_bytes(config: RoundConfig) -> int:
     """The size of a packed masked vector."""
-    return modular.packed_bytes(padded_length(config.plan.dimension), config.plan.bits)
+    return modular.packed_bytes(encoding_of(config.plan).length, config.plan.bits)
 
 
 def _too_late(state: Unmasking | Releasing, device_id: str, message: MaskedInput) -> tuple[Effect, ...]:

@@ -28,7 +28,6 @@ from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from edge_sdk.errors import IdentityError, RemoteProtocolError
 from edge_sdk.identity import Identity, verify_certificate
-from edge_sdk.privacy.rotate import padded_length
 from edge_sdk.protocol import chunks, codec, topics
 from edge_sdk.protocol.limits import (
     CONTROL_FRAME_MAX_BYTES,
@@ -51,6 +50,7 @@ from edge_sdk.protocol.messages import (
     RoundId,
     TaskState,
 )
+from edge_sdk.protocol.policy import encoding_of
 from edge_sdk.secagg import modular, suite
 from edge_sdk.signing import verify_raw
 
@@ -323,7 +323,7 @@ class Coordinator:
         plan = runner.plan
         if plan is None:
             return
-        vector = modular.unpack(data, padded_length(plan.dimension), plan.bits)
+        vector = modular.unpack(data, encoding_of(plan).length, plan.bits)
         self._carry_out(runner, runner.apply(From(device_id, message), now, vector))
 
     def _serve(self, device_id: DeviceId, pull: Pull) -> None:

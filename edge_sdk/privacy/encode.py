@@ -16,11 +16,12 @@ from edge_sdk.errors import PrivacyError, RemoteProtocolError
 from edge_sdk.privacy.clip import clip
 from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, Mechanism, sample
 from edge_sdk.privacy.quantize import stochastic_round
-from edge_sdk.privacy.rotate import padded_length, rotate, unrotate
+from edge_sdk.privacy.rotate import rotate, unrotate
 from edge_sdk.secagg import modular
 from edge_sdk.secagg.suite import Stream, derive
 
-_HEADROOM = 31 / 32
+HEADROOM = 31 / 32
+"""The share of the modulus' range that a sum may fill; beyond it, `decode` takes it for one that wrapped around."""
 _LARGEST_NORM_BOUND = 2.0**30  # so that rounded values fit 32 bits, and their squares 64
 
 
@@ -54,13 +55,13 @@ class EncodingParameters:
             raise PrivacyError(f"encoding parameters are unusable: {problem}", hint="calibrate the task anew")
 
     @property
-    def padded(self) -> int:
-        """Coordinates of the encoded vector, the next power of two."""
-        return padded_length(self.dimension)
+    def length(self) -> int:
+        """Coordinates of the encoded vector."""
+        return self.dimension
 
 
 def encode(update: NDArray[np.float32], parameters: EncodingParameters, ctx: bytes, entropy: bytes) -> modular.Words:
-    """Return the update as integers modulo 2^bits, noise included, `padded` long, in the work dtype.
+    """Return the update as integers modulo 2^bits, noise included, `length` long, in the work dtype.
 
     Args:
         update: float32, 1-D, `dimension` long.
@@ -76,7 +77,7 @@ def encode(update: NDArray[np.float32], parameters: EncodingParameters, ctx: byt
         rotate(clipped, ctx), parameters.scale, parameters.norm_bound, derive(entropy, "rounding")
     )
     integers += sample(
-        parameters.mechanism, parameters.device_variance, parameters.padded, Stream(derive(entropy, "noise"))
+        parameters.mechanism, parameters.device_variance, parameters.length, Stream(derive(entropy, "noise"))
     )
     return modular.reduce(integers, parameters.bits)
 
@@ -89,17 +90,17 @@ def decode(total: modular.Words, parameters: EncodingParameters, ctx: bytes, sur
             wrapped around, masks that did not cancel and vectors that are not encoded updates all
             show themselves so, where bits and scale were calibrated.
     """
-    if total.shape != (parameters.padded,) or survivors < 1:
+    if total.shape != (parameters.length,) or survivors < 1:
         raise PrivacyError(f"a sum of shape {total.shape} over {survivors} devices cannot be decoded")
     centred = modular.centre(total, parameters.bits)
     largest = int(np.abs(centred).max())
-    if largest > _HEADROOM * 2 ** (parameters.bits - 1):
+    if largest > HEADROOM * 2 ** (parameters.bits - 1):
         raise RemoteProtocolError(
             f"the sum fills the modulus: a coordinate of {largest} in {parameters.bits} bits",
             hint="abandon the round: masks did not cancel, a device sent garbage, or the bits are too few",
         )
     rotated = centred.astype(np.float64)
-    mean = unrotate(rotated, parameters.dimension, ctx)
+    mean = unrotate(rotated, ctx)
     mean *= 1 / (parameters.scale * survivors)
     return mean.astype(np.float32)
 

@@ -112,7 +112,7 @@ def release_of(plan: Plan) -> Release:
     return Release(
         mechanism=plan.mechanism,
         norm_bound=plan.norm_bound,
-        length=encoding_of(plan).padded,
+        length=encoding_of(plan).length,
         device_variance=plan.device_variance,
         honest=honest_survivors(plan),
     )

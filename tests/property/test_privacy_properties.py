@@ -37,10 +37,10 @@ def test_clipping_shortens_to_the_ball_and_keeps_the_direction(update: np.ndarra
 def test_rotation_keeps_the_norm_and_is_undone(update: np.ndarray, ctx: bytes) -> None:
     wide = update.astype(np.float64)
     rotated = rotate.rotate(wide, ctx)
-    assert len(rotated) == rotate.padded_length(len(update))
+    assert len(rotated) == len(update)
     assert math.isclose(float(np.linalg.norm(rotated)), float(np.linalg.norm(wide)), rel_tol=1e-9, abs_tol=1e-9)
-    np.testing.assert_allclose(rotate.unrotate(rotated, len(update), ctx), wide, atol=1e-9)
-    narrow = rotate.unrotate(rotate.rotate(update, ctx), len(update), ctx)
+    np.testing.assert_allclose(rotate.unrotate(rotated, ctx), wide, atol=1e-9)
+    narrow = rotate.unrotate(rotate.rotate(update, ctx), ctx)
     assert narrow.dtype == np.float32
     np.testing.assert_allclose(narrow, update, atol=1e-5 * max(1.0, float(np.abs(update).max())) * 10)
 
@@ -64,12 +64,12 @@ def test_encoding_is_the_bounded_vector_plus_the_devices_noise(
     mechanism: Mechanism,
 ) -> None:
     scale = 3.0
-    bound = quantize.rounded_norm_bound(1.0, scale, rotate.padded_length(len(update)))
+    bound = quantize.rounded_norm_bound(1.0, scale, len(update))
     silent = EncodingParameters(len(update), bits, 1.0, scale, bound, mechanism, 0)
     noisy = EncodingParameters(len(update), bits, 1.0, scale, bound, mechanism, variance)
     plain, masked = (encode(update, p, entropy, entropy) for p in (silent, noisy))
     assert plain.dtype == masked.dtype == modular.work_dtype(bits)
-    assert len(plain) == len(masked) == silent.padded
+    assert len(plain) == len(masked) == silent.length
     if bound < 2 ** (bits - 1):
         assert float(np.linalg.norm(modular.centre(plain, bits))) <= bound
     added = modular.centre(masked.astype(np.int64) - plain, bits)

@@ -41,7 +41,7 @@ from edge_sdk.protocol.messages import (
     Survivors,
     UnmaskingShares,
 )
-from edge_sdk.protocol.policy import DevicePolicy, Spending
+from edge_sdk.protocol.policy import DevicePolicy, Spending, encoding_of
 from edge_sdk.secagg import client, modular, suite
 from edge_sdk.signing import verify_raw
 from tests.simulation.world import START, authority, device_name, identity, known_update
@@ -229,7 +229,7 @@ class Round:
     def until_reported(self, who: Iterable[str] | None = None) -> Round:
         self.until_shared()
         for name, message in self.report(who).items():
-            vector = modular.unpack(message.inline, 32, self.plan.bits)
+            vector = modular.unpack(message.inline, encoding_of(self.plan).length, self.plan.bits)
             self.vectors[name] = vector
             self.tell(name, message)
         if isinstance(self.state, Reporting):
@@ -238,7 +238,7 @@ class Round:
 
     def total(self) -> modular.Words:
         """The sum of the masked vectors."""
-        total = np.zeros(32, modular.work_dtype(self.plan.bits))
+        total = np.zeros(encoding_of(self.plan).length, modular.work_dtype(self.plan.bits))
         for vector in self.vectors.values():
             total += vector
         return total

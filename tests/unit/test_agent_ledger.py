@@ -64,7 +64,7 @@ def test_the_ledger_tells_what_each_participation_cost(post: Post) -> None:
     assert (first.rid, second.rid) == (plans[0].rid, plans[1].rid)
     assert first.epsilon == pytest.approx(composed_epsilon([(release, 1)], plans[0].delta))
     assert second.epsilon == pytest.approx(composed_epsilon([(release, 2)], plans[0].delta))
-    assert (first.release, first.delta, first.sent_bytes) == (release, plans[0].delta, 64)
+    assert (first.release, first.delta, first.sent_bytes) == (release, plans[0].delta, 40)
 
 
 def test_another_task_does_not_begin_with_a_fresh_budget(post: Post) -> None:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from coordinator.privacy.calibration import QUANTISATION_COST, PrivacyPlan, calibrate, gaussian_multiplier
+from coordinator.privacy.modulus import OVERFLOW_CHANCE, overflow_chance, signal_variance
 from edge_sdk.errors import PrivacyError
 from edge_sdk.privacy import quantize
 from edge_sdk.privacy.accounting import Release, rdp_epsilon, sum_divergence
-from edge_sdk.privacy.encode import decode, encode
-from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, Mechanism
-from edge_sdk.privacy.rotate import padded_length
+from edge_sdk.privacy.encode import HEADROOM, decode, encode
+from edge_sdk.privacy.noise import MAXIMUM_VARIANCE, Mechanism, sample
+from edge_sdk.privacy.rotate import rotate
 from edge_sdk.secagg import modular
-from edge_sdk.secagg.suite import digest
+from edge_sdk.secagg.suite import Stream, digest
 
 BOTH = pytest.mark.parametrize("mechanism", [Mechanism.SKELLAM, Mechanism.DISCRETE_GAUSSIAN])
 
@@ -55,10 +56,8 @@ def test_the_promise_is_kept_and_little_is_given_away(dimension: int, epsilon: f
     assert found.mechanism is mechanism
     assert found.honest_reports == 130
     assert found.variance == found.device_variance * found.honest_reports
-    assert found.norm_bound == quantize.rounded_norm_bound(1.0, found.scale, padded_length(dimension))
-    release = Release(
-        found.mechanism, found.norm_bound, padded_length(dimension), found.device_variance, found.honest_reports
-    )
+    assert found.norm_bound == quantize.rounded_norm_bound(1.0, found.scale, dimension)
+    release = Release(found.mechanism, found.norm_bound, dimension, found.device_variance, found.honest_reports)
     spent = rdp_epsilon([release] * 10, 1e-5)
     assert found.epsilon == pytest.approx(spent, rel=1e-6)
     assert 0.9 * epsilon < spent < epsilon
@@ -67,7 +66,8 @@ def test_the_promise_is_kept_and_little_is_given_away(dimension: int, epsilon: f
 
 @BOTH
 def test_noise_is_near_that_of_the_gaussian_mechanism(mechanism: Mechanism) -> None:
-    # z = 2.18 for epsilon 8, delta 1e-6 and ten rounds of the continuous mechanism.
+    least = gaussian_multiplier(rounds=10, epsilon=8.0, delta=1e-6)
+    assert 2.18 < least < 2.2
     for count, bits in ((1_000, 17), (10_000, 19)):
         found = plan(
             dimension=1 << 20,
@@ -79,7 +79,7 @@ def test_noise_is_near_that_of_the_gaussian_mechanism(mechanism: Mechanism) -> N
             mechanism=mechanism,
         )
         assert found.bits == bits
-        assert 2.18 < found.noise_multiplier < 2.18 * (1 + QUANTISATION_COST)
+        assert least < found.noise_multiplier < least * (1 + QUANTISATION_COST)
 
 
 def test_one_bit_less_than_chosen_costs_more_than_allowed() -> None:
@@ -126,8 +126,8 @@ def test_noise_off_is_asked_for_by_an_infinite_epsilon() -> None:
     found = plan(epsilon=math.inf)
     assert (found.mechanism, found.device_variance) == (Mechanism.NONE, 0)
     assert (found.noise_multiplier, found.epsilon) == (0.0, math.inf)
-    assert found.scale / math.sqrt(2048) == 32
-    assert plan(epsilon=math.inf, max_devices=1_000_000).bits == 29
+    assert found.scale / math.sqrt(1800) == 32
+    assert plan(epsilon=math.inf, max_devices=1_000_000).bits == 30
     assert plan(epsilon=math.inf, bits=16).scale < found.scale
     with pytest.raises(PrivacyError, match="no modulus"):
         plan(epsilon=math.inf, max_devices=10**8, dimension=1)
@@ -147,17 +147,21 @@ def test_what_cannot_be_promised_is_refused(wrong: dict[str, float]) -> None:
         plan(**wrong)  # type: ignore[arg-type]
 
 
-def test_nothing_wraps_at_the_chosen_maximum() -> None:
+@BOTH
+@pytest.mark.parametrize("where", ["everywhere", "in one coordinate"])
+def test_nothing_wraps_at_the_chosen_maximum(mechanism: Mechanism, where: str) -> None:
     """All devices send the same clipped update: the largest sum that the modulus must hold."""
-    devices, dimension = 60, 500
-    found = plan(dimension=dimension, min_reports=40, max_devices=devices, epsilon=6.0)
+    devices, dimension = 60, 700
+    found = plan(dimension=dimension, min_reports=40, max_devices=devices, epsilon=6.0, mechanism=mechanism)
     parameters = found.parameters(dimension, 1.0)
-    update = np.random.default_rng(1).normal(size=dimension).astype(np.float32)
-    update /= np.linalg.norm(update)
-    for round_number in range(20):
+    update = np.eye(1, dimension, 600, dtype=np.float32)[0]
+    if where == "everywhere":
+        update = np.random.default_rng(1).normal(size=dimension).astype(np.float32)
+        update /= np.linalg.norm(update)
+    for round_number in range(10):
         ctx = digest(b"round", bytes([round_number]))
-        exact = np.zeros(parameters.padded, np.int64)
-        total = np.zeros(parameters.padded, modular.work_dtype(found.bits))
+        exact = np.zeros(parameters.length, np.int64)
+        total = np.zeros(parameters.length, modular.work_dtype(found.bits))
         for device in range(devices):
             encoded = encode(update, parameters, ctx, digest(ctx, bytes([device])))
             exact += modular.centre(encoded, found.bits)
@@ -167,3 +171,54 @@ def test_nothing_wraps_at_the_chosen_maximum() -> None:
         # The mean is the update plus noise of variance device_variance / (devices scale^2) a coordinate.
         spread = math.sqrt((found.device_variance + 0.25) * dimension / devices) / found.scale
         assert float(np.linalg.norm(mean - update)) < 1.3 * spread
+
+
+@BOTH
+def test_a_wrap_is_less_likely_than_one_round_in_a_million(mechanism: Mechanism) -> None:
+    for dimension, devices, bits in ((10, 3, None), (1800, 200, None), (1 << 20, 1_000, None), (1_000_000, 60_000, 20)):
+        found = plan(
+            dimension=dimension,
+            min_reports=devices,
+            max_devices=devices,
+            bits=bits,
+            corrupt_share=0.0,
+            mechanism=mechanism,
+        )
+        for fewer, holds in ((0, True), (1, False)):
+            chance = overflow_chance(
+                bits=found.bits - fewer,
+                signal=found.scale**2 * signal_variance(1.0, dimension, devices),
+                length=dimension,
+                devices=devices,
+                mechanism=mechanism,
+                device_variance=found.device_variance,
+            )
+            assert (chance < OVERFLOW_CHANCE) is holds
+
+
+@BOTH
+def test_the_chance_of_a_wrap_bounds_how_often_it_is_seen(mechanism: Mechanism) -> None:
+    """A modulus two bits too small for three devices, over thousands of rounds."""
+    devices, dimension, variance, scale = 3, 24, 40, 10.0
+    length_one = np.full(dimension, 1 / math.sqrt(dimension))
+    seen = {6: 0, 7: 0}
+    rounds = 2_000
+    for number in range(rounds):
+        ctx = digest(b"%d" % number)
+        total = np.rint(devices * scale * rotate(length_one, ctx)).astype(np.int64)
+        total += sample(mechanism, devices * variance, dimension, Stream(ctx))
+        for bits in seen:
+            seen[bits] += bool(np.abs(total).max() > HEADROOM * 2 ** (bits - 1))
+    chances = {
+        bits: overflow_chance(
+            bits=bits,
+            signal=scale**2 * signal_variance(1.0, dimension, devices),
+            length=dimension,
+            devices=devices,
+            mechanism=mechanism,
+            device_variance=variance,
+        )
+        for bits in seen
+    }
+    assert 0.02 < seen[6] / rounds < chances[6] <= 1
+    assert seen[7] / rounds <= chances[7] < 0.02

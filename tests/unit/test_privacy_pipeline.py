@@ -23,7 +23,7 @@ def normal(seed: int, length: int) -> NDArray[np.float32]:
 
 
 def parameters(dimension: int, *, bits: int = 20, scale: float = 500.0, device_variance: int = 0) -> EncodingParameters:
-    bound = quantize.rounded_norm_bound(1.0, scale, rotate.padded_length(dimension))
+    bound = quantize.rounded_norm_bound(1.0, scale, dimension)
     return EncodingParameters(dimension, bits, 1.0, scale, bound, Mechanism.SKELLAM, device_variance)
 
 
@@ -40,9 +40,31 @@ def test_the_transform_is_sylvesters_matrix(length: int) -> None:
 
 
 def test_rotation_spreads_a_single_coordinate_evenly() -> None:
-    update = np.zeros(1000, np.float32)
+    update = np.zeros(1024, np.float32)
     update[17] = 32.0
     np.testing.assert_array_equal(np.abs(rotate.rotate(update, CTX)), np.ones(1024))
+
+
+@pytest.mark.parametrize("length", [700, 1000, 1024, 1025, 1500, 2047])
+def test_every_coordinate_is_as_small_as_its_block_allows(length: int) -> None:
+    """Over many rounds' signs no coordinate's mean square exceeds norm^2 / m, wherever the update's mass lies."""
+    block, rounds = rotate.block_length(length), 400
+    limit = (1 + 6 * math.sqrt(2 / rounds)) / block
+    for place in (0, length - block, length // 2, block - 1, length - 1):
+        update = np.zeros(length)
+        update[place] = 1.0
+        squares = np.mean([rotate.rotate(update, digest(b"%d" % name)) ** 2 for name in range(rounds)], axis=0)
+        assert squares.max() < limit
+        assert squares.sum() == pytest.approx(1.0)
+
+
+def test_an_update_along_the_transform_itself_is_spread_too() -> None:
+    """Without signs of their own the second block would gather again what the first had spread."""
+    length = 1536
+    first = np.zeros(length)
+    first[:1024] = rotate.hadamard(np.eye(1, 1024, 600)[0]) / 32
+    for name in range(20):
+        assert np.abs(rotate.rotate(first, digest(b"%d" % name))).max() < 6 / 32
 
 
 def test_rotations_of_two_rounds_differ() -> None:
@@ -83,14 +105,14 @@ def test_the_mean_comes_back_from_the_sum(bits: int) -> None:
     dimension, devices = 300, 5
     chosen = parameters(dimension, bits=bits, scale=200.0)
     updates = [normal(seed, dimension) * np.float32(0.02) for seed in range(devices)]
-    total = np.zeros(chosen.padded, modular.work_dtype(bits))
+    total = np.zeros(chosen.length, modular.work_dtype(bits))
     for number, update in enumerate(updates):
         total += encode(update, chosen, CTX, digest(bytes([number])))
     mean = decode(modular.reduce(total, bits), chosen, CTX, devices)
     assert mean.dtype == np.float32
     # A rounding error is below one step a coordinate, and the rotation keeps the norm of all of them.
     error = float(np.linalg.norm(mean - np.mean(updates, axis=0)))
-    assert error < math.sqrt(chosen.padded / devices) / chosen.scale
+    assert error < math.sqrt(chosen.length / devices) / chosen.scale
 
 
 def test_a_long_update_is_clipped_before_it_is_encoded() -> None:
@@ -123,14 +145,14 @@ def test_a_sum_that_wrapped_is_refused() -> None:
     total = np.zeros(8, np.uint16)
     for number in range(6):
         # Six aligned updates put about 6 * 100 steps on one coordinate; 10 bits hold 512.
-        total += encode(rotate.unrotate(rotate.hadamard(update), 8, CTX), chosen, CTX, digest(bytes([number])))
+        total += encode(rotate.unrotate(rotate.hadamard(update), CTX), chosen, CTX, digest(bytes([number])))
     with pytest.raises(RemoteProtocolError, match="fills the modulus"):
         decode(np.array([500, *[0] * 7], np.uint16), chosen, CTX, 6)
 
 
 def test_a_sum_whose_masks_did_not_cancel_is_refused() -> None:
     chosen = parameters(1800, bits=13)
-    garbage = np.zeros(chosen.padded, np.uint16)
+    garbage = np.zeros(chosen.length, np.uint16)
     modular.add_mask(garbage, digest(b"a mask that stayed"), 1)
     with pytest.raises(RemoteProtocolError, match="fills the modulus"):
         decode(modular.reduce(garbage, 13), chosen, CTX, 10)

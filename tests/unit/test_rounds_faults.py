@@ -189,13 +189,13 @@ def test_masked_inputs_are_taken_once_and_whole() -> None:
 
 def test_a_masked_input_of_one_who_did_not_share_is_refused() -> None:
     held = Round(SIZE).until_shared([device_name(n) for n in range(1, SIZE)])
-    message = MaskedInput(PLAN.rid, BlobRef(Digest(bytes(32)), 64), b"")
+    message = MaskedInput(PLAN.rid, BlobRef(Digest(bytes(32)), 40), b"")
     refused(held, ME, message, Fault.NOT_SELECTED)
 
 
 def test_a_masked_input_offered_at_the_wrong_stage_is_refused() -> None:
     held = Round(SIZE).until_advertised()
-    message = MaskedInput(PLAN.rid, BlobRef(Digest(bytes(32)), 64), b"")
+    message = MaskedInput(PLAN.rid, BlobRef(Digest(bytes(32)), 40), b"")
     assert transitions.refusal_of_input(held.state, ME, message) == (Refuse(ME, Fault.WRONG_STAGE),)
     for known in (held, Round(SIZE).until_shared(), Round(SIZE).until_reported()):
         said = transitions.refusal_of_input(known.state, STRANGER, message)
@@ -210,7 +210,7 @@ def test_after_reporting_a_masked_input_is_late_or_brings_the_survivors() -> Non
     held.until_shared()
     everyone = held.report()
     for name in names:
-        held.vectors[name] = modular.unpack(everyone[name].inline, 32, PLAN.bits)
+        held.vectors[name] = modular.unpack(everyone[name].inline, PLAN.dimension, PLAN.bits)
         held.tell(name, everyone[name])
     assert isinstance(held.state, Reporting)
     held.tick(held.state.opened_at + 10_000)
@@ -226,7 +226,7 @@ def test_after_reporting_a_masked_input_is_late_or_brings_the_survivors() -> Non
     assert held.state is before
     held.tell(ME, held.answer([ME])[ME])
     assert held.tell(ME, asked_again) == (Send(ME, duplicate),)
-    other = replace(everyone[ME], vector=BlobRef(Digest(bytes(32)), 64))
+    other = replace(everyone[ME], vector=BlobRef(Digest(bytes(32)), 40))
     assert held.tell(ME, other) == (Send(ME, Receipt(PLAN.rid, Digest(bytes(32)), ReceiptStatus.LATE)),)
 
 
@@ -340,7 +340,7 @@ def test_a_device_that_shared_a_lie_can_only_spoil_the_round() -> None:
     for name, message in shares.items():
         held.tell(name, replace(message, commitment=Digest(bytes(32))) if name == ME else message)
     for name, report in held.report().items():
-        held.vectors[name] = modular.unpack(report.inline, 32, PLAN.bits)
+        held.vectors[name] = modular.unpack(report.inline, PLAN.dimension, PLAN.bits)
         held.tell(name, report)
     for name, answer in held.answer().items():
         held.tell(name, answer)

@@ -87,10 +87,10 @@ def _floats(values: list[float | str]) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 OPERATIONS: dict[str, Callable[[Inputs], Any]] = {
     "clip": _clip,
-    "padded_length": lambda i: rotate.padded_length(i["dimension"]),
+    "block_length": lambda i: rotate.block_length(i["length"]),
     "hadamard": lambda i: rotate.hadamard(_floats(i["values"])).tolist(),
     "rotate": lambda i: rotate.rotate(_floats(i["values"]), _b(i["ctx"])).tolist(),
-    "unrotate": lambda i: rotate.unrotate(_floats(i["values"]), i["dimension"], _b(i["ctx"])).tolist(),
+    "unrotate": lambda i: rotate.unrotate(_floats(i["values"]), _b(i["ctx"])).tolist(),
     "stochastic_round": lambda i: quantize.stochastic_round(
         _floats(i["values"]), i["scale"], i["norm_bound"], _b(i["entropy"])
     ).tolist(),
@@ -132,20 +132,20 @@ def _encoding_cases() -> Iterator[Case]:
     yield "clip", {"values": [0.0], "clip_norm": 1.0}
     for wrong in ("nan", "inf", "-inf"):
         yield "clip", {"values": [0.0, wrong], "clip_norm": 1.0}
-    for dimension in (1, 2, 3, 1025, 0):
-        yield "padded_length", {"dimension": dimension}
+    for dimension in (1, 2, 3, 1024, 1025, 0):
+        yield "block_length", {"length": dimension}
 
     stream = suite.Stream(_b(octets("values", 32)))
     integers = (stream.uint16(256).astype(np.int64) % 201 - 100).tolist()
     for length in (1, 2, 8, 128, 256, 3):
         yield "hadamard", {"values": integers[:length]}
-    for length in (1, 13, 16, 50):
+    # Blocks of 4^p coordinates: their factors are powers of two, which floats hold.
+    for length in (1, 4, 5, 7, 16, 23, 31, 100):
         yield "rotate", {"values": integers[:length], "ctx": CTX}
-    yield "unrotate", {"values": integers[:16], "dimension": 13, "ctx": CTX}
-    yield "unrotate", {"values": integers[:16], "dimension": 17, "ctx": CTX}
+        yield "unrotate", {"values": integers[:length], "ctx": CTX}
 
-    values = [value / 1024 for value in integers[:16]]
-    rounding = {"values": values, "scale": 37.5, "norm_bound": 12.0, "entropy": octets("rounding", 32)}
+    values = [value / 1024 for value in integers[:23]]
+    rounding = {"values": values[:16], "scale": 37.5, "norm_bound": 12.0, "entropy": octets("rounding", 32)}
     yield "stochastic_round", rounding
     yield "stochastic_round", rounding | {"norm_bound": 8.25}
     yield "stochastic_round", rounding | {"norm_bound": 1.0}
@@ -154,18 +154,18 @@ def _encoding_cases() -> Iterator[Case]:
         yield "rounded_norm_bound", {"clip_norm": clip_norm, "scale": scale, "length": length}
 
     parameters = {
-        "dimension": 13, "bits": 13, "clip_norm": 1.0, "scale": 100.0,
-        "norm_bound": quantize.rounded_norm_bound(1.0, 100.0, 16),
+        "dimension": 23, "bits": 13, "clip_norm": 1.0, "scale": 100.0,
+        "norm_bound": quantize.rounded_norm_bound(1.0, 100.0, 23),
         "mechanism": "SKELLAM", "device_variance": 436,
     }  # fmt: skip
-    whole = {"update": values[:13], "parameters": parameters, "ctx": CTX, "entropy": octets("encode", 32)}
+    whole = {"update": values, "parameters": parameters, "ctx": CTX, "entropy": octets("encode", 32)}
     yield "encode", whole
     yield "encode", whole | {"parameters": parameters | {"device_variance": 0}}
     yield "encode", whole | {"parameters": parameters | {"mechanism": "NONE"}}
     yield "encode", whole | {"parameters": parameters | {"mechanism": "DISCRETE_GAUSSIAN"}}
     yield "encode", whole | {"parameters": parameters | {"bits": 20}}
-    yield "encode", whole | {"update": values[:12]}
-    yield "encode", whole | {"update": ["nan", *values[1:13]]}
+    yield "encode", whole | {"update": values[:22]}
+    yield "encode", whole | {"update": ["nan", *values[1:]]}
     for wrong_parameter in (
         {"dimension": 0}, {"bits": 7}, {"bits": 33}, {"clip_norm": 0.0}, {"scale": -1.0},
         {"norm_bound": 99.0}, {"norm_bound": 2.0**31},
@@ -174,11 +174,11 @@ def _encoding_cases() -> Iterator[Case]:
         yield "encode", whole | {"parameters": parameters | wrong_parameter}
     wide = parameters | {"scale": 128.0, "norm_bound": 144.0}
     decoding = {"parameters": wide, "ctx": CTX, "survivors": 4}
-    yield "decode", decoding | {"total": [value % 8192 for value in integers[:16]]}
-    yield "decode", decoding | {"total": [4000] + [0] * 15}
-    yield "decode", decoding | {"total": [4192] + [0] * 15}
-    yield "decode", decoding | {"total": [0] * 15}
-    yield "decode", decoding | {"total": [0] * 16, "survivors": 0}
+    yield "decode", decoding | {"total": [value % 8192 for value in integers[:23]]}
+    yield "decode", decoding | {"total": [4000] + [0] * 22}
+    yield "decode", decoding | {"total": [4192] + [0] * 22}
+    yield "decode", decoding | {"total": [0] * 22}
+    yield "decode", decoding | {"total": [0] * 23, "survivors": 0}
 
 
 def _accounting_cases() -> Iterator[Case]:
