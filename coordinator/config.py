@@ -90,6 +90,7 @@ class TaskConfig:
         signer: the public key that the bundle must be signed with, PEM.
         evaluation: an .npz with x and y, held out, at the coordinator's side; empty for none.
         parts: what else belongs to the bundle; devices fetch of it what they need and lack.
+        query: what the fleet is asked instead of training a model, as a person writes it; empty for training.
         max_abandoned: this many rounds abandoned in a row pause the task.
     """
 
@@ -109,6 +110,7 @@ class TaskConfig:
     signer: str
     evaluation: str = ""
     parts: tuple[BlobRef, ...] = ()
+    query: str = ""
     max_abandoned: int = field(default=10)
 
     def __post_init__(self) -> None:

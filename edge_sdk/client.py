@@ -48,6 +48,7 @@ class EdgeClient:
         population: whose tasks it takes part in.
         schema: what its examples look like; without it the example store that is there is used, if there is one.
         policy: the device's own floors; the defaults ask for noise, secure aggregation and a cohort.
+        analytics: whether it answers signed questions about its examples, as it trains: clipped, noised and masked.
         pace: how patient it is.
         clock: tells the time.
 
@@ -63,6 +64,7 @@ class EdgeClient:
         population: str,
         schema: ExampleSchema | None = None,
         policy: DevicePolicy | None = None,
+        analytics: bool = False,
         pace: Pace | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -73,7 +75,8 @@ class EdgeClient:
         path = home / EXAMPLES_FILE
         self._examples = ExampleStore(path, schema) if schema is not None or path.exists() else None
         self.store = DeviceStore(home / DEVICE_FILE)
-        self.learner = LocalLearner(signer, self._examples, InstalledModels(home / "models", signer=signer))
+        models = InstalledModels(home / "models", signer=signer)
+        self.learner = LocalLearner(signer, self._examples, models, analytics=analytics)
         self.agent = DeviceAgent(
             self.identity,
             population,

@@ -178,6 +178,26 @@ def write_folder(folder: Path, files: Sequence[NewFile]) -> None:
         ) from error
 
 
+def write_file(folder: Path, file: NewFile) -> None:
+    """Write one file, whole or not at all; it may not exist yet.
+
+    Raises:
+        IdentityError: it exists, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / file.name, file)
+    except FileExistsError as error:
+        raise IdentityError(
+            f"{folder / file.name} exists already", hint="name a file that does not exist yet"
+        ) from error
+    except OSError as error:
+        raise IdentityError(
+            f"cannot write {folder / file.name}: {error.strerror or error}",
+            hint="check the disk's free space, the path and its permissions",
+        ) from error
+
+
 def _write(path: Path, file: NewFile) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if file.secret else 0o644)
     with os.fdopen(handle, "wb") as stream:

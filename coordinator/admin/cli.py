@@ -15,6 +15,9 @@ from coordinator.admin.run_options import add_run_options, config_of_options
 from edge_sdk.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from coordinator.analytics.estimate import Estimate
     from coordinator.config import TaskConfig
     from coordinator.service.tasks import RoundView
     from edge_sdk.cli import Subparsers
@@ -51,12 +54,18 @@ def add_run_verb(subparsers: Subparsers) -> None:
     create = actions.add_parser(
         "create",
         # The list of all of its options, which argparse would put before each error, hides the error.
-        usage="edge run create NAME --bundle FILE --signer KEY --devices N [OPTION ...]",
+        usage="edge run create NAME (--bundle FILE | --analytics FILE) --signer KEY --devices N [OPTION ...]",
         help="create a run; a serving coordinator takes it up by itself",
     )
     create.add_argument("task", metavar="NAME", help="its name, such as 'digits'")
     create.add_argument("--home", type=Path, default=DEFAULT_HOME, metavar="DIR", help=f"work folder {_DEFAULT}")
-    create.add_argument("--bundle", type=Path, required=True, metavar="FILE", help="the signed .edge bundle to train")
+    create.add_argument("--bundle", type=Path, metavar="FILE", help="the signed .edge bundle to train")
+    create.add_argument(
+        "--analytics", type=Path, metavar="FILE", help="ask this signed query instead of training: edge signer query"
+    )
+    create.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="for a query that evaluates: parameters other than the bundle's"
+    )
     create.add_argument("--signer", type=Path, required=True, metavar="KEY", help="public key of the bundle's signer")
     create.add_argument("--population", metavar="NAME", help="whom to train with (default: the run's name)")
     create.add_argument("--evaluation", type=Path, metavar="FILE", help=".npz with x and y, held out, on this machine")
@@ -129,28 +138,29 @@ def _create(arguments: argparse.Namespace) -> int:
     from edge_sdk.credentials import load_public_key
     from edge_sdk.signing import public_key_to_pem
     from edge_sdk.training.artifact import read_artifact
+    from edge_sdk.training.layout import encode_vector
 
     signer = load_public_key(arguments.signer)
-    artifact = read_artifact(arguments.bundle, signer=signer)
-    checkpoint = artifact.checkpoint()
-    config = config_of_options(
-        arguments,
-        task=arguments.task,
-        population=arguments.population or arguments.task,
-        dimension=checkpoint.size,
-        signer=public_key_to_pem(signer).decode(),
-        evaluation="" if arguments.evaluation is None else str(arguments.evaluation.resolve()),
-    )
-    _check_fit(arguments, artifact)
+    signer_pem = public_key_to_pem(signer).decode()
+    if arguments.analytics is not None:
+        config, head, checkpoint, parts = _question(arguments, signer, signer_pem)
+    elif arguments.bundle is not None:
+        artifact = read_artifact(arguments.bundle, signer=signer)
+        config = config_of_options(
+            arguments,
+            task=arguments.task,
+            population=arguments.population or arguments.task,
+            dimension=artifact.layout.size,
+            signer=signer_pem,
+            evaluation="" if arguments.evaluation is None else str(arguments.evaluation.resolve()),
+        )
+        _check_fit(arguments, artifact)
+        head, checkpoint, parts = artifact.head, encode_vector(artifact.checkpoint()), list(artifact.parts.values())
+    else:
+        raise ConfigError("a run needs --bundle to train, or --analytics to ask", hint="pass one of them")
     home: Path = arguments.home
     create_task(
-        Database.in_folder(home),
-        Blobs(home / "blobs"),
-        config,
-        artifact.head,
-        checkpoint.astype("<f4").tobytes(),
-        SystemClock().now(),
-        parts=artifact.parts.values(),
+        Database.in_folder(home), Blobs(home / "blobs"), config, head, checkpoint, SystemClock().now(), parts=parts
     )
     encoding = config.encoding
     noise = (
@@ -168,11 +178,52 @@ def _create(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _question(
+    arguments: argparse.Namespace, signer: ec.EllipticCurvePublicKey, signer_pem: str
+) -> tuple[TaskConfig, bytes, bytes, list[bytes]]:
+    """A run that asks a query: its configuration, the signed query, zeros to begin with, and a model's parts."""
+    from dataclasses import replace
+
+    from coordinator.analytics.model import model_parts, references
+    from edge_sdk.analytics.query import query_text, read_query
+    from edge_sdk.training.artifact import read_artifact
+
+    try:
+        content = arguments.analytics.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the query {arguments.analytics}: {error.strerror or error}",
+            hint="make one with: edge signer query",
+        ) from error
+    query = read_query(content, signer=signer)
+    parts: list[bytes] = []
+    if query.kind == "evaluate":
+        if arguments.bundle is None:
+            raise ConfigError("the query evaluates a model", hint="pass its --bundle too")
+        artifact = read_artifact(arguments.bundle, signer=signer)
+        checkpoint = None if arguments.checkpoint is None else arguments.checkpoint.read_bytes()
+        parts = model_parts(artifact, checkpoint)
+        if references(parts) != query.model:
+            raise ConfigError(
+                "the query was signed for another bundle or checkpoint", hint="pass those that it was signed with"
+            )
+    arguments.clip_norm, arguments.server_optimizer = query.norm_bound, "average"
+    arguments.rounds = arguments.rounds or 1
+    config = config_of_options(
+        arguments,
+        task=arguments.task,
+        population=arguments.population or arguments.task,
+        dimension=query.dimension,
+        signer=signer_pem,
+    )
+    return replace(config, query=query_text(query)), content, bytes(4 * query.dimension), parts
+
+
 def _device_options(config: TaskConfig) -> list[str]:
     """What a device must be told so that its policy lets this run pass, beside the defaults."""
     from edge_sdk.protocol.policy import DevicePolicy
 
-    policy, options = DevicePolicy(), []
+    policy, options = DevicePolicy(), ["--analytics"] if config.query else []
     if config.min_reports < policy.min_reports:
         options.append(f"--min-reports {config.min_reports}")
     if not config.encoding.device_variance:
@@ -240,7 +291,9 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from coordinator.analytics.results import read_estimates
     from coordinator.service.tasks import list_rounds, task_config
+    from coordinator.store.blobs import Blobs
     from coordinator.store.database import Database
 
     database = Database.in_folder(existing_home(arguments.home))
@@ -249,6 +302,10 @@ def _show(arguments: argparse.Namespace) -> int:
         f"{config.task}: population {config.population!r}, {config.dimension:,} parameters, {config.rounds} rounds.\n"
         "Devices that came to each stage, then the model; kB for each device."
     )
+    if config.query:
+        print(f"Asks: {config.query}")
+        for found in read_estimates(database, Blobs(arguments.home / "blobs"), config):
+            print(_estimate_line(found))
     print("round   in keys shares input unmask  loss accuracy epsilon kB up  down phase")
     for view in list_rounds(database, arguments.task):
         print(_round_line(view))
@@ -261,6 +318,14 @@ def _show(arguments: argparse.Namespace) -> int:
             if counts:
                 print(f"      {what}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
     return 0
+
+
+def _estimate_line(found: Estimate) -> str:
+    """One estimate; give or take what two standard deviations of the noise are."""
+    if math.isnan(found.value):
+        return f"  {found.label:<20s} lost in the noise"
+    spread = "" if math.isnan(found.stddev) or not found.stddev else f" +- {2 * found.stddev:.4g}"
+    return f"  {found.label:<20s} {found.value:.6g}{spread}"
 
 
 def _round_line(view: RoundView) -> str:

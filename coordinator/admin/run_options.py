@@ -19,7 +19,7 @@ _DEFAULT = "(default: %(default)s)"
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help=f"how many to commit {_DEFAULT}")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how many to commit (default: 10, for analytics 1)")
     parser.add_argument("--devices", type=int, required=True, metavar="N", help="selection fills to this many")
     parser.add_argument(
         "--min-reports", type=int, metavar="N", help="fewest devices in a released sum (default: 70%% of --devices)"
@@ -117,7 +117,7 @@ def config_of_options(
     from edge_sdk.privacy.noise import Mechanism
     from edge_sdk.protocol.messages import BlobRef, Digest
 
-    devices, rounds = arguments.devices, arguments.rounds
+    devices, rounds = arguments.devices, 10 if arguments.rounds is None else arguments.rounds
     min_reports = max(2, math.ceil(0.7 * devices)) if arguments.min_reports is None else arguments.min_reports
     cap = rounds + 1 if arguments.participation_cap is None else arguments.participation_cap
     if devices < 2 or rounds < 1 or cap < 1:

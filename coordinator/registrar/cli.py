@@ -59,12 +59,21 @@ def add_verb(subparsers: Subparsers) -> None:
 
 
 def add_signer_verb(subparsers: Subparsers) -> None:
-    """Add `edge signer` with its one action."""
-    parser = subparsers.add_parser("signer", help="make the key that signs model bundles")
+    """Add `edge signer` with its actions."""
+    parser = subparsers.add_parser("signer", help="make the key that signs model bundles, and sign queries")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     init = actions.add_parser("init", help="make signer.key, and signer.pub for devices to pin")
     init.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for both")
     init.set_defaults(handler=_init_signer)
+    query = actions.add_parser("query", help="sign a question to a fleet, for edge run create --analytics")
+    query.add_argument("query", metavar="QUERY", help="such as histogram:field=y,low=0,high=10,bins=10")
+    query.add_argument("--signer", type=Path, required=True, metavar="KEY", help="the signer's private key")
+    query.add_argument("--bundle", type=Path, metavar="FILE", help="for evaluate: the model's bundle")
+    query.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="for evaluate: the parameters, float32 (default: the bundle's)"
+    )
+    query.add_argument("--out", type=Path, required=True, metavar="FILE", help="the signed query to write")
+    query.set_defaults(handler=_sign_query)
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -150,6 +159,29 @@ def _init_signer(arguments: argparse.Namespace) -> None:
     write_folder(arguments.out, files)
     print(f"wrote {arguments.out / 'signer.key'} (keep it secret)")
     print(f"wrote {arguments.out / 'signer.pub'} (for devices to pin)")
+
+
+def _sign_query(arguments: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from edge_sdk.analytics.query import parse_query, query_text, sign_query
+    from edge_sdk.credentials import NewFile, load_private_key, write_file
+
+    key = load_private_key(arguments.signer)
+    query = parse_query(arguments.query)
+    if query.kind == "evaluate":
+        if arguments.bundle is None:
+            raise ConfigError(
+                "a query of kind evaluate needs --bundle", hint="name the bundle of the model to evaluate"
+            )
+        from coordinator.analytics.model import model_parts, references
+        from edge_sdk.training.artifact import read_artifact
+
+        artifact = read_artifact(arguments.bundle, signer=key.public_key())
+        checkpoint = None if arguments.checkpoint is None else _read(arguments.checkpoint)
+        query = replace(query, model=references(model_parts(artifact, checkpoint)))
+    write_file(arguments.out.parent, NewFile(arguments.out.name, sign_query(query, key)))
+    print(f"wrote {arguments.out}: {query_text(query)}, {query.dimension} numbers from each device")
 
 
 def _read(path: Path) -> bytes:

@@ -33,6 +33,9 @@ def add_verb(subparsers: Subparsers) -> None:
         default="10",
         help="most this device spends on all tasks together, or 'any' to allow no noise (default: %(default)s)",
     )
+    run.add_argument(
+        "--analytics", action="store_true", help="answer signed questions about the examples too, noised and masked"
+    )
     run.add_argument("--until-done", action="store_true", help="end once the finished task's model is installed")
     run.add_argument("--verbose", action="store_true", help="log details")
     run.set_defaults(handler=_run)
@@ -68,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with only_process_in(home):
         if arguments.examples is not None:
             _import_examples(arguments.examples, home / EXAMPLES_FILE)
-        with EdgeClient(home, population=arguments.population, policy=policy) as client:
+        with EdgeClient(home, population=arguments.population, policy=policy, analytics=arguments.analytics) as client:
             agent = client.agent
             print(
                 f"device {agent.device_id}: {client.learner.example_count} examples, model version "

@@ -14,6 +14,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from numpy.typing import NDArray
 
+from edge_sdk.analytics.analyst import Analyst
+from edge_sdk.analytics.query import is_query
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.protocol.messages import BlobRef, Digest
@@ -37,14 +39,21 @@ class LocalLearner:
         signer: the pinned public key that bundles must be signed with.
         examples: the app's examples; None on a device that only serves.
         models: installed models.
+        analytics: whether it answers queries too.
     """
 
     def __init__(
-        self, signer: ec.EllipticCurvePublicKey, examples: ExampleStore | None, models: InstalledModels
+        self,
+        signer: ec.EllipticCurvePublicKey,
+        examples: ExampleStore | None,
+        models: InstalledModels,
+        *,
+        analytics: bool = False,
     ) -> None:
         self._signer = signer
         self._examples = examples
         self._models = models
+        self._analyst = Analyst(signer, examples, allowed=analytics)
         self._newest: Artifact | None = None
         self._lock = threading.Lock()  # training runs beside the loop
 
@@ -59,7 +68,9 @@ class LocalLearner:
         return 0 if self._examples is None else len(self._examples)
 
     def parts(self, head: bytes) -> tuple[BlobRef, ...]:
-        """The parts of a bundle that training and serving here need."""
+        """The parts of a bundle that training and serving here need, or what a query's answer needs."""
+        if is_query(head):
+            return self._analyst.parts(head)
         manifest = parse_head(head, signer=self._signer).manifest
         graphs = [manifest.graph(kind).part for kind in _GRAPHS]
         specs = [manifest.part(name) for name in (*graphs, CHECKPOINT_PART, PARITY_PART, *manifest.frozen_parts)]
@@ -67,13 +78,17 @@ class LocalLearner:
 
     def check(self, bundle: Bundle, checkpoint: bytes) -> int:
         """Authenticate the bundle and replay its parity vectors on this runtime; return the layout's dimension."""
+        if is_query(bundle.head):
+            return self._analyst.check(bundle.head)
         dimension = self._artifact(bundle).layout.size
         if len(checkpoint) != 4 * dimension:
             raise ArtifactError(f"a checkpoint of {len(checkpoint)} bytes does not fit {dimension} parameters")
         return dimension
 
     def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
-        """The update, float32 little-endian in layout order."""
+        """The update, float32 little-endian in layout order; or the answer to a query."""
+        if is_query(job.bundle.head):
+            return self._analyst.answer(job.bundle.head, job.bundle.read)
         if self._examples is None:
             raise TrainingError("this device holds no examples", hint="add some, or let it only serve")
         plan = TrainingPlan(
@@ -88,7 +103,9 @@ class LocalLearner:
         return result.update.astype("<f4").tobytes()
 
     def install(self, version: int, bundle: Bundle, checkpoint: bytes) -> None:
-        """Serve predictions from this model from now on."""
+        """Serve predictions from this model from now on; of a query's result nothing is served."""
+        if is_query(bundle.head):
+            return
         self._models.install(self._artifact(bundle), version, np.frombuffer(checkpoint, "<f4").astype(np.float32))
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:

@@ -45,7 +45,7 @@ from edge_sdk.protocol.messages import (
 )
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.protocol.session import survivors_digest
-from edge_sdk.runtime.agent import Bundle, DeviceAgent, Pace, TrainingJob
+from edge_sdk.runtime.agent import Bundle, DeviceAgent, Learner, Pace, TrainingJob
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.secagg import client, modular, suite
@@ -258,6 +258,9 @@ class World:
         seed: int = 1,
         network: Network = NO_NETWORK_TROUBLE,
         faults: Sequence[Fault] = (),
+        bundle: bytes = b"a bundle",
+        parts: Sequence[bytes] = (),
+        learners: Sequence[Learner] = (),
     ) -> None:
         self.config = config or task_config(devices)
         self.folder = folder
@@ -266,11 +269,12 @@ class World:
         self.database = Database.in_folder(folder)
         self.blobs = Blobs(folder / "blobs")
         self.learners = [KnownLearner(number, self.config.dimension) for number in range(devices)]
+        self.fitted = dict(enumerate(learners))
         self.policy = policy or DevicePolicy(min_reports=2, epsilon_at_most=math.inf)
         self.witness = Witness()
         self.stores: dict[str, DeviceStore] = {}
         checkpoint = np.zeros(self.config.dimension, "<f4").tobytes()
-        create_task(self.database, self.blobs, self.config, b"a bundle", checkpoint, START)
+        create_task(self.database, self.blobs, self.config, bundle, checkpoint, START, parts=parts)
         self.fleet = VirtualFleet(
             self.make_coordinator,
             [self.agent_maker(number) for number in range(devices)],
@@ -305,7 +309,10 @@ class World:
 
     def agent_maker(self, number: int, population: str = POPULATION) -> Callable[[], DeviceAgent]:
         name = device_name(number)
-        learner = self.learners[number] if number < len(self.learners) else KnownLearner(number, self.config.dimension)
+        learner: Learner = (
+            self.learners[number] if number < len(self.learners) else KnownLearner(number, self.config.dimension)
+        )
+        learner = self.fitted.get(number, learner)
 
         def make() -> DeviceAgent:
             home = self.folder / name

@@ -1,0 +1,1 @@
+"""What an operator reads out of a fleet's noised answers."""

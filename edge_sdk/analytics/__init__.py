@@ -1,0 +1,1 @@
+"""Questions to a fleet: signed queries, a device's answer as a bounded vector, and what the noised sum of them says."""

@@ -1,0 +1,75 @@
+"""What a device does with a query: authenticate it, ask whether its owner allows it, and answer from the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from edge_sdk.analytics.answer import answer, answer_evaluation, check_query
+from edge_sdk.analytics.query import Query, Reference, read_query
+from edge_sdk.errors import ArtifactError
+from edge_sdk.protocol.messages import BlobRef, Digest
+from edge_sdk.training.artifact import parse_head
+from edge_sdk.training.evaluation import evaluate
+from edge_sdk.training.examples import ExampleStore
+
+Read = Callable[[BlobRef], bytes]
+
+
+class Analyst:
+    """Answers queries from one example store.
+
+    Args:
+        signer: the pinned public key that queries must be signed with.
+        examples: None on a device that only serves.
+        allowed: whether the device's owner lets it answer; its answers are clipped, noised and masked like updates.
+    """
+
+    def __init__(self, signer: ec.EllipticCurvePublicKey, examples: ExampleStore | None, *, allowed: bool) -> None:
+        self._signer = signer
+        self._examples = examples
+        self._allowed = allowed
+
+    def parts(self, content: bytes) -> tuple[BlobRef, ...]:
+        """What an answer needs beside the examples.
+
+        Raises:
+            ArtifactError: not authentic, not allowed, or not to be answered from these examples.
+        """
+        return tuple(_blob(reference) for reference in self._query(content)[0].model)
+
+    def check(self, content: bytes) -> int:
+        """The answer's dimension; see `parts`."""
+        return self._query(content)[0].dimension
+
+    def answer(self, content: bytes, read: Read) -> bytes:
+        """The answer, float32 little-endian.
+
+        Raises:
+            ArtifactError: see `parts`; or the model is not authentic.
+            TrainingError: the examples cannot be used.
+        """
+        query, examples = self._query(content)
+        x, y = examples.arrays()
+        if query.kind != "evaluate":
+            return answer(query, {"x": x, "y": y}).astype("<f4").tobytes()
+        head, *parts, checkpoint = (read(_blob(reference)) for reference in query.model)
+        artifact = parse_head(head, signer=self._signer).with_parts(parts)
+        count = min(len(x), query.max_rows)
+        found = evaluate(artifact, artifact.layout.decode(checkpoint), x[-count:], y[-count:])
+        return answer_evaluation(query, found.loss, found.accuracy, count).astype("<f4").tobytes()
+
+    def _query(self, content: bytes) -> tuple[Query, ExampleStore]:
+        query = read_query(content, signer=self._signer)
+        if not self._allowed:
+            raise ArtifactError("this device answers no queries", hint="its owner allows them with analytics=True")
+        if self._examples is None:
+            raise ArtifactError("this device holds no examples")
+        schema = self._examples.schema
+        check_query(query, {name: (f.dtype, f.shape) for name, f in (("x", schema.x), ("y", schema.y))})
+        return query, self._examples
+
+
+def _blob(reference: Reference) -> BlobRef:
+    return BlobRef(Digest(bytes.fromhex(reference.sha256)), reference.size_bytes)
