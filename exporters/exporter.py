@@ -49,7 +49,7 @@ from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
 from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, prepare_step
 from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
-from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step, Tensors
+from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, SEED, TARGET, Step, Tensors
 
 _TRACED_BATCHES = (4, 7)
 
@@ -189,7 +189,7 @@ def _trace(step: Step, run: Callable[[Tensors], Tensors], x: torch.Tensor, y: to
     def inputs(batch: int) -> dict[str, torch.Tensor]:
         rows = torch.arange(batch) % len(x)
         named = step.initial_state() | {INPUT: x[rows].clone(), TARGET: y[rows].clone()}
-        return named | {LEARNING_RATE: torch.tensor(0.1)}
+        return named | {LEARNING_RATE: torch.tensor(0.1), SEED: torch.tensor(1)}
 
     one, two = _TRACED_BATCHES
     try:
@@ -234,6 +234,7 @@ def _tensor_spec(name: str, kind: TensorType) -> TensorSpec:
         INPUT: "input",
         TARGET: "target",
         LEARNING_RATE: "learning_rate",
+        SEED: "seed",
         LOSS: "loss",
         OUTPUT: "output",
     }

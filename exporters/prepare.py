@@ -13,7 +13,7 @@ from edge_sdk.errors import ExportError
 from edge_sdk.training.manifest import Reduction
 from exporters.align import DTYPE_NAMES
 from exporters.optimizers import Optimizer
-from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, TARGET, Loss, Step, Tensors, evaluating
+from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, SEED, TARGET, Loss, Step, Tensors, evaluating
 from exporters.wide import in_float64
 
 BatchNormMode = Literal["train", "frozen"]
@@ -66,7 +66,7 @@ def prepare_step(
     _set_modes(copied, batch_norm)
     _check_modules(copied)
     step = Step(copied, loss, optimizer)
-    named = step.initial_state() | {INPUT: x, TARGET: y, LEARNING_RATE: torch.tensor(0.0)}
+    named = step.initial_state() | {INPUT: x, TARGET: y, LEARNING_RATE: torch.tensor(0.0), SEED: torch.tensor(0)}
     try:
         changing = _changed_buffers(step, named)
         with evaluating(copied):
@@ -152,11 +152,6 @@ def _check_modules(model: torch.nn.Module) -> None:
                     f"{where} predicts for an example by what else is in its batch",
                     hint="let it keep running statistics (track_running_stats=True), or use GroupNorm",
                 )
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise ExportError(
-                f"{where} needs randomness inside the graph, which this exporter cannot offer yet",
-                hint="set p=0 or remove the layer",
-            )
 
 
 def _changed_buffers(step: Step, inputs: Tensors) -> dict[str, torch.Tensor]:

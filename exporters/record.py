@@ -250,7 +250,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def _refusal(self, func: Any) -> ExportError:
         why, hint = REFUSED.get(
             func._schema.name,
-            ("it draws random numbers, which this exporter cannot offer", "remove the randomness"),
+            ("it draws random numbers, of which only dropout can be exported", "remove the randomness, or use dropout"),
         )
         return self._error(f"{self._whole or func} cannot be exported: {why}", hint)
 

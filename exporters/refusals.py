@@ -12,8 +12,8 @@ _DECOMPOSED = (
     "write the layer without them, or compute the constant ones once, outside forward",
 )
 _RANDOM = (
-    "dropout needs randomness inside the graph, which this exporter cannot offer yet",
-    "set p=0 or remove the layer",
+    "it draws random numbers that no seed is given for",
+    "draw them by nn.Dropout, or by F.dropout(x, p, self.training), and in training only",
 )
 _CTC = (
     "connectionist temporal classification walks over paths whose number depends on the targets' lengths",

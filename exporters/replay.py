@@ -22,8 +22,9 @@ from edge_sdk.training.layout import Layout
 from edge_sdk.training.manifest import BatchRange, ParitySpec, ParityStep, Replay
 from edge_sdk.training.onnx_sessions import OnnxGraph
 from edge_sdk.training.parity import ParityValues, encode_parity
+from edge_sdk.training.plan import SEED_LIMIT
 from exporters.optimizers import Stepped
-from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, TARGET, Step, Tensors
+from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, SEED, TARGET, Step, Tensors
 from exporters.wide import in_float64
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -144,6 +145,7 @@ class _Replayer:
         self._step = step.double()
         self._graphs = graphs
         self._examples = examples
+        self._seeds = np.random.default_rng(20260501)
         self.worst = 0.0
 
     def compare(self, state: Arrays, batch: int, learning_rate: float, what: str) -> _Compared:
@@ -202,7 +204,8 @@ class _Replayer:
 
     def _inputs(self, state: Arrays, batch: int, learning_rate: float) -> dict[str, npt.NDArray[Any]]:
         x, y = self._examples.draw(batch)
-        return {**state, INPUT: x, TARGET: y, LEARNING_RATE: np.array(learning_rate, np.float32)}
+        seed = np.array(self._seeds.integers(SEED_LIMIT), np.int64)
+        return {**state, INPUT: x, TARGET: y, LEARNING_RATE: np.array(learning_rate, np.float32), SEED: seed}
 
     def _trained(self, inputs: Arrays, *, finite: bool = True) -> _Reference:
         """What float64 says of a training step, and by how much each value may differ."""
@@ -262,6 +265,7 @@ def _parity(
             ParityStep(
                 batch,
                 learning_rate,
+                int(compared.inputs[SEED]),
                 float(compared.found[LOSS]),
                 _DEVICE_SLACK * (index + 1) * float(compared.allowed[LOSS]),
             )

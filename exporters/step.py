@@ -1,18 +1,19 @@
 """A model's training step and its evaluation as functions of named tensors, and their float64 reference.
 
-    train: parameters, buffers, frozen parameters, slots, x, y, learning rate -> next parameters, buffers, slots; loss
+    train: parameters, buffers, frozen parameters, slots, x, y, learning rate, seed
+           -> next parameters, buffers, slots; loss
     serve: parameters, buffers, frozen parameters, x, y -> loss, output
 
 A step runs the model in training mode, serving in evaluation mode. Tensors are named as in manifests:
 "parameter:fc.weight", "buffer:bn.running_mean", "slot:velocity:fc.weight", "slot:mean_correction", "x", "y",
-"learning_rate"; what becomes an input of the next step has "next:" before it.
+"learning_rate", "seed"; what becomes an input of the next step has "next:" before it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from torch.func import functional_call
 
 from edge_sdk.errors import ExportError
 from exporters.optimizers import Optimizer, Stepped
+from exporters.randomness import Seeded
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -28,7 +30,7 @@ Tensors = Mapping[str, torch.Tensor]
 MODEL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 Loss = Callable[[torch.Tensor, torch.Tensor], Any]
 
-INPUT, TARGET, LEARNING_RATE = "x", "y", "learning_rate"
+INPUT, TARGET, LEARNING_RATE, SEED = "x", "y", "learning_rate", "seed"
 LOSS, OUTPUT = "loss", "output"
 NEXT = "next:"
 
@@ -97,7 +99,7 @@ class Step:
         return replace(self, model=copy.deepcopy(self.model).double())
 
     def forward(self, inputs: Tensors) -> Forward:
-        """Run the model and its loss; no input is changed.
+        """Run the model and its loss; no input is changed. With a seed among the inputs, dropout follows it.
 
         Raises:
             ExportError: the output or the loss is not one tensor.
@@ -106,7 +108,8 @@ class Step:
         tensors |= {name: inputs[f"frozen:{name}"] for name in self.frozen}
         tensors |= {name: inputs[f"buffer:{name}"].clone() for name in self.changing}
         # Leaves the buffers in `tensors` as the model leaves its own, whether it writes to them or replaces them.
-        output: Any = functional_call(self.model, tensors, (inputs[INPUT],))
+        with Seeded(inputs[SEED]) if SEED in inputs else nullcontext():
+            output: Any = functional_call(self.model, tensors, (inputs[INPUT],))
         if not isinstance(output, torch.Tensor):
             raise ExportError(
                 f"the model gives a {type(output).__name__}, not a tensor",
@@ -169,7 +172,7 @@ class Step:
     def serve(self, inputs: Tensors) -> dict[str, torch.Tensor]:
         """Loss and output of the model in evaluation mode."""
         with torch.no_grad(), evaluating(self.model):
-            loss, output, _ = self.forward(inputs)
+            loss, output, _ = self.forward({name: tensor for name, tensor in inputs.items() if name != SEED})
         return {LOSS: loss, OUTPUT: output}
 
 

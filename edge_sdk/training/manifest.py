@@ -19,8 +19,8 @@ import numpy as np
 from edge_sdk.errors import ArtifactError
 from edge_sdk.training.layout import Layout, LayoutRole
 
-Role = Literal["parameter", "buffer", "frozen", "slot", "input", "target", "learning_rate", "loss", "output"]
-"""What a graph's tensor is for. A slot is optimizer state; it starts at zero."""
+Role = Literal["parameter", "buffer", "frozen", "slot", "input", "target", "learning_rate", "seed", "loss", "output"]
+"""What a graph's tensor is for. A slot is optimizer state; it starts at zero. A seed is another for every step."""
 
 _STATE = ("parameter", "buffer", "slot")
 
@@ -133,10 +133,11 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class ParityStep:
-    """One step of the parity vector: its batch size, learning rate and expected loss."""
+    """One step of the parity vector: its batch size, learning rate, seed and expected loss."""
 
     batch: int
     learning_rate: float
+    seed: int
     loss: float
     loss_tolerance: float
 

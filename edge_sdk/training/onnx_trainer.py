@@ -12,7 +12,7 @@ from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.onnx_sessions import open_graph
 from edge_sdk.training.parity import require_parity
-from edge_sdk.training.plan import TrainingPlan, TrainingResult, batches
+from edge_sdk.training.plan import TrainingPlan, TrainingResult, batches, step_seed
 from edge_sdk.training.trainer import Batch, TrainingInterrupted, check_examples
 
 
@@ -33,6 +33,7 @@ class OnnxTrainer:
         spec = self._graph.spec
         roles = {tensor.role: tensor.name for tensor in spec.inputs}
         self._x, self._y, self._learning_rate = roles["input"], roles["target"], roles["learning_rate"]
+        self._seed = roles.get("seed")
         places = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
         self._feedback = [(places[pair.output], pair.input) for pair in spec.feedback]
         self._loss = next(index for index, tensor in enumerate(spec.outputs) if tensor.role == "loss")
@@ -48,7 +49,7 @@ class OnnxTrainer:
     ) -> TrainingResult:
         """Train from `checkpoint` (1-D float32, layout order), which stays as it is.
 
-        Optimizer slots start at zero. `seed` decides the order of the examples.
+        Optimizer slots start at zero. `seed` decides the order of the examples and what dropout leaves out.
 
         Raises:
             TrainingInterrupted: `should_stop` said so before a step.
@@ -67,6 +68,8 @@ class OnnxTrainer:
             if should_stop is not None and should_stop():
                 raise TrainingInterrupted(f"training was stopped after {steps} steps", hint="it can start again later")
             feeds[self._x], feeds[self._y] = x[chosen], y[chosen]
+            if self._seed is not None:
+                feeds[self._seed] = np.array(step_seed(seed, steps), np.int64)
             outputs = graph.run(feeds)
             for index, name in self._feedback:
                 feeds[name] = outputs[index]

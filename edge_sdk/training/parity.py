@@ -120,6 +120,8 @@ def _replay(artifact: Artifact, graph: OnnxGraph) -> ParityReport:
     for step, arrays in zip(manifest.parity.steps, values, strict=True):
         feeds[roles["input"]], feeds[roles["target"]] = arrays.x, arrays.y
         feeds[roles["learning_rate"]] = np.array(step.learning_rate, np.float32)
+        if "seed" in roles:
+            feeds[roles["seed"]] = np.array(step.seed, np.int64)
         outputs = graph.run(feeds)
         for pair in graph.spec.feedback:
             feeds[pair.input] = outputs[places[pair.output]]

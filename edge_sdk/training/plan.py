@@ -13,6 +13,9 @@ import numpy.typing as npt
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.layout import Vector
 
+SEED_LIMIT = 1 << 31
+"""Seeds of steps lie below."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
@@ -79,3 +82,13 @@ def batches(plan: TrainingPlan, examples: int, seed: bytes, smallest: int = 1) -
                 return
             steps += 1
             yield rows
+
+
+def step_seed(seed: bytes, step: int) -> int:
+    """The seed of one step's randomness, steps counting from zero: below 2**31.
+
+    The first 4 bytes, little-endian and without the highest bit, of SHAKE-256(b"edge-sdk/step/1" || step as u32
+    little-endian || seed).
+    """
+    digest = hashlib.shake_256(b"edge-sdk/step/1" + step.to_bytes(4, "little") + seed).digest(4)
+    return int.from_bytes(digest, "little") % SEED_LIMIT

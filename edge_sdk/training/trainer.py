@@ -35,7 +35,7 @@ class Trainer(Protocol):
     ) -> TrainingResult:
         """Train from `checkpoint` (1-D float32, layout order), which stays as it is.
 
-        `seed` decides the order of the examples. `should_stop` is asked before every step.
+        `seed` decides the order of the examples and what dropout leaves out. `should_stop` is asked before every step.
 
         Raises:
             TrainingInterrupted: `should_stop` said so.

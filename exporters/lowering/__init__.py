@@ -23,6 +23,7 @@ from exporters.lowering import (
     normalization,
     pooling,
     positions,
+    randomness,
     reductions,
     resampling,
     shapes,
@@ -44,6 +45,7 @@ RULES: dict[str, Rule] = {
     **pooling.RULES,
     **normalization.RULES,
     **losses.RULES,
+    **randomness.RULES,
 }
 """Every operator that can stand in a graph."""
 

@@ -71,7 +71,7 @@ def manifest() -> Manifest:
         requirements=Requirements(18, 8, "1.19.2", ("Gemm",)),
         tools=(Tool("hand", "1"),),
         replay=Replay(20, (4, 1), 5e-5, 0.1),
-        parity=ParitySpec(3, (ParityStep(2, 0.1, 0.7, 1e-4),)),
+        parity=ParitySpec(3, (ParityStep(2, 0.1, 0, 0.7, 1e-4),)),
         parts=(),
     )
 

@@ -106,7 +106,7 @@ def _graph_changed(manifest: Manifest, **changes: Any) -> Manifest:
         (lambda m: replace(m, parts=m.parts[1:]), "no part"),
         (lambda m: replace(m, parity=ParitySpec(0, m.parity.steps)), "parity vector is empty"),
         (lambda m: replace(m, parity=ParitySpec(3, ())), "parity vector is empty"),
-        (lambda m: replace(m, parity=ParitySpec(3, (ParityStep(0, 0.1, 1.0, 1.0),))), "empty batch"),
+        (lambda m: replace(m, parity=ParitySpec(3, (ParityStep(0, 0.1, 0, 1.0, 1.0),))), "empty batch"),
         (lambda m: replace(m, parity=ParitySpec(1, m.parity.steps)), "size its steps need"),
         (lambda m: _graph_changed(m, part="other.onnx"), "no part"),
         (lambda m: _graph_changed(m, inputs=m.graphs[0].inputs * 2), "names a tensor twice"),
