@@ -2,23 +2,25 @@
 
     python -m benchmarks.masking
 
-Everything a device does to a trained update of 2^20 coordinates: encoding (clip, rotate, round, noise), one
-mask and the packing; and what each mask costs a device and the coordinator. Figures are medians; the ratio to a
-memcpy of the same vector is what carries over to another machine.
+Everything a device does to a trained update of 2^20 coordinates: encoding (clip, rotate, round, noise), its costliest
+parts alone, one mask and the packing; and what each mask costs a device and the coordinator. Figures are medians; the
+ratio to a memcpy of the same vector is what carries over to another machine.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from coordinator.privacy.calibration import calibrate
-from edge_sdk.privacy import encode
+from edge_sdk.privacy import encode, noise, rotate
 from edge_sdk.secagg import modular
-from edge_sdk.secagg.suite import digest
+from edge_sdk.secagg.suite import Stream, digest
 
 COORDINATES = 1 << 20
 REPETITIONS = 15
@@ -34,6 +36,11 @@ def median_s(work: Callable[[], object]) -> float:
         work()
         times.append(time.process_time() - start)
     return statistics.median(times)
+
+
+def draw_noise(mechanism: noise.Mechanism, variance: int) -> None:
+    """Draw one number for each coordinate."""
+    noise.sample(mechanism, variance, COORDINATES, Stream(bytes(32)))
 
 
 def main() -> None:
@@ -57,19 +64,26 @@ def main() -> None:
     wide, narrow = np.zeros(COORDINATES, np.uint32), np.zeros(COORDINATES, np.uint16)
     masks = [(digest(bytes([number])), 1) for number in range(MASKS)]
 
+    draws = [
+        (mechanism.name.lower(), root, partial(draw_noise, mechanism, root * root))
+        for mechanism in (noise.Mechanism.SKELLAM, noise.Mechanism.DISCRETE_GAUSSIAN)
+        for root in (2, math.isqrt(plan.device_variance), 4_000)
+    ]
     copy = median_s(lambda: np.copyto(target, source))
     rows = [
         ("memcpy of 2^20 uint32", copy),
         ("one mask, 32-bit words", median_s(lambda: modular.add_masks(wide, masks)) / MASKS),
         ("one mask, 16-bit words", median_s(lambda: modular.add_masks(narrow, masks)) / MASKS),
         (f"encode to {plan.bits} bits", median_s(lambda: encode.encode(update, parameters, ctx, seed))),
+        ("  of it the rotation", median_s(lambda: rotate.rotate(update, ctx))),
+        *((f"  {name}, deviation {root}", median_s(draw)) for name, root, draw in draws),
         (f"pack {plan.bits} bits", median_s(lambda: modular.pack(encoded, plan.bits))),
         (f"unpack {plan.bits} bits", median_s(lambda: modular.unpack(packed, COORDINATES, plan.bits))),
         ("pack 16 bits", median_s(lambda: modular.pack(narrow, 16))),
     ]
     print(f"2^20 coordinates, CPU time, median of {REPETITIONS}")
     for name, seconds in rows:
-        print(f"  {name:24s} {seconds * 1e3:8.2f} ms   {seconds / copy:7.1f} memcpy")
+        print(f"  {name:34s} {seconds * 1e3:8.2f} ms   {seconds / copy:7.1f} memcpy")
 
 
 if __name__ == "__main__":

@@ -54,12 +54,16 @@ class NoiseTable:
             left out.
         low: their bottom 64 bits.
         prefix: for each top 16 bits of u the value drawn, or a mark where they do not decide it.
+        below: for each top 16 bits the entries whose own are less.
+        crowded: for each top 16 bits whether more than one entry has the same.
     """
 
     half: int
     high: NDArray[np.uint64] = field(repr=False)
     low: NDArray[np.uint64] = field(repr=False)
     prefix: NDArray[np.int32] = field(repr=False)
+    below: NDArray[np.int32] = field(repr=False)
+    crowded: NDArray[np.bool_] = field(repr=False)
 
 
 def half_width(variance: int) -> int:
@@ -115,11 +119,12 @@ def noise_table(mechanism: Mechanism, variance: int) -> NoiseTable:
     words = np.frombuffer(entries, "<u8").astype(np.uint64).reshape(-1, 2)
     high, low = np.ascontiguousarray(words[:, 1]), np.ascontiguousarray(words[:, 0])
     inside = np.bincount((high >> np.uint64(48)).astype(np.int64), minlength=1 << 16)
-    prefix = (np.cumsum(inside) - half).astype(np.int32)
-    prefix[inside > 0] = _AMBIGUOUS
-    for part in (high, low, prefix):
+    below = (np.cumsum(inside) - inside).astype(np.int32)
+    prefix = np.where(inside > 0, _AMBIGUOUS, below - np.int32(half))
+    crowded = inside > 1
+    for part in (high, low, prefix, below, crowded):
         part.flags.writeable = False
-    return NoiseTable(half, high, low, prefix)
+    return NoiseTable(half, high, low, prefix, below, crowded)
 
 
 def _bessel(variance: int, half: int) -> list[int]:
@@ -154,7 +159,11 @@ def _refine(table: NoiseTable, tops: NDArray[np.uint16], stream: Stream) -> NDAr
     """Return the values of draws whose top 16 bits leave them open."""
     fresh = stream.uint64(len(tops))
     words = (tops.astype(np.uint64) << np.uint64(48)) | (fresh >> np.uint64(16))
-    counts = np.searchsorted(table.high, words, side="right")
+    # Most have one entry to be compared with; searching the table for all would take several times as long.
+    counts = table.below.take(tops)
+    counts += table.high.take(counts) <= words
+    crowded = np.flatnonzero(table.crowded.take(tops))
+    counts[crowded] = np.searchsorted(table.high, words[crowded], side="right")
     ties = np.flatnonzero((counts > 0) & (table.high[counts - 1] == words))
     if len(ties):
         for place, last_bits in zip(ties.tolist(), stream.uint64(len(ties)), strict=True):

@@ -34,38 +34,52 @@ def block_length(length: int) -> int:
 
 def rotate(values: NDArray[Real], ctx: bytes) -> NDArray[Real]:
     """Return the rotation of a 1-D vector, of the same length."""
-    block = block_length(len(values))
-    first, second = _signs(block, ctx)
-    rotated = values.copy()
-    rotated[:block] = _transform(rotated[:block] * first)
-    if block < len(values):
-        rotated[-block:] = _transform(rotated[-block:] * second)
+    length, block = len(values), block_length(len(values))
+    if block == length:
+        return _mixed(values * _signs(block, values.dtype, ctx))
+    first, second = np.split(_signs(2 * block, values.dtype, ctx), 2)
+    rotated = np.empty_like(values)
+    rotated[:block] = _mixed(values[:block] * first)
+    rotated[block:] = values[block:]
+    rotated[-block:] = _mixed(rotated[-block:] * second)
     return rotated
 
 
 def unrotate(values: NDArray[Real], ctx: bytes) -> NDArray[Real]:
     """Return the vector that `rotate` turned into `values`."""
-    block = block_length(len(values))
-    first, second = _signs(block, ctx)
+    length, block = len(values), block_length(len(values))
     restored = values.copy()
-    if block < len(values):
-        np.multiply(_transform(restored[-block:]), second, out=restored[-block:])
-    np.multiply(_transform(restored[:block]), first, out=restored[:block])
+    signs = _signs(block if block == length else 2 * block, values.dtype, ctx)
+    if block < length:
+        np.multiply(_mixed(restored[-block:].copy()), signs[block:], out=restored[-block:])
+    np.multiply(_mixed(restored[:block].copy()), signs[:block], out=restored[:block])
     return restored
 
 
 def hadamard(values: NDArray[Real]) -> NDArray[Real]:
-    """Return the unnormalised Walsh-Hadamard transform (natural order) of 2^p values, as a new vector.
-
-    Splits the index into digits of six bits and multiplies by a 64-point matrix along each, in BLAS.
-    """
+    """Return the unnormalised Walsh-Hadamard transform (natural order) of 2^p values, as a new vector."""
     length = len(values)
     if length & (length - 1) or not length:
         raise LocalProtocolError(f"a Walsh-Hadamard transform takes 2^p values, not {length}")
-    source, target, inner = values.copy(), np.empty_like(values), 1
+    return _transform(values.copy())
+
+
+def _mixed(values: NDArray[Real]) -> NDArray[Real]:
+    """Return the orthonormal transform of 2^p values, which are overwritten."""
+    mixed = _transform(values)
+    mixed *= values.dtype.type(1 / math.sqrt(len(values)))
+    return mixed
+
+
+def _transform(source: NDArray[Real]) -> NDArray[Real]:
+    """Return the transform of 2^p values, which are overwritten.
+
+    Splits the index into digits of six bits and multiplies by a 64-point matrix along each, in BLAS.
+    """
+    length, inner, target = len(source), 1, np.empty_like(source)
     while inner < length:
         radix, width = min(_RADIX, length // inner), min(_RADIX, inner)
-        matrix = _matrix(radix, values.dtype)
+        matrix = _matrix(radix, source.dtype)
         if inner == 1:
             rows = (-1, min(_RADIX, length // radix), radix)
             np.matmul(source.reshape(rows), matrix, out=target.reshape(rows))
@@ -76,20 +90,18 @@ def hadamard(values: NDArray[Real]) -> NDArray[Real]:
     return source
 
 
-def _transform(values: NDArray[Real]) -> NDArray[Real]:
-    transformed = hadamard(values)
-    transformed *= values.dtype.type(1 / math.sqrt(len(values)))
-    return transformed
+def _signs(count: int, dtype: np.dtype[Any], ctx: bytes) -> NDArray[Any]:
+    """Return +1 for a zero bit and -1 for a one, from the lowest bit of the first byte of the stream on."""
+    data = Stream(digest(_SIGNS, ctx)).bytes((count + 7) // 8)
+    return _sign_table(dtype).take(np.frombuffer(data, np.uint8), axis=0).reshape(-1)[:count]
 
 
-def _signs(block: int, ctx: bytes) -> NDArray[np.int8]:
-    """Return the signs of the first and of the last `block` coordinates.
-
-    +1 for a zero bit and -1 for a one, from the lowest bit of the first byte of the stream on.
-    """
-    data = Stream(digest(_SIGNS, ctx)).bytes((2 * block + 7) // 8)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=2 * block, bitorder="little")
-    return (1 - 2 * bits.astype(np.int8)).reshape(2, block)
+@lru_cache(maxsize=2)
+def _sign_table(dtype: np.dtype[Any]) -> NDArray[Any]:
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="little")
+    table = (1 - 2 * bits.astype(dtype)).reshape(256, 8)
+    table.flags.writeable = False
+    return table
 
 
 @lru_cache(maxsize=16)
