@@ -140,7 +140,7 @@ def _build(
             hint="please report the model, since the exporter gets one of its operators wrong",
         ) from error
     labels = trained.labels(TARGET)
-    examples = Examples(x.numpy(), y.numpy(), labels.classes if labels else None)
+    examples = Examples(x.numpy(), y.numpy(), labels)
     layout = _layout(step.learned)
     certificate = certify(step, Graphs(*opened), examples, learning_rate=rate, layout=layout, batch=batch)
     parts = {spec.part: content for spec, content, _ in cut}

@@ -31,6 +31,10 @@ _BAG_OFFSETS = (
     "bags given by offsets differ in length from batch to batch",
     "pass bags as rows [batch, length], filled up with padding_idx",
 )
+_UNPOOLED = (
+    "it reads the positions of maxima, which graphs do not hold as torch does",
+    "use ConvTranspose or Upsample instead",
+)
 _FOURIER = (
     "complex numbers have no place in a standard graph",
     "for a short transform multiply by its matrix: x @ cosines, x @ sines",
@@ -46,6 +50,8 @@ REFUSED = {
     "aten::embedding_renorm_": _MAX_NORM,
     "aten::_embedding_bag": _BAG_OFFSETS,
     "aten::_embedding_bag_forward_only": _BAG_OFFSETS,
+    "aten::max_unpool2d": _UNPOOLED,
+    "aten::max_unpool3d": _UNPOOLED,
     "aten::view_as_complex": _FOURIER,
     "aten::_fft_r2c": _FOURIER,
     "aten::_fft_c2c": _FOURIER,

@@ -23,6 +23,7 @@ from edge_sdk.training.manifest import BatchRange, ParitySpec, ParityStep, Repla
 from edge_sdk.training.onnx_sessions import OnnxGraph
 from edge_sdk.training.parity import ParityValues, encode_parity
 from edge_sdk.training.plan import SEED_LIMIT
+from exporters.lowering import Labels
 from exporters.optimizers import Stepped
 from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, SEED, TARGET, Step, Tensors
 from exporters.wide import in_float64
@@ -43,6 +44,10 @@ _SHARED_TOLERANCE = 4e-6
 _LOSS_TOLERANCE = 1e-5
 _OUTPUT_TOLERANCE = 1e-4
 _ROUNDING = 5e-7
+# How many times what is allowed a reference may move when its parameters do by a hair, and still be called smooth.
+_JUMP = 10.0
+# How many labels are ignored ones, where the example has any.
+_IGNORED = 0.1
 
 _ANY_BATCH = (
     "let forward work for any number of examples, one too: avoid squeeze() without a dimension, and sizes written out"
@@ -97,8 +102,8 @@ class _Reference:
 class Examples:
     """Draws batches like the example: its rows in any order, shaken if they are floats."""
 
-    def __init__(self, x: npt.NDArray[Any], y: npt.NDArray[Any], classes: int | None) -> None:
-        self._x, self._y, self._classes = x, y, classes
+    def __init__(self, x: npt.NDArray[Any], y: npt.NDArray[Any], labels: Labels | None) -> None:
+        self._x, self._y, self._labels = x, y, labels
         self._random = np.random.default_rng(20190204)
 
     def draw(self, batch: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -108,8 +113,14 @@ class Examples:
         if x.dtype.kind == "f":
             scale = 0.1 * (float(self._x.std()) or 1.0)
             x = np.asarray(x + scale * self._random.standard_normal(x.shape), x.dtype)
-        if self._classes is not None:
-            y = self._random.integers(self._classes, size=y.shape).astype(y.dtype)
+        if self._labels is not None:
+            classes, ignored = self._labels.classes, self._labels.ignored
+            y = self._random.integers(classes, size=y.shape).astype(y.dtype)
+            if ignored in self._y:
+                y[self._random.random(y.shape) < _IGNORED] = ignored
+            # A loss that is left no label to average over is not a number.
+            first = (0,) * y.ndim
+            y[first] = (ignored + 1) % classes if y[first] == ignored else y[first]
         return x, y
 
 
@@ -132,7 +143,7 @@ def certify(
             state |= compared.after
     # With all parameters at zero, most gradients are exactly zero: what divides by them shows.
     zeros = {name: value if name.startswith("buffer:") else np.zeros_like(value) for name, value in initial.items()}
-    replayer.compare(zeros, sizes[0], learning_rate, "the step from zero parameters")
+    replayer.check_zero_parameters(zeros, sizes[0], learning_rate)
     replayer.check_zero_input(state, sizes[0], learning_rate)
     parity, part = _parity(replayer, initial, layout, learning_rate, batch)
     return Certificate(Replay(STEPS, sizes, GRADIENT_TOLERANCE, round(replayer.worst, 4)), parity, part)
@@ -179,6 +190,32 @@ class _Replayer:
             "dimension; otherwise please report the model, since the exporter gets one of its operators wrong",
         )
 
+    def check_zero_parameters(self, zeros: Arrays, batch: int, learning_rate: float) -> None:
+        """Take the step from parameters that are all zero.
+
+        A model that is not smooth there (it divides by a norm, or picks the largest of equals) is only asked for the
+        right loss and a finite step.
+
+        Raises:
+            ExportError: it is not the model's.
+        """
+        try:
+            self.compare(zeros, batch, learning_rate, "the step from zero parameters")
+        except ExportError:
+            inputs = self._inputs(zeros, batch, learning_rate)
+            random = np.random.default_rng(0)
+            near = {
+                name: np.asarray(value + 1e-9 * random.standard_normal(value.shape), value.dtype)
+                if name.startswith("parameter:")
+                else value
+                for name, value in inputs.items()
+            }
+            there, beside = (self._trained(chosen, finite=False) for chosen in (inputs, near))
+            jumps = any(not share <= _JUMP for share, _, _ in _shares(beside.expected, there))
+            if not jumps:
+                raise
+            self._check_finite(inputs, there, "parameters")
+
     def check_zero_input(self, state: Arrays, batch: int, learning_rate: float) -> None:
         """On examples that are all zero, the loss must be right and the step finite.
 
@@ -190,15 +227,17 @@ class _Replayer:
         """
         inputs = self._inputs(state, batch, learning_rate)
         inputs[INPUT] = np.zeros_like(inputs[INPUT])
-        reference = self._trained(inputs, finite=False)
+        self._check_finite(inputs, self._trained(inputs, finite=False), "examples")
+
+    def _check_finite(self, inputs: Arrays, reference: _Reference, what: str) -> None:
         if not all(np.isfinite(value).all() for value in reference.expected.values()):
             return  # The model itself is undefined there.
-        found = _run(self._graphs.train, inputs, batch)
+        found = _run(self._graphs.train, inputs, len(inputs[INPUT]))
         finite = all(np.isfinite(value).all() for value in found.values())
         (loss,) = (share for share, name, _ in _shares(found, reference) if name == LOSS)
         if not finite or loss > 1.0:
             raise ExportError(
-                "the exported graph does not match float64 autograd on examples that are all zero",
+                f"the exported graph does not match float64 autograd on {what} that are all zero",
                 hint="please report the model, since the exporter gets one of its operators wrong",
             )
 

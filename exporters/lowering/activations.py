@@ -26,6 +26,16 @@ def _threshold_backward(s: Site) -> Tensor:
     return _select(s, keep, s.lazy("grad_output"), 0.0)
 
 
+def _shrink_backward(gradient: str) -> Rule:
+    """The gradient of what is zero (or shifted) near zero."""
+
+    def rule(s: Site) -> Tensor:
+        size = combine(s.b, "Abs", s.output().dtype, s.lazy("self"))
+        return _select(s, _compare(s, "Greater", size, s.real("lambd")), s.lazy(gradient), 0.0)
+
+    return rule
+
+
 def _sigmoid_backward(s: Site) -> Tensor:
     f, y = Floats(s.b, s.output().dtype), s.lazy("output")
     return f.mul(s.lazy("grad_output"), f.sub(y, f.mul(y, y)))
@@ -135,6 +145,8 @@ def _softplus_backward(s: Site) -> Tensor:
 
 RULES: dict[str, Rule] = {
     "aten.threshold_backward.default": _threshold_backward,
+    "aten.softshrink_backward.default": _shrink_backward("grad_output"),
+    "aten.hardshrink_backward.default": _shrink_backward("grad_out"),
     "aten.sigmoid_backward.default": _sigmoid_backward,
     "aten.tanh_backward.default": _tanh_backward,
     "aten.silu.default": _silu,

@@ -66,6 +66,8 @@ def _binary(operator: str) -> Rule:
     def rule(s: Site) -> Tensor:
         dtype = s.output().dtype
         x, y = s.operand("self", dtype), s.operand("other", dtype)
+        if dtype == "bool":
+            return combine(s.b, _ON_TRUTH[operator], dtype, x, y)
         alpha = s.number("alpha") if s.has("alpha") else 1
         if alpha != 1:
             y = combine(s.b, "Mul", dtype, y, Tensor(s.b.scalar(s.real("alpha"), dtype), (), dtype))
@@ -77,6 +79,10 @@ def _binary(operator: str) -> Rule:
         return combine(s.b, operator, dtype, x, y)
 
     return rule
+
+
+# Arithmetic on truth values.
+_ON_TRUTH = {"Add": "Or", "Mul": "And", "Max": "Or", "Min": "And"}
 
 
 def _is_scalar(b: Builder, tensor: Tensor, value: float) -> bool:

@@ -13,23 +13,30 @@ _NO_LABEL = -(2**31)
 
 
 def _one_hot(s: Site) -> str:
-    """[batch, classes, ...] with one at each label; all zero where the label is to be ignored.
+    """[batch, classes, ...] with the class' weight (or one) at each label; all zero where it is to be ignored.
 
     ONNX's gather would take negative labels for positions from the end; comparing takes no label for another.
     """
-    shape, labels = s.shape("self"), s.shape("target")
-    (classes,) = s.fixed(shape[1:2])
-    if s.has("weight"):
-        raise s.refuse("class weights")
+    shape, labels, ignored = s.shape("self"), s.shape("target"), s.integer("ignore_index")
+    classes = shape[1]
     if len(shape) != len(labels) + 1:
         raise s.refuse("its input has no batch dimension")
-    s.b.classes[s.b.origin(s.tensor("target"))] = (classes, s.integer("ignore_index"))
     column: Shape = (labels[0], 1, *labels[1:])
-    dtype = s.dtype("target")
-    indices = np.arange(classes, dtype=dtype)
-    indices[indices == s.integer("ignore_index")] = _NO_LABEL
-    row = s.b.constant(indices.reshape(classes, *([1] * (len(labels) - 1))))
-    return s.b.cast(s.b.op("Equal", s.b.reshape(s.tensor("target"), column), row), "bool", s.dtype("self"))
+    dtype, lead = s.dtype("target"), [1] * (len(labels) - 1)
+    if isinstance(classes, int):
+        s.b.classes[s.b.origin(s.tensor("target"))] = (classes, ignored)
+        indices = np.arange(classes, dtype=dtype)
+        indices[indices == ignored] = _NO_LABEL
+        row = s.b.constant(indices.reshape(classes, *lead))
+    elif ignored < 0:
+        zero, one = s.b.scalar(0, dtype), s.b.scalar(1, dtype)
+        row = s.b.reshape(s.b.op("Range", zero, s.b.size(classes, dtype), one), (classes, *lead))
+    else:
+        raise s.refuse("the ignored label may be one of as many as there are examples")
+    hot = s.b.cast(s.b.op("Equal", s.b.reshape(s.tensor("target"), column), row), "bool", s.dtype("self"))
+    if not s.has("weight"):
+        return hot
+    return s.b.op("Mul", hot, s.b.reshape(s.tensor("weight"), (classes, *lead)))
 
 
 def _nll(s: Site) -> tuple[Result | None, ...]:
@@ -131,13 +138,19 @@ def _huber_backward(s: Site) -> str:
 
 
 def _bce_with_logits(s: Site) -> str:
-    if s.has("weight") or s.has("pos_weight"):
-        raise s.refuse("weights")
-    x, y, dtype = s.tensor("self"), s.tensor("target"), s.output().dtype
-    # max(x, 0) - x*y + log(1 + exp(-|x|)) never overflows.
+    x, y, one = s.tensor("self"), s.tensor("target"), s.b.scalar(1, s.output().dtype)
     tail = s.b.op("Exp", s.b.op("Neg", s.b.op("Abs", x)))
-    softened = s.b.op("Log", s.b.op("Add", tail, s.b.scalar(1, dtype)))
-    return _reduce(s, s.b.op("Add", s.b.op("Sub", s.b.op("Relu", x), s.b.op("Mul", x, y)), softened))
+    softened = s.b.op("Log", s.b.op("Add", tail, one))
+    if s.has("pos_weight"):
+        # (1 - y) * x + (1 + (w - 1) * y) * softplus(-x), where softplus(-x) = max(-x, 0) + log(1 + exp(-|x|))
+        surplus = s.b.op("Mul", s.b.op("Sub", s.tensor("pos_weight"), one), y)
+        below = s.b.op("Add", s.b.op("Relu", s.b.op("Neg", x)), softened)
+        weighed = s.b.op("Mul", s.b.op("Add", surplus, one), below)
+        values = s.b.op("Add", s.b.op("Mul", s.b.op("Sub", one, y), x), weighed)
+    else:
+        # max(x, 0) - x*y + log(1 + exp(-|x|)) never overflows.
+        values = s.b.op("Add", s.b.op("Sub", s.b.op("Relu", x), s.b.op("Mul", x, y)), softened)
+    return _reduce(s, s.b.op("Mul", values, s.tensor("weight")) if s.has("weight") else values)
 
 
 RULES: dict[str, Rule] = {

@@ -49,7 +49,8 @@ def _reduction(operator: str) -> Rule:
 def _arg(operator: str) -> Rule:
     def rule(s: Site) -> str:
         if not s.has("dim"):
-            raise s.refuse("it reduces all dimensions at once")
+            flat = s.b.op("Reshape", s.tensor("self"), s.b.int64s([-1]))
+            return s.b.reshape(s.b.op(operator, flat, axis=0, keepdims=0), s.output().shape)
         axis = s.integer("dim") % len(s.shape("self"))
         return s.b.op(operator, s.tensor("self"), axis=axis, keepdims=int(s.flag("keepdim")))
 
@@ -72,7 +73,8 @@ def _any(s: Site) -> str:
     return s.b.cast(most, "int32", "bool")
 
 
-def _var(s: Site) -> str:
+def _moments(s: Site) -> tuple[str, str]:
+    """The variance and the mean."""
     axes, dtype = axes_of(s), s.output().dtype
     correction = s.real("correction") if s.has("correction") else 1.0
     x = s.tensor("self")
@@ -81,8 +83,19 @@ def _var(s: Site) -> str:
     squares = s.b.op("ReduceSum", s.b.op("Mul", centred, centred), s.b.int64s(axes), keepdims=int(s.flag("keepdim")))
     size = count(s.b, s.shape("self"), axes, dtype)
     if isinstance(size, float):
-        return s.b.op("Div", squares, s.b.scalar(max(size - correction, 0.0), dtype))
-    return s.b.op("Div", squares, s.b.op("Sub", size, s.b.scalar(correction, dtype)))
+        divisor = s.b.scalar(max(size - correction, 0.0), dtype)
+    else:
+        divisor = s.b.op("Sub", size, s.b.scalar(correction, dtype))
+    return s.b.op("Div", squares, divisor), s.b.reshape(mean, s.output().shape)
+
+
+def _var(s: Site) -> str:
+    return _moments(s)[0]
+
+
+def _std_mean(s: Site) -> tuple[Result | None, ...]:
+    variance, mean = _moments(s)
+    return s.b.op("Sqrt", variance), mean
 
 
 def _softmax(operator: str) -> Rule:
@@ -109,9 +122,17 @@ def _softmax_backward(s: Site) -> Tensor:
 
 
 def _norm(s: Site) -> str:
-    if s.real("ord") != 2:
-        raise s.refuse("only the 2-norm is known")
-    return s.b.op("ReduceL2", s.tensor("self"), s.b.int64s(axes_of(s)), keepdims=int(s.flag("keepdim")))
+    x = s.b.cast(s.tensor("self"), s.dtype("self"), s.output().dtype)
+    axes, keep, order = s.b.int64s(axes_of(s)), int(s.flag("keepdim")), s.real("ord")
+    if order in (1, 2):
+        return s.b.op(f"ReduceL{int(order)}", x, axes, keepdims=keep)
+    size, dtype = s.b.op("Abs", x), s.output().dtype
+    if math.isinf(order):
+        return s.b.op("ReduceMax" if order > 0 else "ReduceMin", size, axes, keepdims=keep)
+    if order == 0:
+        raise s.refuse("the number of elements that are not zero has no gradient")
+    total = s.b.op("ReduceSum", s.b.op("Pow", size, s.b.scalar(order, dtype)), axes, keepdims=keep)
+    return s.b.op("Pow", total, s.b.scalar(1 / order, dtype))
 
 
 def _cumsum(s: Site) -> str:
@@ -137,7 +158,11 @@ RULES: dict[str, Rule] = {
     "aten.min.dim": _extreme("ReduceMin", "ArgMin"),
     "aten.any.default": _any,
     "aten.any.dim": _any,
+    "aten.max.default": _reduction("ReduceMax"),
+    "aten.min.default": _reduction("ReduceMin"),
     "aten.var.correction": _var,
+    "aten.var_mean.correction": _moments,
+    "aten.std_mean.correction": _std_mean,
     "aten._softmax.default": _softmax("Softmax"),
     "aten._log_softmax.default": _softmax("LogSoftmax"),
     "aten._softmax_backward_data.default": _softmax_backward,

@@ -170,15 +170,6 @@ def _nearest_backward(rank: int) -> Rule:
     return rule
 
 
-def adaptive_matrix(size: int, out: int) -> Matrix:
-    """The linear map of adaptive averaging."""
-    matrix = np.zeros((out, size))
-    for position in range(out):
-        first, last = position * size // out, -(-(position + 1) * size // out)
-        matrix[position, first:last] = 1 / (last - first)
-    return matrix
-
-
 _WEIGHTED = {
     "upsample_linear1d": (_linear, 1),
     "upsample_bilinear2d": (_linear, 2),
