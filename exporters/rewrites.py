@@ -66,6 +66,11 @@ def _whole_extreme(reduce: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     return extreme
 
 
+def _sign(input: Tensor) -> Tensor:
+    # The gradient of sgn, for complex numbers, is a tensor without elements.
+    return torch.sign(input)
+
+
 def _over_batch(input: Tensor, dim: int | Sequence[int] | None) -> bool:
     return dim is None or 0 in {axis % input.dim() for axis in ((dim,) if isinstance(dim, int) else dim)}
 
@@ -264,6 +269,8 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
     Tensor.max: _whole_extreme(torch.amax),
     torch.min: _whole_extreme(torch.amin),
     Tensor.min: _whole_extreme(torch.amin),
+    torch.sgn: _sign,
+    Tensor.sgn: _sign,
     torch.var: _variance,
     Tensor.var: _variance,
     torch.std: _deviation,

@@ -140,7 +140,7 @@ class Step:
         idle = [name for name, gradient in zip(names, found, strict=True) if gradient is None]
         if idle:
             raise _idle(idle)
-        return Backward([gradient for gradient in found if gradient is not None], loss.detach(), buffers)
+        return Backward([gradient.to_dense() for gradient in found if gradient is not None], loss.detach(), buffers)
 
     def advance(self, inputs: Tensors, gradients: list[torch.Tensor]) -> Stepped:
         """Let the optimizer take its step with these gradients."""

@@ -34,9 +34,12 @@ def _matmul(s: Site) -> str:
 
 
 def _baddbmm(s: Site) -> str:
-    if s.real("alpha") != 1 or s.real("beta") != 1:
-        raise s.refuse("alpha or beta is not 1")
-    return s.b.op("Add", s.b.op("MatMul", s.tensor("batch1"), s.tensor("batch2")), s.tensor("self"))
+    product, added = s.b.op("MatMul", s.tensor("batch1"), s.tensor("batch2")), s.tensor("self")
+    if s.real("alpha") != 1:
+        product = s.b.op("Mul", product, s.b.scalar(s.real("alpha"), s.output().dtype))
+    if s.real("beta") != 1:
+        added = s.b.op("Mul", added, s.b.scalar(s.real("beta"), s.output().dtype))
+    return s.b.op("Add", product, added)
 
 
 def _mv(s: Site) -> str:

@@ -91,12 +91,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"in the model \(_Custom\), \S*test_export_refusals\.py:\d+ `.*torch\.cummax.*`: "
         r"operator aten\.cummax\.default cannot be exported yet",
     ),
-    "unknown gradient inside": (
-        lambda: nn.Sequential(
-            nn.Linear(12, 40), nn.Sequential(nn.Unflatten(1, (1, 4, 10)), nn.AdaptiveMaxPool2d((2, 5)), nn.Flatten())
-        ),
-        r"in 1\.1 \(AdaptiveMaxPool2d\): operator aten\.adaptive_max_pool2d_backward\.default",
-    ),
     "transposed convolution padded by a stride": (
         lambda: nn.Sequential(
             nn.Unflatten(1, (3, 2, 2)), nn.ConvTranspose2d(3, 2, 2, 1, 0, 1, dilation=2), nn.Flatten()
@@ -157,17 +151,33 @@ def test_a_model_that_cannot_be_exported(name: str, tmp_path: Path) -> None:
     assert re.search(words, str(error)), str(error)
 
 
+class _TwoConvolutions(nn.Module):
+    """Two layers of a kind on two lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv1d(1, 2, 3), nn.Conv1d(2, 1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(self.one(x.unsqueeze(1)))
+        z = self.two(y)  # the first whose gradient is taken
+        return torch.as_tensor(z.flatten(1))
+
+
+def test_a_gradient_is_placed_where_its_operator_was_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(RULES, "aten.convolution_backward.default")
+    error = _refused(tmp_path, _TwoConvolutions(), torch.randn(6, 12), labels(6, 8))
+    assert re.match(
+        r"in two \(Conv1d\), \S*test_export_refusals\.py:\d+ `z = self\.two\(y\)  # the first whose gradient is taken`: "
+        r"operator aten\.convolution_backward\.default cannot be exported yet",
+        str(error),
+    )
+
+
 def test_random_numbers_are_refused(tmp_path: Path) -> None:
     """Scaled to nothing, noise changes no output; it is still noise."""
     model = _custom(lambda x: x + 0.0 * torch.rand_like(x))
     assert "draws random numbers" in str(_refused(tmp_path, model, torch.randn(6, 12), labels(6)))
-
-
-def test_class_weights_are_refused(tmp_path: Path) -> None:
-    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(output, target, weight=torch.ones(10))
-
-    assert "class weights" in str(_refused(tmp_path, nn.Linear(12, 10), torch.randn(6, 12), labels(6), loss=loss))
 
 
 def test_a_loss_that_is_no_scalar_is_refused(tmp_path: Path) -> None:
