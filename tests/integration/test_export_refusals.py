@@ -160,7 +160,7 @@ class _TwoConvolutions(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.tanh(self.one(x.unsqueeze(1)))
-        z = self.two(y)  # the first whose gradient is taken
+        z = self.two(y)  # its gradient comes first
         return torch.as_tensor(z.flatten(1))
 
 
@@ -168,7 +168,7 @@ def test_a_gradient_is_placed_where_its_operator_was_called(tmp_path: Path, monk
     monkeypatch.delitem(RULES, "aten.convolution_backward.default")
     error = _refused(tmp_path, _TwoConvolutions(), torch.randn(6, 12), labels(6, 8))
     assert re.match(
-        r"in two \(Conv1d\), \S*test_export_refusals\.py:\d+ `z = self\.two\(y\)  # the first whose gradient is taken`: "
+        r"in two \(Conv1d\), \S*test_export_refusals\.py:\d+ `z = self\.two\(y\)  # its gradient comes first`: "
         r"operator aten\.convolution_backward\.default cannot be exported yet",
         str(error),
     )
