@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from coordinator.aggregation.server_optimizers import server_optimizer
 from coordinator.rounds.states import Pacing
 from edge_sdk.errors import ConfigError
 from edge_sdk.privacy.noise import Mechanism
@@ -148,6 +149,12 @@ class TaskConfig:
             raise ConfigError(
                 f"corrupt_share {privacy.corrupt_share} and dropout_share {privacy.dropout_share} are out of range",
                 hint="no graph protects against more than a third of corrupt devices; drop out may fewer than half",
+            )
+        groups = server_optimizer(self.server_optimizer).groups
+        if self.rounds % groups:
+            raise ConfigError(
+                f"{self.rounds} rounds do not make whole groups of {groups} to combine",
+                hint=f"choose a multiple of {groups} rounds",
             )
         if self.goal_count > COHORT_MAX:
             raise ConfigError(f"goal_count is {self.goal_count}", hint=f"choose at most {COHORT_MAX}")

@@ -193,6 +193,11 @@ def forecast_lines(found: Forecast) -> list[str]:
         ]
     else:
         lines += ["  noise / signal             0"]
+    if found.groups > 1:
+        lines += [
+            f"  robust combination         of {found.groups} rounds with different devices:",
+            f"                             {found.robust_ratio:.2f} times the noise of one cohort of all of them",
+        ]
     lines += ["", "bytes of one device in a round, without the headers of the network"]
     for way, rows, total in (
         ("up", traffic.up, traffic.up_bytes),

@@ -34,7 +34,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clip-norm", type=float, default=1.0, metavar="C", help=f"largest update {_DEFAULT}")
     parser.add_argument(
-        "--participation-cap", type=int, metavar="N", help="rounds one device may join (default: rounds + 1)"
+        "--participation-cap",
+        type=int,
+        metavar="N",
+        help="rounds one device may join (default: rounds, over groups, + 1)",
     )
     parser.add_argument(
         "--corrupt-share", type=float, default=0.05, metavar="S", help=f"colluders to protect against {_DEFAULT}"
@@ -50,7 +53,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--server-optimizer",
         default="fedavg:learning_rate=1",
         metavar="SPEC",
-        help=f"fedavg, fedavgm, fedadam or fedyogi, and its options {_DEFAULT}",
+        help=f"fedavg, fedavgm, fedadam or fedyogi, and its options; before it a robust rule over rounds with "
+        f"different devices, as in 'median:groups=5>fedavg' {_DEFAULT}",
     )
     parser.add_argument(
         "--stage-timeout",
@@ -111,6 +115,7 @@ def config_of_options(
         ConfigError: options that do not go together.
         PrivacyError: no noise keeps the promise.
     """
+    from coordinator.aggregation.server_optimizers import server_optimizer
     from coordinator.config import Privacy, TaskConfig, Training
     from coordinator.rounds.states import Pacing
     from coordinator.service.tasks import encoding_for
@@ -119,7 +124,9 @@ def config_of_options(
 
     devices, rounds = arguments.devices, 10 if arguments.rounds is None else arguments.rounds
     min_reports = max(2, math.ceil(0.7 * devices)) if arguments.min_reports is None else arguments.min_reports
-    cap = rounds + 1 if arguments.participation_cap is None else arguments.participation_cap
+    # A device is in at most one round of a group whose means are combined.
+    groups = server_optimizer(arguments.server_optimizer).groups
+    cap = rounds // groups + 1 if arguments.participation_cap is None else arguments.participation_cap
     if devices < 2 or rounds < 1 or cap < 1:
         raise ConfigError(
             f"a run of {rounds} rounds with {devices} devices, {cap} rounds for each, cannot be",

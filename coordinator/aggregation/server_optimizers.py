@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.aggregation.robust import RULES, Rule
 from edge_sdk.errors import ConfigError, StoreError
 
 Vector = NDArray[np.float32]
@@ -38,12 +40,18 @@ class ServerOptimizer:
     Attributes:
         name: as in the specification string.
         slot_count: vectors in its state.
+        groups: rounds that make one change of the model; a device takes part in at most one of them.
         update: (mean, state, step number from 1) -> (what to add to the parameters, new slots).
     """
 
     name: str
     slot_count: int
     update: Callable[[Vector, tuple[Vector, ...], int], tuple[Vector, tuple[Vector, ...]]]
+    groups: int = 1
+
+    def completes(self, rounds: int) -> bool:
+        """Whether after so many rounds no mean waits for others to be combined with."""
+        return rounds % self.groups == 0
 
     def init(self, parameters: Vector) -> OptimizerState:
         """The state before the first round, for parameters of this shape."""
@@ -191,21 +199,79 @@ _MAKERS: Mapping[str, Callable[..., ServerOptimizer]] = {
 }
 
 
+def robust(rule: Rule, groups: int, inner: ServerOptimizer) -> ServerOptimizer:
+    """Keep the means of `groups` rounds, then hand their robust combination to `inner`; the model rests meanwhile."""
+    waiting = groups - 1
+
+    def update(mean: Vector, slots: tuple[Vector, ...], step: int) -> tuple[Vector, tuple[Vector, ...]]:
+        held, own = slots[:waiting], slots[waiting:]
+        place = (step - 1) % groups
+        if place < waiting:
+            return np.zeros_like(mean), (*held[:place], mean, *held[place + 1 :], *own)
+        combined = rule(np.stack([*held, mean]))
+        change, own = inner.update(combined, own, step // groups)
+        return change, (*(np.zeros_like(mean) for _ in held), *own)
+
+    return ServerOptimizer(f"robust {inner.name}", inner.slot_count + waiting, update, groups)
+
+
 def server_optimizer(specification: str) -> ServerOptimizer:
     """The optimizer of a specification such as "fedavgm:learning_rate=1,momentum=0.9".
+
+    A robust rule stands before it: "median:groups=5>fedavgm:learning_rate=1".
 
     Raises:
         ConfigError: an unknown name, an unknown option or a value that is no number.
     """
+    found = robust_rule(specification)
+    if found is None:
+        return _made(_MAKERS, "server optimizer", specification)
+    return robust(*found, server_optimizer(specification.partition(">")[2]))
+
+
+def robust_rule(specification: str) -> tuple[Rule, int] | None:
+    """The robust rule before a server optimizer and how many groups it combines, or None.
+
+    Raises:
+        ConfigError: it cannot be read, or combines fewer groups than it needs.
+    """
+    text, separator, rest = specification.partition(">")
+    if not separator:
+        return None
+    if ">" in rest:
+        raise ConfigError(f"{specification!r} combines twice", hint=_ROBUST)
+    groups = 0
+
+    def maker(make: Callable[..., Rule]) -> Callable[..., Rule]:
+        def made(**options: float) -> Rule:
+            nonlocal groups
+            groups = int(options.pop("groups", 0))
+            if not 3 <= groups <= _GROUPS_MAX:
+                raise ConfigError(f"{text!r} combines {groups} groups", hint=f"give groups=3 to {_GROUPS_MAX}")
+            return make(groups, **{name: int(value) for name, value in options.items()})
+
+        return made
+
+    rule = _made({name: maker(make) for name, make in RULES.items()}, "robust rule", text)
+    return rule, groups
+
+
+_GROUPS_MAX = 100
+_ROBUST = 'write it as rule:groups=number,..., such as "trimmed_mean:groups=5,trim=1>fedavg:learning_rate=1"'
+
+T = TypeVar("T")
+
+
+def _made(makers: Mapping[str, Callable[..., T]], what: str, specification: str) -> T:
     name, _, rest = specification.partition(":")
-    maker = _MAKERS.get(name)
+    maker = makers.get(name)
     if maker is None:
-        raise ConfigError(f"unknown server optimizer {name!r}", hint=f"choose one of {', '.join(_MAKERS)}")
+        raise ConfigError(f"unknown {what} {name!r}", hint=f"choose one of {', '.join(makers)}")
     try:
         options = {key: float(value) for key, value in (part.split("=") for part in rest.split(",") if part)}
         return maker(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"the server optimizer {specification!r} cannot be read: {error}",
+            f"the {what} {specification!r} cannot be read: {error}",
             hint='write it as name:option=number,..., such as "fedavgm:learning_rate=1,momentum=0.9"',
         ) from error

@@ -10,6 +10,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
+from coordinator.aggregation.server_optimizers import robust_rule, server_optimizer
 from coordinator.config import TaskConfig
 from coordinator.privacy.calibration import gaussian_multiplier
 from edge_sdk.protocol import codec
@@ -95,6 +98,8 @@ class Forecast:
         traffic: of one device in one round of a full cohort.
         epsilons: (participations, epsilon) at the task's delta; empty without noise.
         noise_to_signal: 2-norm of the noise in the mean of the smallest sum, over the clip norm.
+        groups: rounds, each with other devices, whose means are combined robustly; 1 for none.
+        robust_ratio: noise in that combination over what one cohort of all those devices would have had.
         central_ratio: noise in that mean over what a trusted server would add for the same promise; None without noise.
     """
 
@@ -107,6 +112,8 @@ class Forecast:
     epsilons: tuple[tuple[int, float], ...]
     noise_to_signal: float
     central_ratio: float | None
+    groups: int
+    robust_ratio: float
 
     @property
     def utility(self) -> str:
@@ -141,7 +148,20 @@ def forecast(config: TaskConfig) -> Forecast:
         epsilons=tuple(_epsilons(plan)) if encoding.device_variance else (),
         noise_to_signal=noise * math.sqrt(config.dimension),
         central_ratio=central,
+        groups=server_optimizer(config.server_optimizer).groups,
+        robust_ratio=_robust_ratio(config),
     )
+
+
+def _robust_ratio(config: TaskConfig) -> float:
+    """Each group has the noise that one large cohort would have, in a mean of fewer; combining takes some off again."""
+    found = robust_rule(config.server_optimizer)
+    if found is None:
+        return 1.0
+    rule, groups = found
+    # What the rule makes of pure noise, by trying it.
+    noise = np.random.default_rng(0).normal(size=(groups, 1 << 14)).astype(np.float32)
+    return groups * float(rule(noise).std())
 
 
 def _epsilons(plan: Plan) -> Iterator[tuple[int, float]]:

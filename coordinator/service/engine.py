@@ -278,6 +278,8 @@ class Coordinator:
             return
         device = self._devices[device_id]
         wait_s = runner.bench.wait_s(device_id, now)
+        if device_id in runner.grouped:
+            wait_s = max(wait_s, runner.config.pacing.selection_timeout_s)
         if wait_s > 0 and isinstance(runner.state, Selecting):
             self._send(device_id, Rejection(message.task, RejectionReason.SITTING_OUT, wait_s, wait_s / 10))
             return

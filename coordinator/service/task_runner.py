@@ -17,6 +17,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from coordinator.aggregation.accumulator import ModularSum
+from coordinator.aggregation.server_optimizers import server_optimizer
 from coordinator.config import TaskConfig
 from coordinator.privacy import accountant
 from coordinator.privacy.ledger import ReleaseEvent
@@ -108,6 +109,8 @@ class TaskRunner:
         self._total: ModularSum | None = None
         self._total_changed = False
         self.bench = Bench(config.pacing.sit_out_s)
+        self._optimizer = server_optimizer(config.server_optimizer)
+        self.grouped: set[str] = set()
         self._opens_at = 0.0
         self._abandoned_in_a_row = 0
         self._committed = 0
@@ -164,6 +167,8 @@ class TaskRunner:
             ReleaseEvent.from_json(text)
             for (text,) in connection.execute(sa.select(led.event).where(led.task == name).order_by(led.position))
         ]
+        grouped = sa.select(tables.grouped.c.device_id).where(tables.grouped.c.task == name)
+        self.grouped = set(connection.execute(grouped).scalars())
         ended = sa.select(r.phase, r.closed_at).where(r.task == name, r.closed_at.is_not(None)).order_by(r.closed_at)
         for phase_name, closed_at in connection.execute(ended):
             self._count_end(phase_name == "committed", closed_at)
@@ -369,8 +374,10 @@ class TaskRunner:
             self.statistics.detail = result.detail
             return self.apply(events.Stopped(result.reason), now)
         plan, cohort = config_of(self.state).plan, self.state.unmasking.cohort
-        for device_id in cohort.names(self.state.unmasking.reported):
+        reported = cohort.names(self.state.unmasking.reported)
+        for device_id in reported:
             self.bench.forgive(device_id)
+        self._group(reported)
         checkpoint = self._blobs.put(result.parameters.astype("<f4").tobytes())
         optimizer = self._blobs.put(result.optimizer_state)
         event = ReleaseEvent.of(release_of(plan), result.reports)
@@ -395,6 +402,19 @@ class TaskRunner:
         self._writes.append(lambda c: c.execute(tables.models.insert().values(**model)))
         self._writes.append(lambda c: c.execute(tables.ledger.insert().values(**entry)))
         return self.apply(events.Released(), now)
+
+    def _group(self, reported: tuple[str, ...]) -> None:
+        """Remember who took part until the means of the group are combined, so that nobody is in two of them."""
+        if self._optimizer.groups == 1:
+            return
+        task, table = self.config.task, tables.grouped
+        if self._optimizer.completes(self._committed + 1):
+            self.grouped.clear()
+            self._writes.append(lambda c: c.execute(table.delete().where(table.c.task == task)))
+            return
+        self.grouped.update(reported)
+        rows = [{"task": task, "device_id": device_id} for device_id in reported]
+        self._writes.append(lambda c: c.execute(table.insert(), rows))
 
     def _would_exceed(self, plan: Plan) -> bool:
         event = ReleaseEvent.of(release_of(plan), plan.min_reports)

@@ -91,6 +91,14 @@ accumulators = Table(
     Column("vector", LargeBinary, nullable=False),
 )
 
+# Who took part in a round whose mean still waits for others to be combined with. Emptied when they are.
+grouped = Table(
+    "grouped",
+    metadata,
+    Column("task", String(63), ForeignKey("tasks.task"), primary_key=True),
+    Column("device_id", String(63), primary_key=True),
+)
+
 devices = Table(
     "devices",
     metadata,
