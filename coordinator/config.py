@@ -31,12 +31,14 @@ class Training:
         batch_size: examples a step.
         max_steps: no more steps than this, whatever the device holds.
         learning_rate: of the step's optimizer.
+        proximal: how strongly local training is held to the checkpoint (FedProx's mu); 0 for not at all.
     """
 
     epochs: int
     batch_size: int
     max_steps: int
     learning_rate: float
+    proximal: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,10 @@ class TaskConfig:
             )
         for part in (self.training, self.pacing):
             for entry in dataclasses.fields(part):
-                _positive(entry.name, getattr(part, entry.name))
+                if entry.name != "proximal":
+                    _positive(entry.name, getattr(part, entry.name))
+        if not (math.isfinite(self.training.proximal) and self.training.proximal >= 0):
+            raise ConfigError(f"proximal is {self.training.proximal}", hint="give 0 for none, or a positive number")
         privacy = self.privacy
         _positive("clip_norm", privacy.clip_norm)
         _positive("participation_cap", privacy.participation_cap)
@@ -198,6 +203,7 @@ class TaskConfig:
             learning_rate=training.learning_rate,
             expires_after_s=2.0
             * (pacing.advertise_timeout_s + pacing.share_timeout_s + pacing.report_timeout_s + pacing.unmask_timeout_s),
+            proximal=training.proximal,
         )
 
     def to_json(self) -> str:

@@ -141,7 +141,9 @@ def drawn_reporters(devices: int, rounds: int, dropout: float, seed: int) -> tup
 def demo_plan() -> TrainingPlan:
     """What the digits job asks of each device."""
     training = job.TRAINING
-    return TrainingPlan(training.epochs, training.batch_size, training.learning_rate, training.max_steps)
+    return TrainingPlan(
+        training.epochs, training.batch_size, training.learning_rate, training.max_steps, training.proximal
+    )
 
 
 def compare(artifact: Artifact, *, devices: int, rounds: int, dropout: float, seed: int) -> Baselines:

@@ -41,6 +41,11 @@ def add_export_verb(subparsers: Subparsers) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--correction",
+        action="store_true",
+        help="let gradients be corrected in training, as a proximal term (FedProx), SCAFFOLD and FedDyn do",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the bundle to write, as in digits.edge"
     )
     parser.add_argument(
@@ -65,6 +70,7 @@ def _export(arguments: argparse.Namespace) -> int:
         version=spec.version,
         learning_rate=spec.learning_rate,
         batch_max=spec.batch_max,
+        correction=arguments.correction,
     )
     replay = artifact.manifest.replay
     print(f"{arguments.out}: {spec.name} version {spec.version}, {artifact.layout.size:,} parameters")

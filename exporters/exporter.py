@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -49,7 +50,19 @@ from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
 from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, prepare_step
 from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
-from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, SEED, TARGET, Step, Tensors
+from exporters.step import (
+    INPUT,
+    LEARNING_RATE,
+    LOSS,
+    MODEL_ERRORS,
+    NEXT,
+    OUTPUT,
+    PROXIMAL,
+    SEED,
+    TARGET,
+    Step,
+    Tensors,
+)
 
 _TRACED_BATCHES = (4, 7)
 
@@ -70,6 +83,7 @@ def export(
     learning_rate: float | None = None,
     batch_max: int = 1024,
     batch_norm: BatchNormMode = "train",
+    correction: bool = False,
 ) -> Artifact:
     """Export a model's training step, evaluation and inference as one signed bundle.
 
@@ -91,6 +105,8 @@ def export(
         learning_rate: what plans start from; the optimizer's usual one by default.
         batch_max: the largest batch a step may get.
         batch_norm: "frozen" lets every batch norm use the running statistics that it has.
+        correction: let plans and algorithms add proximal * parameter + correction to every gradient before the
+            optimizer sees it, as FedProx, SCAFFOLD and FedDyn do.
 
     Returns:
         The bundle, read back from its bytes and verified.
@@ -111,7 +127,7 @@ def export(
     if not (math.isfinite(rate) and rate > 0):
         raise ExportError(f"learning rate {rate} is not a positive number", hint="pass a positive one, or none")
     with _plainly():
-        step = prepare_step(model, loss, chosen, x, y, batch_norm)
+        step = replace(prepare_step(model, loss, chosen, x, y, batch_norm), corrected=correction)
         manifest, parts = _build(step, x, y, name, version, rate, batch_max)
     content = pack_bundle(
         manifest, parts, signer_key_id=key_id(key.public_key()), sign=lambda message: sign_raw(key, message)
@@ -203,7 +219,7 @@ def _trace(step: Step, run: Callable[[Tensors], Tensors], x: torch.Tensor, y: to
 
 def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, bytes, set[str]]:
     """One graph of the bundle: what the manifest says of it, its bytes, and the operators it uses."""
-    state = [key for key in step.initial_state() if not key.startswith("frozen:")]
+    state = [key for key in step.initial_state() if key.partition(":")[0] in ("parameter", "buffer", "slot")]
     outputs = {"train": (*(NEXT + key for key in state), LOSS), "evaluate": (LOSS, OUTPUT), "infer": (OUTPUT,)}[kind]
     read = lowered.inputs_of(outputs)
     if INPUT not in read or (kind != "infer" and TARGET not in read):
@@ -231,6 +247,8 @@ def _tensor_spec(name: str, kind: TensorType) -> TensorSpec:
         "buffer": "buffer",
         "frozen": "frozen",
         "slot": "slot",
+        "correction": "correction",
+        PROXIMAL: "proximal",
         INPUT: "input",
         TARGET: "target",
         LEARNING_RATE: "learning_rate",

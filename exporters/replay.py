@@ -25,7 +25,19 @@ from edge_sdk.training.parity import ParityValues, encode_parity
 from edge_sdk.training.plan import SEED_LIMIT
 from exporters.lowering import Labels
 from exporters.optimizers import Stepped
-from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, SEED, TARGET, Step, Tensors
+from exporters.step import (
+    INPUT,
+    LEARNING_RATE,
+    LOSS,
+    MODEL_ERRORS,
+    NEXT,
+    OUTPUT,
+    PROXIMAL,
+    SEED,
+    TARGET,
+    Step,
+    Tensors,
+)
 from exporters.wide import in_float64
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -135,7 +147,7 @@ def certify(
     replayer = _Replayer(step, graphs, examples)
     initial = {name: tensor.numpy() for name, tensor in step.initial_state().items()}
     sizes = _sizes(_BATCH_SIZES, batch)
-    state = dict(initial)
+    state = initial | _corrections(initial)
     for index in range(STEPS - 2):
         factor = _RATE_FACTORS[index % len(_RATE_FACTORS)]
         compared = replayer.compare(state, sizes[index % len(sizes)], factor * learning_rate, f"step {index + 1}")
@@ -318,6 +330,18 @@ def _parity(
             )
         )
     return ParitySpec(stride, tuple(steps)), encode_parity(values)
+
+
+def _corrections(state: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """Corrections to try: those of a proximal term whose anchor is not quite the parameters."""
+    random = np.random.default_rng(20190204)
+    proximal = np.array(0.1, np.float32)
+    found: dict[str, npt.NDArray[Any]] = {PROXIMAL: proximal} if PROXIMAL in state else {}
+    for name, value in state.items():
+        if name.startswith("correction:"):
+            anchor = state[name.replace("correction:", "parameter:", 1)] + 0.1 * random.standard_normal(value.shape)
+            found[name] = np.asarray(-proximal * anchor, np.float32)
+    return found
 
 
 def _sizes(wanted: tuple[int, ...], batch: BatchRange) -> tuple[int, ...]:

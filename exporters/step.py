@@ -1,6 +1,6 @@
 """A model's training step and its evaluation as functions of named tensors, and their float64 reference.
 
-    train: parameters, buffers, frozen parameters, slots, x, y, learning rate, seed
+    train: parameters, buffers, frozen parameters, slots, x, y, learning rate, seed, proximal, corrections
            -> next parameters, buffers, slots; loss
     serve: parameters, buffers, frozen parameters, x, y -> loss, output
 
@@ -30,7 +30,7 @@ Tensors = Mapping[str, torch.Tensor]
 MODEL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 Loss = Callable[[torch.Tensor, torch.Tensor], Any]
 
-INPUT, TARGET, LEARNING_RATE, SEED = "x", "y", "learning_rate", "seed"
+INPUT, TARGET, LEARNING_RATE, SEED, PROXIMAL = "x", "y", "learning_rate", "seed", "proximal"
 LOSS, OUTPUT = "loss", "output"
 NEXT = "next:"
 
@@ -56,12 +56,14 @@ class Step:
     """A model, its loss and its optimizer, ready to be traced or run.
 
     `changing` names the buffers that the model's forward pass changes in training: they are state, as parameters are.
+    With `corrected`, the optimizer is given gradient + proximal * parameter + correction, the latter two being inputs.
     """
 
     model: torch.nn.Module
     loss: Loss
     optimizer: Optimizer
     changing: tuple[str, ...] = ()
+    corrected: bool = False
 
     @property
     def trainable(self) -> dict[str, torch.Tensor]:
@@ -82,7 +84,7 @@ class Step:
         }
 
     def initial_state(self) -> dict[str, torch.Tensor]:
-        """Everything as the model has it, and slots at zero."""
+        """Everything as the model has it; slots and corrections at zero."""
         trainable = self.trainable
         state = {name: tensor.clone() for name, tensor in self.learned.items()}
         state |= {f"frozen:{name}": tensor.clone() for name, tensor in self.frozen.items()}
@@ -92,6 +94,9 @@ class Step:
             for name, tensor in trainable.items()
         }
         state |= {f"slot:{counter}": torch.zeros(()) for counter in self.optimizer.counters}
+        if self.corrected:
+            state |= {f"correction:{name}": torch.zeros_like(tensor) for name, tensor in trainable.items()}
+            state[PROXIMAL] = torch.zeros(())
         return state
 
     def double(self) -> Step:
@@ -143,10 +148,18 @@ class Step:
         return Backward([gradient.to_dense() for gradient in found if gradient is not None], loss.detach(), buffers)
 
     def advance(self, inputs: Tensors, gradients: list[torch.Tensor]) -> Stepped:
-        """Let the optimizer take its step with these gradients."""
+        """Let the optimizer take its step with these gradients, corrected if the step is to be."""
         names, optimizer = list(self.trainable), self.optimizer
+        parameters = [inputs[f"parameter:{name}"] for name in names]
+        if self.corrected:
+            corrections = [inputs[f"correction:{name}"] for name in names]
+            # What is added first are the two terms that cancel where a parameter is its anchor.
+            gradients = [
+                gradient + (inputs[PROXIMAL] * parameter + correction)
+                for gradient, parameter, correction in zip(gradients, parameters, corrections, strict=True)
+            ]
         return optimizer.step(
-            [inputs[f"parameter:{name}"] for name in names],
+            parameters,
             gradients,
             [[inputs[f"slot:{slot}:{name}"] for name in names] for slot in optimizer.slots],
             [inputs[f"slot:{counter}"] for counter in optimizer.counters],

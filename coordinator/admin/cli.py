@@ -246,6 +246,11 @@ def _check_fit(arguments: argparse.Namespace, artifact: Artifact) -> None:
             f"--batch-size {arguments.batch_size} is out of the bundle's range",
             hint=f"choose {batch.minimum} to {batch.maximum}, or export with another batch_max",
         )
+    if arguments.proximal and not artifact.manifest.graph("train").takes("proximal"):
+        raise ConfigError(
+            f"--proximal {arguments.proximal} needs a bundle whose gradients can be corrected",
+            hint="export it with edge export --correction, or leave --proximal out",
+        )
     if arguments.evaluation is not None:
         x, y = read_examples(arguments.evaluation)
         try:

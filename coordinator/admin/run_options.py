@@ -50,6 +50,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-steps", type=int, default=100, metavar="N", help=f"no more steps than these {_DEFAULT}")
     parser.add_argument("--learning-rate", type=float, default=0.1, metavar="R", help=f"of the devices {_DEFAULT}")
     parser.add_argument(
+        "--proximal",
+        type=float,
+        default=0.0,
+        metavar="MU",
+        help=f"hold local training to the checkpoint, as in FedProx; the bundle must take corrections {_DEFAULT}",
+    )
+    parser.add_argument(
         "--server-optimizer",
         default="fedavg:learning_rate=1",
         metavar="SPEC",
@@ -156,7 +163,13 @@ def config_of_options(
         goal_count=devices,
         min_check_ins=min_reports,
         min_reports=min_reports,
-        training=Training(arguments.epochs, arguments.batch_size, arguments.max_steps, arguments.learning_rate),
+        training=Training(
+            arguments.epochs,
+            arguments.batch_size,
+            arguments.max_steps,
+            arguments.learning_rate,
+            arguments.proximal,
+        ),
         privacy=privacy,
         encoding=encoding_for(privacy, dimension=dimension, min_reports=min_reports, goal_count=devices),
         pacing=Pacing(

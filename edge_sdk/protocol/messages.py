@@ -168,6 +168,7 @@ class Plan:
     max_steps: int
     learning_rate: float
     expires_after_s: float
+    proximal: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,8 @@ def _malformed(plan: Plan) -> str:
     for name, value in (("learning_rate", plan.learning_rate), ("expires_after_s", plan.expires_after_s)):
         if not (math.isfinite(value) and value > 0):
             return f"{name} is {value}"
+    if not (math.isfinite(plan.proximal) and plan.proximal >= 0):
+        return f"proximal is {plan.proximal}"
     counts = {
         "goal_count": plan.goal_count,
         "min_reports": plan.min_reports,

@@ -70,6 +70,8 @@ def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
     optimizer = manifest.optimizer
     constants = "".join(f", {item.name} {item.value:g}" for item in optimizer.hyperparameters)
     yield "optimizer", f"{optimizer.kind}, learning rate {optimizer.default_learning_rate:g}{constants}"
+    if manifest.graph("train").takes("proximal"):
+        yield "corrections", "taken: a proximal term, or any vector added to the gradients"
     yield "batch", f"{manifest.batch.minimum} to {manifest.batch.maximum}"
     yield "parameters", f"{manifest.layout.size:,} trained, {manifest.frozen.size:,} frozen"
     for offset, entry in zip(manifest.layout.offsets, manifest.layout.entries, strict=True):

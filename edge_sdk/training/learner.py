@@ -96,6 +96,7 @@ class LocalLearner:
             batch_size=job.plan.batch_size,
             learning_rate=job.plan.learning_rate,
             max_steps=job.plan.max_steps,
+            proximal=job.plan.proximal,
         )
         trainer = OnnxTrainer(self._artifact(job.bundle))
         checkpoint = np.frombuffer(job.checkpoint, "<f4").astype(np.float32)

@@ -19,8 +19,24 @@ import numpy as np
 from edge_sdk.errors import ArtifactError
 from edge_sdk.training.layout import Layout, LayoutRole
 
-Role = Literal["parameter", "buffer", "frozen", "slot", "input", "target", "learning_rate", "seed", "loss", "output"]
-"""What a graph's tensor is for. A slot is optimizer state; it starts at zero. A seed is another for every step."""
+Role = Literal[
+    "parameter",
+    "buffer",
+    "frozen",
+    "slot",
+    "input",
+    "target",
+    "learning_rate",
+    "seed",
+    "proximal",
+    "correction",
+    "loss",
+    "output",
+]
+"""What a graph's tensor is for. A slot is optimizer state; it starts at zero. A seed is another for every step.
+
+The optimizer is given gradient + proximal * parameter + correction, where a training graph has these inputs.
+"""
 
 _STATE = ("parameter", "buffer", "slot")
 
@@ -63,6 +79,10 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     feedback: tuple[Feedback, ...]
+
+    def takes(self, role: Role) -> bool:
+        """Whether some input has that role."""
+        return any(tensor.role == role for tensor in self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +306,11 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
             raise _malformed(f"graph {graph.kind} does not follow the {roles[0]} layout")
         if graph.kind == "train" and layout is manifest.layout and held != expected:
             raise _malformed("the train graph lacks a parameter")
+    corrections = [(tensor.name, tensor.shape) for tensor in graph.inputs if tensor.role == "correction"]
+    parameters = [entry for entry in manifest.layout.entries if entry.role == "parameter"]
+    wanted = [(f"correction:{entry.name}", entry.shape) for entry in parameters if graph.takes("proximal")]
+    if corrections != wanted:
+        raise _malformed(f"graph {graph.kind} does not take a proximal and a correction for each parameter, or neither")
     for feedback in graph.feedback:
         source, target = outputs.get(feedback.output), inputs.get(feedback.input)
         if source is None or target is None or source.shape != target.shape or source.role != target.role:

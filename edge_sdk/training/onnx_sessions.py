@@ -50,12 +50,12 @@ class OnnxGraph:
         return outputs
 
     def state(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """What to feed besides examples: those of `tensors` that it takes, what is frozen, and slots at zero."""
+        """What to feed besides examples and rate: those of `tensors` that it takes, what is frozen, the rest zero."""
         feeds: dict[str, npt.NDArray[Any]] = {**self.constants}
         for tensor in self.spec.inputs:
             if tensor.name in tensors:
                 feeds[tensor.name] = tensors[tensor.name]
-            elif tensor.role == "slot":
+            elif tensor.role in ("slot", "proximal", "correction"):
                 feeds[tensor.name] = np.zeros([dimension or 0 for dimension in tensor.shape], tensor.dtype)
         return feeds
 

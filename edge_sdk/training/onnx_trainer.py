@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
@@ -45,15 +46,16 @@ class OnnxTrainer:
         plan: TrainingPlan,
         *,
         seed: bytes,
+        correction: Vector | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainingResult:
-        """Train from `checkpoint` (1-D float32, layout order), which stays as it is.
+        """Train from `checkpoint` (1-D float32, layout order), which stays as it is; see `Trainer`.
 
-        Optimizer slots start at zero. `seed` decides the order of the examples and what dropout leaves out.
+        Optimizer slots start at zero.
 
         Raises:
             TrainingInterrupted: `should_stop` said so before a step.
-            TrainingError: unusable checkpoint, examples or plan, or a loss or update that is not finite.
+            TrainingError: unusable checkpoint, examples, plan or correction, or a loss or update that is not finite.
         """
         layout, graph = self._artifact.layout, self._graph
         x, y = check_examples(self._artifact.manifest, examples)
@@ -61,6 +63,8 @@ class OnnxTrainer:
         self._check_plan(plan, len(x))
         feeds = graph.state(layout.unflatten(checkpoint))
         feeds[self._learning_rate] = np.array(plan.learning_rate, np.float32)
+        if plan.proximal or correction is not None:
+            feeds |= self._corrected(checkpoint, plan.proximal, correction)
 
         steps, rows, loss_sum = 0, 0, 0.0
         used = np.zeros(len(x), np.bool_)
@@ -83,6 +87,26 @@ class OnnxTrainer:
         if not np.isfinite(update).all():
             raise _diverged("the update holds NaN or infinity", plan)
         return TrainingResult(update, steps, int(used.sum()), loss_sum / rows)
+
+    def _corrected(
+        self, checkpoint: Vector, proximal: float, correction: Vector | None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """What to feed so that proximal * (parameter - checkpoint) + correction is added to gradients."""
+        if not self._graph.spec.takes("proximal"):
+            raise TrainingError(
+                "a proximal term or a correction is asked for, which this bundle does not take",
+                hint="export it with correction=True (edge export --correction)",
+            )
+        layout, strength = self._artifact.layout, np.float32(proximal)
+        whole = -strength * checkpoint
+        if correction is not None:
+            layout.check(correction, "the correction")
+            whole += correction
+        tensors = layout.unflatten(whole)
+        corrections = {
+            f"correction:{entry.name}": tensors[entry.tensor] for entry in layout.entries if entry.role == "parameter"
+        }
+        return corrections | {"proximal": np.array(strength)}
 
     def _check_plan(self, plan: TrainingPlan, examples: int) -> None:
         smallest, largest = self._artifact.manifest.batch.minimum, self._artifact.manifest.batch.maximum

@@ -21,14 +21,18 @@ SEED_LIMIT = 1 << 31
 class TrainingPlan:
     """How a device trains: passes over its examples, batch size, learning rate, and a cap on steps.
 
+    `proximal` is FedProx's mu: mu / 2 times the squared distance to the checkpoint is added to what is minimised.
+
     Raises:
-        TrainingError: a count below one, or a learning rate that is not finite and positive.
+        TrainingError: a count below one, a learning rate that is not finite and positive, or a proximal that is
+            negative or not finite.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
     max_steps: int | None = None
+    proximal: float = 0.0
 
     def __post_init__(self) -> None:
         counts = (self.epochs, self.batch_size, 1 if self.max_steps is None else self.max_steps)
@@ -41,6 +45,10 @@ class TrainingPlan:
             raise TrainingError(
                 f"learning rate {self.learning_rate} is not a positive number",
                 hint="correct the task's training settings",
+            )
+        if not (math.isfinite(self.proximal) and self.proximal >= 0):
+            raise TrainingError(
+                f"proximal {self.proximal} is negative or not a number", hint="correct the task's training settings"
             )
 
 

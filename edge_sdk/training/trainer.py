@@ -31,15 +31,18 @@ class Trainer(Protocol):
         plan: TrainingPlan,
         *,
         seed: bytes,
+        correction: Vector | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainingResult:
         """Train from `checkpoint` (1-D float32, layout order), which stays as it is.
 
-        `seed` decides the order of the examples and what dropout leaves out. `should_stop` is asked before every step.
+        `seed` decides the order of the examples and what dropout leaves out. `correction` (as the checkpoint; its
+        buffers do not count) is added to the gradients of every step: c - c_i in SCAFFOLD, -h_i in FedDyn with the
+        plan's `proximal` as alpha. `should_stop` is asked before every step.
 
         Raises:
             TrainingInterrupted: `should_stop` said so.
-            TrainingError: unusable checkpoint or examples, or a loss or update that is not finite.
+            TrainingError: unusable checkpoint, examples, plan or correction, or a loss or update that is not finite.
         """
         ...
 

@@ -234,6 +234,8 @@ def test_a_bundle_of_another_signer(folders: FleetFolders, tmp_path: Path, refus
         ("--devices 30 --dropout-share 0.9", "dropout_share 0.9"),
         ("--devices 30 --batch-size 5000", "--batch-size 5000 is out of the bundle's range"),
         ("--devices 30 --learning-rate nan", "learning_rate is nan"),
+        ("--devices 30 --proximal -1", "proximal is -1"),
+        ("--devices 30 --proximal 0.1", "--proximal 0.1 needs a bundle whose gradients can be corrected"),
         ("--devices 30 --server-optimizer banana", "unknown server optimizer 'banana'"),
         ("--devices 30 --stage-timeout 0", "advertise_timeout_s is 0"),
         ("--devices 30 --evaluation nothing.npz", "cannot read examples from nothing.npz"),

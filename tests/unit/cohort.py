@@ -78,6 +78,7 @@ PLAN = Plan(
     max_steps=10,
     learning_rate=0.1,
     expires_after_s=100.0,
+    proximal=0.0,
 )
 POLICY = DevicePolicy(min_reports=2)
 

@@ -61,6 +61,8 @@ MALFORMED: list[dict[str, Any]] = [
     {"learning_rate": -0.1},
     {"learning_rate": math.inf},
     {"expires_after_s": 0.0},
+    {"proximal": -0.1},
+    {"proximal": math.inf},
     {"expires_after_s": math.inf},
     {"goal_count": 0},
     {"goal_count": 3},

@@ -116,6 +116,8 @@ def test_json_that_is_no_configuration_is_refused(text: str) -> None:
         {"training": replace(CONFIG.training, epochs=0)},
         {"training": replace(CONFIG.training, learning_rate=math.nan)},
         {"training": replace(CONFIG.training, learning_rate=math.inf)},
+        {"training": replace(CONFIG.training, proximal=-0.1)},
+        {"training": replace(CONFIG.training, proximal=math.inf)},
         {"pacing": replace(CONFIG.pacing, quiet_s=0.0)},
         {"pacing": replace(CONFIG.pacing, report_timeout_s=-1.0)},
         {"privacy": replace(CONFIG.privacy, epsilon=0.0)},

@@ -54,3 +54,9 @@ def test_a_plan_that_trains_nothing_is_refused(
 ) -> None:
     with pytest.raises(TrainingError):
         TrainingPlan(epochs, batch_size, learning_rate, max_steps)
+
+
+@pytest.mark.parametrize("proximal", [-0.1, math.nan, math.inf])
+def test_a_proximal_term_that_pushes_away_is_refused(proximal: float) -> None:
+    with pytest.raises(TrainingError, match="proximal"):
+        TrainingPlan(1, 1, 0.1, proximal=proximal)

@@ -777,8 +777,15 @@ class Plan(object):
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
+    # Plan
+    def Proximal(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(60))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
+        return 0.0
+
 def PlanStart(builder):
-    builder.StartObject(28)
+    builder.StartObject(29)
 
 def PlanAddRid(builder, rid):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(rid), 0)
@@ -867,6 +874,9 @@ def PlanAddLearningRate(builder, learningRate):
 def PlanAddExpiresAfterS(builder, expiresAfterS):
     builder.PrependFloat64Slot(27, expiresAfterS, 0.0)
 
+def PlanAddProximal(builder, proximal):
+    builder.PrependFloat64Slot(28, proximal, 0.0)
+
 def PlanEnd(builder):
     return builder.EndObject()
 
@@ -909,6 +919,7 @@ class PlanT(object):
         maxSteps = 0,
         learningRate = 0.0,
         expiresAfterS = 0.0,
+        proximal = 0.0,
     ):
         self.rid = rid  # type: Optional[List[int]]
         self.suite = suite  # type: int
@@ -938,6 +949,7 @@ class PlanT(object):
         self.maxSteps = maxSteps  # type: int
         self.learningRate = learningRate  # type: float
         self.expiresAfterS = expiresAfterS  # type: float
+        self.proximal = proximal  # type: float
 
     @classmethod
     def InitFromBuf(cls, buf, pos):
@@ -996,6 +1008,7 @@ class PlanT(object):
         self.maxSteps = plan.MaxSteps()
         self.learningRate = plan.LearningRate()
         self.expiresAfterS = plan.ExpiresAfterS()
+        self.proximal = plan.Proximal()
 
     # PlanT
     def Pack(self, builder):
@@ -1046,6 +1059,7 @@ class PlanT(object):
         PlanAddMaxSteps(builder, self.maxSteps)
         PlanAddLearningRate(builder, self.learningRate)
         PlanAddExpiresAfterS(builder, self.expiresAfterS)
+        PlanAddProximal(builder, self.proximal)
         plan = PlanEnd(builder)
         return plan
 
