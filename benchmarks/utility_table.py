@@ -72,7 +72,7 @@ def private_mean(plan: PrivacyPlan, dimension: int, clip_norm: float, seed: int)
             # Simulation: a device's entropy comes from its operating system.
             entropy = digest(ctx, place.to_bytes(8, "little"))
             total = total.plus(encode(update, parameters, ctx, entropy))
-        return decode(total.total(), parameters, ctx, total.count)
+        return decode(total.total(), parameters, ctx, total.count).mean
 
     return aggregate
 

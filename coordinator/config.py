@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.aggregation.server_optimizers import server_optimizer
+from coordinator.privacy.clipping import AdaptiveClipping
 from coordinator.rounds.states import Pacing
 from edge_sdk.errors import ConfigError
 from edge_sdk.privacy.noise import Mechanism
@@ -53,6 +54,7 @@ class Privacy:
         corrupt_share: colluding devices to protect against.
         dropout_share: dropouts after advertise_keys that a round survives.
         mechanism: the noise, where epsilon asks for any.
+        adaptive_clipping: how the clip norm moves from where it begins; None where it stays.
     """
 
     epsilon: float
@@ -62,14 +64,18 @@ class Privacy:
     corrupt_share: float
     dropout_share: float
     mechanism: Mechanism = Mechanism.SKELLAM
+    adaptive_clipping: AdaptiveClipping | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How updates become integers, from the privacy plan; see privacy/encode."""
+    """How updates become integers, from the privacy plan; see privacy/encode. `clip_bit` and `scale` go with the first
+    round's clip norm.
+    """
 
     mechanism: Mechanism
     bits: int
+    clip_bit: float
     scale: float
     norm_bound: float
     device_variance: int
@@ -146,6 +152,15 @@ class TaskConfig:
                 f"epsilon {privacy.epsilon} and delta {privacy.delta} make no promise",
                 hint="choose epsilon > 0 and 0 < delta < 1",
             )
+        adaptive = privacy.adaptive_clipping
+        if adaptive is not None:
+            _positive("learning_rate of adaptive clipping", adaptive.learning_rate)
+            if not 0 < adaptive.quantile < 1:
+                raise ConfigError(
+                    f"{adaptive.quantile} is no quantile to adapt the clip norm to", hint="choose one between 0 and 1"
+                )
+            if self.query:
+                raise ConfigError("the norm of a query's answers is known", hint="leave adaptive clipping out")
         if privacy.mechanism is Mechanism.NONE:
             raise ConfigError(
                 "no mechanism is no noise", hint="an infinite epsilon turns the noise off, whatever the mechanism"
@@ -170,8 +185,13 @@ class TaskConfig:
                 hint="choose a smaller dropout_share, corrupt_share or goal_count",
             )
 
-    def plan(self, rid: RoundId, *, round_number: int, model_version: int, checkpoint: BlobRef) -> Plan:
-        """What the devices of one round are asked to do, and promised."""
+    def plan(
+        self, rid: RoundId, *, round_number: int, model_version: int, checkpoint: BlobRef, clip_norm: float
+    ) -> Plan:
+        """What the devices of one round are asked to do, and promised.
+
+        Whatever its clip norm, a round's integers and their noise are the same, and so is what it costs.
+        """
         privacy, encoding, training, pacing = self.privacy, self.encoding, self.training, self.pacing
         return Plan(
             rid=rid,
@@ -189,8 +209,9 @@ class TaskConfig:
             dimension=self.dimension,
             bits=encoding.bits,
             mechanism=encoding.mechanism,
-            clip_norm=privacy.clip_norm,
-            scale=encoding.scale,
+            clip_norm=clip_norm,
+            clip_bit=encoding.clip_bit * (clip_norm / privacy.clip_norm),
+            scale=encoding.scale * (privacy.clip_norm / clip_norm),
             norm_bound=encoding.norm_bound,
             device_variance=encoding.device_variance,
             noise_multiplier=encoding.noise_multiplier,
@@ -225,7 +246,7 @@ class TaskConfig:
                 bundle=bundle,
                 parts=parts,
                 training=Training(**data.pop("training")),
-                privacy=Privacy(mechanism=Mechanism(privacy.pop("mechanism")), **privacy),
+                privacy=_privacy(**privacy),
                 encoding=Encoding(mechanism=Mechanism(encoding.pop("mechanism")), **encoding),
                 pacing=Pacing(**data.pop("pacing")),
                 **data,
@@ -238,6 +259,11 @@ class TaskConfig:
 
 def _reference(data: dict[str, Any]) -> BlobRef:
     return BlobRef(Digest(bytes.fromhex(data["sha256"])), data["size_bytes"])
+
+
+def _privacy(*, mechanism: int, adaptive_clipping: dict[str, float] | None, **values: Any) -> Privacy:
+    adaptive = None if adaptive_clipping is None else AdaptiveClipping(**adaptive_clipping)
+    return Privacy(mechanism=Mechanism(mechanism), adaptive_clipping=adaptive, **values)
 
 
 def _plain(value: object) -> object:

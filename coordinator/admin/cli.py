@@ -319,6 +319,9 @@ def _show(arguments: argparse.Namespace) -> int:
         told = ": ".join(text for text in (reason, view.detail) if text)
         if told:
             print(f"      {told}")
+        if view.clip_norm is not None and view.within is not None:
+            within = min(max(view.within, 0.0), 1.0)
+            print(f"      clip norm {view.clip_norm:.3g}; about {within:.0%} of the updates within it")
         for what, counts in (("refused", view.faults), ("declined", view.declined)):
             if counts:
                 print(f"      {what}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))

@@ -34,6 +34,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clip-norm", type=float, default=1.0, metavar="C", help=f"largest update {_DEFAULT}")
     parser.add_argument(
+        "--adaptive-clipping",
+        type=float,
+        metavar="Q",
+        help="let the clip norm move, from --clip-norm on, to where this share of the updates is within it",
+    )
+    parser.add_argument(
         "--participation-cap",
         type=int,
         metavar="N",
@@ -124,6 +130,7 @@ def config_of_options(
     """
     from coordinator.aggregation.server_optimizers import server_optimizer
     from coordinator.config import Privacy, TaskConfig, Training
+    from coordinator.privacy.clipping import AdaptiveClipping
     from coordinator.rounds.states import Pacing
     from coordinator.service.tasks import encoding_for
     from edge_sdk.privacy.noise import Mechanism
@@ -144,6 +151,7 @@ def config_of_options(
             f"--min-reports {min_reports} does not go with --devices {devices}",
             hint="choose 2 to the number of devices; 70% of it leaves room for dropouts",
         )
+    adaptive = arguments.adaptive_clipping
     privacy = Privacy(
         epsilon=epsilon_of_option(arguments.epsilon),
         delta=arguments.delta,
@@ -152,6 +160,7 @@ def config_of_options(
         corrupt_share=arguments.corrupt_share,
         dropout_share=arguments.dropout_share,
         mechanism=Mechanism[arguments.mechanism.upper()],
+        adaptive_clipping=None if adaptive is None else AdaptiveClipping(adaptive),
     )
     stage_s = arguments.stage_timeout
     return TaskConfig(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coordinator.privacy.clipping import bit_share
 from coordinator.privacy.modulus import OVERFLOW_CHANCE, deviations, overflow_chance, signal_variance
 from edge_sdk.errors import PrivacyError
 from edge_sdk.privacy.accounting import ORDERS, Release, epsilon_of, honest_reports, renyi_divergences
@@ -41,6 +42,7 @@ class PrivacyPlan:
         noise_multiplier: z, the standard deviation of the noise in the smallest sum, over the clip norm;
             0 where noise is off.
         bits: b of the modulus 2^b.
+        clip_bit: a, the size of the coordinate of adaptive clipping; 0 for none.
         scale: s, integer steps per unit.
         norm_bound: D2, the largest 2-norm of a rounded update.
         honest_reports: devices whose noise is counted on, min_reports - floor(corrupt_share * max_devices).
@@ -52,6 +54,7 @@ class PrivacyPlan:
     mechanism: Mechanism
     noise_multiplier: float
     bits: int
+    clip_bit: float
     scale: float
     norm_bound: float
     honest_reports: int
@@ -60,11 +63,12 @@ class PrivacyPlan:
     epsilon: float
 
     def parameters(self, dimension: int, clip_norm: float) -> EncodingParameters:
-        """The encoding of updates of that many coordinates and that norm at most."""
+        """The encoding of updates of that many coordinates and that norm at most, as they were calibrated for."""
         return EncodingParameters(
             dimension=dimension,
             bits=self.bits,
             clip_norm=clip_norm,
+            clip_bit=self.clip_bit,
             scale=self.scale,
             norm_bound=self.norm_bound,
             mechanism=self.mechanism,
@@ -83,6 +87,7 @@ def calibrate(
     delta: float,
     corrupt_share: float,
     mechanism: Mechanism = Mechanism.SKELLAM,
+    adaptive_clipping: bool = False,
     bits: int | None = None,
 ) -> PrivacyPlan:
     """Return the plan with the least noise that keeps the promise.
@@ -97,6 +102,7 @@ def calibrate(
         delta: at which epsilon holds.
         corrupt_share: gamma, the share of a roster whose noise is not counted on.
         mechanism: the noise to add, where there is any.
+        adaptive_clipping: whether devices also say, under the same noise, if they were within the clip norm.
         bits: fix the modulus instead of choosing the smallest that costs at most QUANTISATION_COST.
 
     Raises:
@@ -121,7 +127,7 @@ def calibrate(
     if bits is not None and not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
         raise PrivacyError(f"a modulus of {bits} bits is not supported", hint="use 8 to 32 bits")
     honest = honest_reports(min_reports, max_devices, corrupt_share)
-    search = _Search(mechanism, clip_norm, dimension, honest, max_devices, rounds, epsilon, delta)
+    search = _Search(mechanism, dimension + adaptive_clipping, honest, max_devices, rounds, epsilon, delta)
     choices = range(MINIMUM_BITS, MAXIMUM_BITS + 1) if bits is None else range(bits, bits + 1)
     if math.isinf(epsilon):
         least_scale = search.noiseless_scale() if bits is None else 0.0
@@ -136,7 +142,15 @@ def calibrate(
             f"no modulus of {choices[0]} to {choices[-1]} bits keeps epsilon {epsilon:g} at delta {delta:g}",
             hint="raise epsilon or min_reports, or lower rounds or max_devices",
         )
-    return plan
+    share = bit_share(plan.noise_multiplier, min_reports) if adaptive_clipping else 0.0
+    of_update = math.sqrt(1 - share * share)
+    norm = clip_norm / of_update
+    return replace(
+        plan,
+        noise_multiplier=plan.noise_multiplier / of_update,
+        clip_bit=norm * share,
+        scale=plan.scale / norm,
+    )
 
 
 def gaussian_multiplier(*, rounds: int, epsilon: float, delta: float) -> float:
@@ -158,10 +172,9 @@ def _fits(epsilon: float, budget: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """What does not change while bits and noise are looked for."""
+    """What does not change while bits and noise are looked for; what a device sends has a norm of 1 at most."""
 
     mechanism: Mechanism
-    clip_norm: float
     length: int
     honest_reports: int
     max_devices: int
@@ -191,7 +204,7 @@ class _Search:
     def _holds(self, plan: PrivacyPlan) -> bool:
         chance = overflow_chance(
             bits=plan.bits,
-            signal=plan.scale**2 * self._signal(),
+            signal=plan.scale**2 * self._signal,
             length=self.length,
             devices=self.max_devices,
             mechanism=plan.mechanism,
@@ -199,21 +212,23 @@ class _Search:
         )
         return chance <= OVERFLOW_CHANCE
 
+    @property
     def _signal(self) -> float:
-        return signal_variance(self.clip_norm, self.length, self.max_devices)
+        return signal_variance(1.0, self.length, self.max_devices)
 
     def _plan(self, z: float, bits: int) -> PrivacyPlan:
         scale = self._scale(z, bits)
-        total = math.ceil((z * self.clip_norm * scale) ** 2)
+        total = math.ceil((z * scale) ** 2)
         device_variance = -(-total // self.honest_reports)
         variance = device_variance * self.honest_reports
-        norm_bound = rounded_norm_bound(self.clip_norm, scale, self.length)
+        norm_bound = rounded_norm_bound(1.0, scale, self.length)
         mechanism = self.mechanism if variance else Mechanism.NONE
         release = Release(mechanism, norm_bound, self.length, device_variance, self.honest_reports)
         return PrivacyPlan(
             mechanism=mechanism,
-            noise_multiplier=math.sqrt(variance) / (self.clip_norm * scale),
+            noise_multiplier=math.sqrt(variance) / scale,
             bits=bits,
+            clip_bit=0.0,
             scale=scale,
             norm_bound=norm_bound,
             honest_reports=self.honest_reports,
@@ -227,23 +242,22 @@ class _Search:
         return max(0.0, 4.0**bits - self.max_devices * deviations(self.length) ** 2)
 
     def _scale(self, z: float, bits: int) -> float:
-        """Return s from 2^b >= 2 k_s s sqrt(C^2 n^2/m + n (z^2 C^2/n_h + 1/(4 s^2))), n = max_devices.
+        """Return s from 2^b >= 2 k_s s sqrt(n^2/m + n (z^2/n_h + 1/(4 s^2))), n = max_devices.
 
         No more than is of use, and no more than keeps the devices' noise within the sampler's tables.
         """
-        clip, count = self.clip_norm, self.max_devices
-        spread = math.sqrt(self._signal() + count * (z * clip) ** 2 / self.honest_reports)
+        spread = math.sqrt(self._signal + self.max_devices * z * z / self.honest_reports)
         scale = math.sqrt(self._room(bits)) / (2 * deviations(self.length) * spread)
         if not z:
             return min(scale, self.noiseless_scale())
-        finest = max(_FINEST_STEPS * math.sqrt(self.length), _FINEST_NORM) / clip
+        finest = max(_FINEST_STEPS * math.sqrt(self.length), _FINEST_NORM)
         # A little less than the tables hold, since the device's variance is rounded up.
-        largest = math.sqrt((MAXIMUM_VARIANCE - 1) * self.honest_reports) / (z * clip)
+        largest = math.sqrt((MAXIMUM_VARIANCE - 1) * self.honest_reports) / z
         return min(scale, finest, largest * (1 - _MARGIN))
 
     def noiseless_scale(self) -> float:
         """Return the scale that rounds finely enough where there is no noise to hide the rounding."""
-        return _NOISELESS_STEPS * math.sqrt(self.length) / self.clip_norm
+        return _NOISELESS_STEPS * math.sqrt(self.length)
 
     def _epsilon(self, release: Release) -> float:
         """Return the cost of all rounds at delta less the sampler's error; infinity if that is too much."""

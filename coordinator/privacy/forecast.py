@@ -130,7 +130,13 @@ def forecast(config: TaskConfig) -> Forecast:
     privacy, encoding = config.privacy, config.encoding
     shares = (privacy.corrupt_share, privacy.dropout_share)
     full = parameters(config.goal_count, *shares)
-    plan = config.plan(RoundId(bytes(16)), round_number=1, model_version=1, checkpoint=_blob(4 * config.dimension))
+    plan = config.plan(
+        RoundId(bytes(16)),
+        round_number=1,
+        model_version=1,
+        checkpoint=_blob(4 * config.dimension),
+        clip_norm=privacy.clip_norm,
+    )
     honest = honest_survivors(plan)
     # The mean of m reports holds the variance of m devices, each (z C)^2 / honest, over m^2.
     noise = encoding.noise_multiplier / math.sqrt(config.min_reports * honest)

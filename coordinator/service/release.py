@@ -53,7 +53,15 @@ class ReleaseJob:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseResult:
-    """A new model, ready to be stored; `liars` are devices that gave bad shares."""
+    """A new model, ready to be stored.
+
+    Attributes:
+        rid, parameters, optimizer_state, reports: what was released, and of how many.
+        loss, accuracy: on the held-out examples.
+        warning: for people.
+        within: the share of updates that were within the clip norm, noise included, where devices said so.
+        liars: devices that gave bad shares.
+    """
 
     rid: bytes
     parameters: NDArray[np.float32]
@@ -62,6 +70,7 @@ class ReleaseResult:
     loss: float | None
     accuracy: float | None
     warning: str
+    within: float | None = None
     liars: tuple[str, ...] = ()
 
 
@@ -99,9 +108,10 @@ def release(job: ReleaseJob, workers: Workers = HERE) -> ReleaseResult | Release
     plan = job.unmasking.config.plan
     reports = len(job.unmasking.reported)
     try:
-        mean = decode(total, encoding_of(plan), job.unmasking.config.context, reports)
+        decoded = decode(total, encoding_of(plan), job.unmasking.config.context, reports)
     except RemoteProtocolError as error:
         return ReleaseFailed(job.rid, AbandonReason.AGGREGATE_UNUSABLE, str(error))
+    mean = decoded.mean
     optimizer = server_optimizer(job.config.server_optimizer)
     parameters, state = optimizer.apply(job.parameters, mean, optimizer.load(job.optimizer_state, mean.size))
     if not np.all(np.isfinite(parameters)):
@@ -113,7 +123,8 @@ def release(job: ReleaseJob, workers: Workers = HERE) -> ReleaseResult | Release
         except (EdgeError, OSError, KeyError, ValueError) as error:
             # The devices' work is good whatever becomes of the operator's test set.
             warning = f"the evaluation failed: {error}"
-    return ReleaseResult(job.rid, parameters, optimizer.dump(state), reports, loss, accuracy, warning, liars)
+    stored = optimizer.dump(state)
+    return ReleaseResult(job.rid, parameters, stored, reports, loss, accuracy, warning, decoded.within, liars)
 
 
 def unmask(state: Unmasking, total: Words, workers: Workers = HERE) -> tuple[Words, frozenset[int]]:

@@ -79,6 +79,8 @@ class Statistics:
     loss: float | None = None
     accuracy: float | None = None
     epsilon: float | None = None
+    clip_norm: float | None = None
+    within: float | None = None
     detail: str = ""
 
 
@@ -104,6 +106,7 @@ class TaskRunner:
         self.model_version = 0
         self.checkpoint = config.bundle
         self._optimizer_sha256 = Digest(b"")
+        self._clip_norm = config.privacy.clip_norm
         self._position = 0
         self._opened_at = 0.0
         self._total: ModularSum | None = None
@@ -162,7 +165,7 @@ class TaskRunner:
         ).one()
         self.model_version = model.version
         self.checkpoint = BlobRef(Digest(model.checkpoint_sha256), model.checkpoint_bytes)
-        self._optimizer_sha256 = Digest(model.optimizer_sha256)
+        self._optimizer_sha256, self._clip_norm = Digest(model.optimizer_sha256), model.clip_norm
         self._ledger = [
             ReleaseEvent.from_json(text)
             for (text,) in connection.execute(sa.select(led.event).where(led.task == name).order_by(led.position))
@@ -215,6 +218,7 @@ class TaskRunner:
             round_number=self._committed + 1,
             model_version=self.model_version,
             checkpoint=self.checkpoint,
+            clip_norm=self._clip_norm,
         )
         if self._would_exceed(plan):
             self._end_task(TaskState.COMPLETE, "the privacy budget is spent")
@@ -386,6 +390,10 @@ class TaskRunner:
         self.statistics.loss, self.statistics.accuracy = result.loss, result.accuracy
         self.statistics.detail = result.warning
         self.statistics.epsilon = self._epsilon()
+        adaptive = self.config.privacy.adaptive_clipping
+        if adaptive is not None and result.within is not None:
+            self.statistics.clip_norm, self.statistics.within = plan.clip_norm, result.within
+            self._clip_norm = adaptive.next_norm(plan.clip_norm, result.within, start=self.config.privacy.clip_norm)
         self.model_version += 1
         self.checkpoint, self._optimizer_sha256 = checkpoint, optimizer.sha256
         model = {
@@ -394,6 +402,7 @@ class TaskRunner:
             "checkpoint_sha256": checkpoint.sha256,
             "checkpoint_bytes": checkpoint.size_bytes,
             "optimizer_sha256": optimizer.sha256,
+            "clip_norm": self._clip_norm,
             "loss": result.loss,
             "accuracy": result.accuracy,
             "created_at": now,

@@ -41,10 +41,12 @@ def encoding_for(privacy: Privacy, *, dimension: int, min_reports: int, goal_cou
         delta=privacy.delta,
         corrupt_share=privacy.corrupt_share,
         mechanism=privacy.mechanism,
+        adaptive_clipping=privacy.adaptive_clipping is not None,
     )
     return Encoding(
         mechanism=plan.mechanism,
         bits=plan.bits,
+        clip_bit=plan.clip_bit,
         scale=plan.scale,
         norm_bound=plan.norm_bound,
         device_variance=plan.device_variance,
@@ -111,6 +113,7 @@ def create_task(
                 checkpoint_sha256=model.sha256,
                 checkpoint_bytes=model.size_bytes,
                 optimizer_sha256=state.sha256,
+                clip_norm=config.privacy.clip_norm,
                 created_at=now,
             )
         )
@@ -134,7 +137,10 @@ class TaskView:
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """A round, as people see it; counts are devices that reached each stage."""
+    """A round, as people see it; counts are devices that reached each stage.
+
+    `clip_norm` and `within`, the estimated share of updates within it, are told where clipping adapts.
+    """
 
     number: int
     phase: str
@@ -152,6 +158,8 @@ class RoundView:
     loss: float | None
     accuracy: float | None
     epsilon: float | None
+    clip_norm: float | None
+    within: float | None
     faults: dict[str, int]
     declined: dict[str, int]
     detail: str
@@ -281,6 +289,8 @@ def _round_view(row: sa.Row[Any]) -> RoundView:
         loss=data.get("loss"),
         accuracy=data.get("accuracy"),
         epsilon=data.get("epsilon"),
+        clip_norm=data.get("clip_norm"),
+        within=data.get("within"),
         faults=data.get("faults", {}),
         declined=data.get("declined", {}),
         detail=data.get("detail", ""),

@@ -51,6 +51,7 @@ models = Table(
     Column("checkpoint_sha256", LargeBinary(32), nullable=False),
     Column("checkpoint_bytes", Integer, nullable=False),
     Column("optimizer_sha256", LargeBinary(32), nullable=False),
+    Column("clip_norm", Float, nullable=False),
     Column("loss", Float),
     Column("accuracy", Float),
     Column("created_at", Float, nullable=False),

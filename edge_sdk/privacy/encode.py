@@ -30,9 +30,10 @@ class EncodingParameters:
     """How a round's updates become integers; the same for all its devices.
 
     Attributes:
-        dimension: coordinates of the update.
+        dimension: d, coordinates of the update.
         bits: b of the modulus 2^b.
         clip_norm: C, the largest 2-norm of an update.
+        clip_bit: a, the size of one more coordinate that says whether the update was within C; 0 for none.
         scale: s, integer steps per unit.
         norm_bound: D2, the largest 2-norm of a rounded vector.
         mechanism: the noise that each device adds.
@@ -45,6 +46,7 @@ class EncodingParameters:
     dimension: int
     bits: int
     clip_norm: float
+    clip_bit: float
     scale: float
     norm_bound: float
     mechanism: Mechanism
@@ -57,7 +59,25 @@ class EncodingParameters:
     @property
     def length(self) -> int:
         """Coordinates of the encoded vector."""
-        return self.dimension
+        return self.dimension + (self.clip_bit > 0)
+
+    @property
+    def norm(self) -> float:
+        """The largest 2-norm of what is rounded, sqrt(C^2 + a^2)."""
+        return math.hypot(self.clip_norm, self.clip_bit)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """What a sum says.
+
+    Attributes:
+        mean: of the updates, noise included; float32.
+        within: the share of the updates that were within the clip norm, noise included; None where nobody said.
+    """
+
+    mean: NDArray[np.float32]
+    within: float | None
 
 
 def encode(update: NDArray[np.float32], parameters: EncodingParameters, ctx: bytes, entropy: bytes) -> modular.Words:
@@ -72,7 +92,9 @@ def encode(update: NDArray[np.float32], parameters: EncodingParameters, ctx: byt
     """
     if update.shape != (parameters.dimension,):
         raise PrivacyError(f"an update of shape {update.shape} is not ({parameters.dimension},)")
-    clipped, _ = clip(update, parameters.clip_norm)
+    clipped, was_clipped = clip(update, parameters.clip_norm)
+    if parameters.clip_bit:
+        clipped = np.append(clipped, np.float32(-parameters.clip_bit if was_clipped else parameters.clip_bit))
     integers = stochastic_round(
         rotate(clipped, ctx), parameters.scale, parameters.norm_bound, derive(entropy, "rounding")
     )
@@ -82,7 +104,7 @@ def encode(update: NDArray[np.float32], parameters: EncodingParameters, ctx: byt
     return modular.reduce(integers, parameters.bits)
 
 
-def decode(total: modular.Words, parameters: EncodingParameters, ctx: bytes, survivors: int) -> NDArray[np.float32]:
+def decode(total: modular.Words, parameters: EncodingParameters, ctx: bytes, survivors: int) -> Decoded:
     """Return the mean update of `survivors` devices from the sum of their encoded vectors.
 
     Raises:
@@ -102,7 +124,8 @@ def decode(total: modular.Words, parameters: EncodingParameters, ctx: bytes, sur
     rotated = centred.astype(np.float64)
     mean = unrotate(rotated, ctx)
     mean *= 1 / (parameters.scale * survivors)
-    return mean.astype(np.float32)
+    within = None if not parameters.clip_bit else (1 + float(mean[-1]) / parameters.clip_bit) / 2
+    return Decoded(mean[: parameters.dimension].astype(np.float32), within)
 
 
 def _problem(parameters: EncodingParameters) -> str:
@@ -113,8 +136,10 @@ def _problem(parameters: EncodingParameters) -> str:
     for value in (parameters.clip_norm, parameters.scale, parameters.norm_bound):
         if not (math.isfinite(value) and value > 0):
             return f"clip norm, scale and norm bound must be finite and positive, not {value}"
-    if not parameters.clip_norm * parameters.scale <= parameters.norm_bound <= _LARGEST_NORM_BOUND:
-        return f"a norm bound of {parameters.norm_bound:g} is not between scale * clip norm and 2^30"
+    if not 0 <= parameters.clip_bit < math.inf:
+        return f"a clip bit of {parameters.clip_bit} is no size"
+    if not parameters.norm * parameters.scale <= parameters.norm_bound <= _LARGEST_NORM_BOUND:
+        return f"a norm bound of {parameters.norm_bound:g} is not between what is rounded and 2^30"
     if not 0 <= parameters.device_variance <= MAXIMUM_VARIANCE:
         return f"a noise variance of {parameters.device_variance} is not in 0..2^28"
     return ""

@@ -156,6 +156,7 @@ class Plan:
     bits: int
     mechanism: Mechanism
     clip_norm: float
+    clip_bit: float
     scale: float
     norm_bound: float
     device_variance: int

@@ -100,6 +100,7 @@ def encoding_of(plan: Plan) -> EncodingParameters:
         dimension=plan.dimension,
         bits=plan.bits,
         clip_norm=plan.clip_norm,
+        clip_bit=plan.clip_bit,
         scale=plan.scale,
         norm_bound=plan.norm_bound,
         mechanism=plan.mechanism,

@@ -65,8 +65,8 @@ def test_encoding_is_the_bounded_vector_plus_the_devices_noise(
 ) -> None:
     scale = 3.0
     bound = quantize.rounded_norm_bound(1.0, scale, len(update))
-    silent = EncodingParameters(len(update), bits, 1.0, scale, bound, mechanism, 0)
-    noisy = EncodingParameters(len(update), bits, 1.0, scale, bound, mechanism, variance)
+    silent = EncodingParameters(len(update), bits, 1.0, 0.0, scale, bound, mechanism, 0)
+    noisy = EncodingParameters(len(update), bits, 1.0, 0.0, scale, bound, mechanism, variance)
     plain, masked = (encode(update, p, entropy, entropy) for p in (silent, noisy))
     assert plain.dtype == masked.dtype == modular.work_dtype(bits)
     assert len(plain) == len(masked) == silent.length

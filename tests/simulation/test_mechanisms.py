@@ -2,32 +2,76 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from coordinator.config import TaskConfig
 from coordinator.privacy import accountant
+from coordinator.privacy.clipping import AdaptiveClipping
 from coordinator.privacy.ledger import ReleaseEvent
-from coordinator.service.tasks import encoding_for
+from coordinator.service.tasks import encoding_for, newest_model
+from device_sim.script import CrashCoordinator
 from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol.policy import DevicePolicy
-from tests.simulation.world import World, task_config
+from tests.simulation.world import World, known_update, task_config
+
+
+def private_task(devices: int, *, rounds: int, epsilon: float, **privacy: Any) -> TaskConfig:
+    base = task_config(devices, rounds=rounds, epsilon=epsilon)
+    chosen = replace(base.privacy, **privacy)
+    encoding = encoding_for(chosen, dimension=base.dimension, min_reports=base.min_reports, goal_count=base.goal_count)
+    return replace(base, privacy=chosen, encoding=encoding)
+
+
+def check_both_ledgers(world: World, mechanism: Mechanism) -> None:
+    """Each device that took part in every round has spent what the coordinator's ledger says, by its own accounting."""
+    spent, privacy = world.rounds[-1].epsilon, world.config.privacy
+    for store in world.stores.values():
+        held = store.participations("task")
+        assert {p.release.mechanism for p in held} == {mechanism}
+        events = [ReleaseEvent.of(p.release, world.config.goal_count) for p in held]
+        assert spent == accountant.epsilon(events, privacy.delta) == pytest.approx(held[-1].epsilon, rel=1e-9)
 
 
 @pytest.mark.parametrize("mechanism", [Mechanism.SKELLAM, Mechanism.DISCRETE_GAUSSIAN])
 def test_both_ends_account_for_the_mechanism_that_was_planned(folder: Path, mechanism: Mechanism) -> None:
-    base = task_config(8, rounds=2, epsilon=8.0)
-    privacy = replace(base.privacy, mechanism=mechanism)
-    encoding = encoding_for(privacy, dimension=base.dimension, min_reports=base.min_reports, goal_count=base.goal_count)
-    config = replace(base, privacy=privacy, encoding=encoding)
-    policy = DevicePolicy(min_reports=2, epsilon_at_most=8.0)
-    with World(folder, 8, config=config, policy=policy) as world:
+    config = private_task(8, rounds=2, epsilon=8.0, mechanism=mechanism)
+    with World(folder, 8, config=config, policy=DevicePolicy(min_reports=2, epsilon_at_most=8.0)) as world:
         assert world.run()
         assert [view.phase for view in world.rounds] == ["committed", "committed"]
-        spent = world.rounds[-1].epsilon
-        for store in world.stores.values():
-            held = store.participations("task")
-            assert {p.release.mechanism for p in held} == {mechanism}
-            events = [ReleaseEvent.of(p.release, 8) for p in held]
-            assert spent == accountant.epsilon(events, privacy.delta) == pytest.approx(held[-1].epsilon, rel=1e-9)
+        check_both_ledgers(world, mechanism)
+
+
+def test_the_clip_norm_moves_with_what_devices_say_and_outlives_a_crash(folder: Path) -> None:
+    """All updates have norm 0.7: while the clip norm is above, all are within it."""
+    rounds = 7
+    config = private_task(8, rounds=rounds, epsilon=math.inf, adaptive_clipping=AdaptiveClipping(0.5))
+    with World(folder, 8, config=config, faults=[CrashCoordinator(delivery) for delivery in (90, 150)]) as world:
+        assert world.run()
+        views = world.rounds
+        _, model = newest_model(world.database, world.blobs, "task")
+    assert [view.phase for view in views] == ["committed"] * rounds
+    norms = [view.clip_norm for view in views]
+    expected = [math.exp(-0.1 * moved) for moved in (0, 1, 2, 3, 4, 3, 4)]
+    assert norms == pytest.approx(expected, rel=1e-3)
+    assert [round(view.within or 0) for view in views] == [1, 1, 1, 1, 0, 1, 0]
+    # Four of the rounds left the mean as it was, and three clipped it to 0.67.
+    mean = np.mean([known_update(number) for number in range(8)], axis=0)
+    share = sum(min(1.0, norm / 0.7) for norm in expected)
+    np.testing.assert_allclose(np.frombuffer(model, "<f4"), share * mean, atol=0.02)
+
+
+def test_noise_for_the_clip_norm_is_accounted_by_both_ends(folder: Path) -> None:
+    config = private_task(12, rounds=3, epsilon=8.0, adaptive_clipping=AdaptiveClipping(0.5))
+    with World(folder, 12, config=config, policy=DevicePolicy(min_reports=2, epsilon_at_most=8.0)) as world:
+        assert world.run()
+        assert [view.phase for view in world.rounds] == ["committed"] * 3
+        assert len({view.clip_norm for view in world.rounds}) == 3
+        check_both_ledgers(world, Mechanism.SKELLAM)
+        (release,) = {p.release for store in world.stores.values() for p in store.participations("task")}
+        assert release.length == config.dimension + 1

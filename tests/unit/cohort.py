@@ -66,6 +66,7 @@ PLAN = Plan(
     bits=16,
     mechanism=Mechanism.SKELLAM,
     clip_norm=1.0,
+    clip_bit=0.0,
     scale=50.0,
     norm_bound=60.0,
     device_variance=4_000,

@@ -79,6 +79,9 @@ MALFORMED: list[dict[str, Any]] = [
     {"clip_norm": 0.0},
     {"clip_norm": -1.0},
     {"clip_norm": math.inf},
+    {"clip_bit": -1.0},
+    {"clip_bit": math.inf},
+    {"clip_bit": 0.7},
     {"scale": 0.0},
     {"scale": math.inf},
     {"norm_bound": 1.0},
@@ -124,6 +127,19 @@ def test_a_mechanism_is_judged_by_its_own_theorem() -> None:
     assert reason(gaussian, tight) is None
     assert reason(replace(gaussian, dimension=1 << 14), tight) is DeclineReason.EPSILON_TOO_LARGE
     assert reason(replace(gaussian, dimension=1 << 14, device_variance=4), tight) is None
+
+
+def test_no_clip_norm_is_too_large_where_the_noise_is_in_proportion() -> None:
+    """What counts is epsilon: by a larger clip norm a device tells no more, as the integers stay."""
+    for norm in (1e-6, 1.0, 1e6):
+        assert reason(planned(clip_norm=norm, clip_bit=norm / 2, scale=50.0 / norm)) is None
+
+
+def test_the_bit_of_adaptive_clipping_is_in_the_norm_that_counts() -> None:
+    plan = planned(clip_bit=0.5, norm_bound=math.hypot(1.0, 0.5) * 50.0)
+    assert reason(plan) is None
+    assert reason(replace(plan, norm_bound=plan.norm_bound * 0.999)) is DeclineReason.PLAN_MALFORMED
+    assert release_of(plan).length == plan.dimension + 1
 
 
 def test_tasks_may_be_limited() -> None:

@@ -167,7 +167,7 @@ def test_nothing_wraps_at_the_chosen_maximum(mechanism: Mechanism, where: str) -
             exact += modular.centre(encoded, found.bits)
             total += encoded
         np.testing.assert_array_equal(modular.centre(total, found.bits), exact)
-        mean = decode(modular.reduce(total, found.bits), parameters, ctx, devices)
+        mean = decode(modular.reduce(total, found.bits), parameters, ctx, devices).mean
         # The mean is the update plus noise of variance device_variance / (devices scale^2) a coordinate.
         spread = math.sqrt((found.device_variance + 0.25) * dimension / devices) / found.scale
         assert float(np.linalg.norm(mean - update)) < 1.3 * spread

@@ -22,9 +22,11 @@ def normal(seed: int, length: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=length).astype(np.float32)
 
 
-def parameters(dimension: int, *, bits: int = 20, scale: float = 500.0, device_variance: int = 0) -> EncodingParameters:
-    bound = quantize.rounded_norm_bound(1.0, scale, dimension)
-    return EncodingParameters(dimension, bits, 1.0, scale, bound, Mechanism.SKELLAM, device_variance)
+def parameters(
+    dimension: int, *, bits: int = 20, scale: float = 500.0, device_variance: int = 0, clip_bit: float = 0.0
+) -> EncodingParameters:
+    bound = quantize.rounded_norm_bound(math.hypot(1.0, clip_bit), scale, dimension + 1)
+    return EncodingParameters(dimension, bits, 1.0, clip_bit, scale, bound, Mechanism.SKELLAM, device_variance)
 
 
 @pytest.mark.parametrize("length", [1, 2, 32, 64, 128, 2048, 8192, 1 << 15])
@@ -108,7 +110,7 @@ def test_the_mean_comes_back_from_the_sum(bits: int) -> None:
     total = np.zeros(chosen.length, modular.work_dtype(bits))
     for number, update in enumerate(updates):
         total += encode(update, chosen, CTX, digest(bytes([number])))
-    mean = decode(modular.reduce(total, bits), chosen, CTX, devices)
+    mean = decode(modular.reduce(total, bits), chosen, CTX, devices).mean
     assert mean.dtype == np.float32
     # A rounding error is below one step a coordinate, and the rotation keeps the norm of all of them.
     error = float(np.linalg.norm(mean - np.mean(updates, axis=0)))
@@ -118,7 +120,7 @@ def test_the_mean_comes_back_from_the_sum(bits: int) -> None:
 def test_a_long_update_is_clipped_before_it_is_encoded() -> None:
     chosen = parameters(100, scale=1000.0)
     update = normal(3, 100) * np.float32(50.0)
-    mean = decode(encode(update, chosen, CTX, digest(b"e")), chosen, CTX, 1)
+    mean = decode(encode(update, chosen, CTX, digest(b"e")), chosen, CTX, 1).mean
     assert float(np.linalg.norm(mean)) == pytest.approx(1.0, abs=0.02)
     assert float(np.dot(mean, update)) > 0.99 * float(np.linalg.norm(update))
 

@@ -13,11 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from coordinator.config import TaskConfig
+from coordinator.privacy.clipping import AdaptiveClipping
 from coordinator.service.tasks import create_task, list_rounds, list_tasks, newest_model, task_config
 from coordinator.store import tables
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from edge_sdk.errors import ConfigError, StoreError
+from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol.messages import Decline, DeclineReason, TaskState
 from edge_sdk.secagg import suite
 from tests.simulation.world import START, device_name, fresh_folder
@@ -91,6 +93,12 @@ def test_a_configuration_survives_its_json() -> None:
         assert TaskConfig.from_json(config.to_json()) == config
 
 
+def test_every_choice_of_privacy_survives_as_json() -> None:
+    chosen = replace(CONFIG.privacy, mechanism=Mechanism.DISCRETE_GAUSSIAN, adaptive_clipping=AdaptiveClipping(0.7))
+    for config in (CONFIG, replace(CONFIG, privacy=chosen)):
+        assert TaskConfig.from_json(config.to_json()) == config
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '"x"', "null", '{"bundle": {}}', CONFIG.to_json().replace("epochs", "e")]
 )
@@ -129,6 +137,10 @@ def test_json_that_is_no_configuration_is_refused(text: str) -> None:
         {"privacy": replace(CONFIG.privacy, corrupt_share=-0.1)},
         {"privacy": replace(CONFIG.privacy, corrupt_share=0.4)},
         {"privacy": replace(CONFIG.privacy, dropout_share=0.5)},
+        {"privacy": replace(CONFIG.privacy, mechanism=Mechanism.NONE)},
+        *({"privacy": replace(CONFIG.privacy, adaptive_clipping=AdaptiveClipping(q))} for q in (0.0, 1.0, math.nan)),
+        {"privacy": replace(CONFIG.privacy, adaptive_clipping=AdaptiveClipping(0.5, learning_rate=0.0))},
+        {"privacy": replace(CONFIG.privacy, adaptive_clipping=AdaptiveClipping(0.5)), "query": "count"},
         # Ten thousand devices of which a third may vanish: more neighbours than a message holds boxes for.
         {"goal_count": 10_000, "privacy": replace(CONFIG.privacy, corrupt_share=0.1, dropout_share=0.3)},
     ],

@@ -61,15 +61,17 @@ def _encode(i: Inputs) -> list[int]:
     return encoded
 
 
-def _decode(i: Inputs) -> list[float]:
+def _decode(i: Inputs) -> Inputs:
     parameters = _parameters(i["parameters"])
     total = np.array(i["total"], np.uint32)
-    mean: list[float] = encode.decode(total, parameters, _b(i["ctx"]), i["survivors"]).tolist()
-    return mean
+    decoded = encode.decode(total, parameters, _b(i["ctx"]), i["survivors"])
+    return {"mean": decoded.mean.tolist(), "within": decoded.within}
 
 
 def _parameters(values: Inputs) -> encode.EncodingParameters:
-    return encode.EncodingParameters(**values | {"mechanism": Mechanism[values["mechanism"]]})
+    return encode.EncodingParameters(
+        **values | {"mechanism": Mechanism[values["mechanism"]], "clip_bit": float(values["clip_bit"])}
+    )
 
 
 def _epsilon(i: Inputs) -> float:
@@ -154,7 +156,7 @@ def _encoding_cases() -> Iterator[Case]:
         yield "rounded_norm_bound", {"clip_norm": clip_norm, "scale": scale, "length": length}
 
     parameters = {
-        "dimension": 23, "bits": 13, "clip_norm": 1.0, "scale": 100.0,
+        "dimension": 23, "bits": 13, "clip_norm": 1.0, "clip_bit": 0.0, "scale": 100.0,
         "norm_bound": quantize.rounded_norm_bound(1.0, 100.0, 23),
         "mechanism": "SKELLAM", "device_variance": 436,
     }  # fmt: skip
@@ -164,16 +166,23 @@ def _encoding_cases() -> Iterator[Case]:
     yield "encode", whole | {"parameters": parameters | {"mechanism": "NONE"}}
     yield "encode", whole | {"parameters": parameters | {"mechanism": "DISCRETE_GAUSSIAN"}}
     yield "encode", whole | {"parameters": parameters | {"bits": 20}}
+    # One more coordinate, of which one value says that the update was clipped and the other that it was not.
+    said = parameters | {"dimension": 22, "clip_bit": 0.25}
+    yield "encode", whole | {"update": values[:22], "parameters": said}
+    yield "encode", whole | {"update": [0.0] * 21 + [1.5], "parameters": said}
     yield "encode", whole | {"update": values[:22]}
     yield "encode", whole | {"update": ["nan", *values[1:]]}
     for wrong_parameter in (
         {"dimension": 0}, {"bits": 7}, {"bits": 33}, {"clip_norm": 0.0}, {"scale": -1.0},
-        {"norm_bound": 99.0}, {"norm_bound": 2.0**31},
+        {"norm_bound": 99.0}, {"norm_bound": 2.0**31}, {"clip_bit": -0.25}, {"clip_bit": 2.0}, {"clip_bit": "inf"},
         {"device_variance": -1}, {"device_variance": 2**28 + 1},
     ):  # fmt: skip
         yield "encode", whole | {"parameters": parameters | wrong_parameter}
     wide = parameters | {"scale": 128.0, "norm_bound": 144.0}
     decoding = {"parameters": wide, "ctx": CTX, "survivors": 4}
+    yield "decode", decoding | {
+        "total": [value % 8192 for value in integers[:23]], "parameters": wide | {"dimension": 22, "clip_bit": 0.25},
+    }  # fmt: skip
     yield "decode", decoding | {"total": [value % 8192 for value in integers[:23]]}
     yield "decode", decoding | {"total": [4000] + [0] * 22}
     yield "decode", decoding | {"total": [4192] + [0] * 22}
