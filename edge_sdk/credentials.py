@@ -198,6 +198,24 @@ def write_file(folder: Path, file: NewFile) -> None:
         ) from error
 
 
+def replace_file(folder: Path, file: NewFile) -> None:
+    """Write one file over whatever has its name, in one step.
+
+    Raises:
+        IdentityError: it cannot be written.
+    """
+    staging = folder / f".{file.name}.{os.getpid()}"
+    try:
+        staging.unlink(missing_ok=True)
+        _write(staging, file)
+        staging.replace(folder / file.name)
+    except OSError as error:
+        raise IdentityError(
+            f"cannot write {folder / file.name}: {error.strerror or error}",
+            hint="check the disk's free space, the path and its permissions",
+        ) from error
+
+
 def _write(path: Path, file: NewFile) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if file.secret else 0o644)
     with os.fdopen(handle, "wb") as stream:

@@ -25,11 +25,14 @@ from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 from edge_sdk.errors import IdentityError
 from edge_sdk.signing import sign_raw
 
-Role: TypeAlias = Literal["device", "coordinator", "broker"]
-ROLES: Final[tuple[Role, ...]] = ("device", "coordinator", "broker")
+Role: TypeAlias = Literal["device", "coordinator", "broker", "registrar"]
+ROLES: Final[tuple[Role, ...]] = ("device", "coordinator", "broker", "registrar")
 
 ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 CERTIFICATE_MAX_BYTES: Final = 2048
+
+RENEW_DOMAIN: Final = b"edge-sdk/renew/1\0"
+"""What the old key signs a request for a new certificate with."""
 
 # What reading a foreign certificate or request can raise; the last is a warning, where warnings are errors.
 UNREADABLE: Final = (

@@ -200,7 +200,7 @@ def read_request(data: bytes) -> Request:
 
 
 def _purposes(role: Role, hosts: Sequence[str]) -> list[x509.ObjectIdentifier]:
-    if role == "broker":
+    if role in ("broker", "registrar"):
         return [ExtendedKeyUsageOID.SERVER_AUTH]
     if hosts:
         return [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]

@@ -53,6 +53,27 @@ def add_verb(subparsers: Subparsers) -> None:
     issue.add_argument("--replace", action="store_true", help="even if another key has a valid certificate for the id")
     issue.set_defaults(handler=_issue)
 
+    token = actions.add_parser("token", help="make one-time tokens with which devices enrol themselves")
+    token.add_argument("--registrar", type=Path, required=True, metavar="DIR", help="the registrar's folder")
+    token.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
+    token.add_argument("--days", type=float, default=7.0, metavar="N", help="good for so long (default: %(default)s)")
+    token.add_argument("--id", default="", metavar="ID", help="good for this id only; for one token")
+    token.set_defaults(handler=_token)
+    serve = actions.add_parser("serve", help="enrol and renew devices over HTTPS")
+    serve.add_argument("--registrar", type=Path, required=True, metavar="DIR", help="the registrar's folder")
+    serve.add_argument(
+        "--host", action="append", metavar="NAME", help="under which devices reach it; repeat it (default: localhost)"
+    )
+    serve.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help="listen here (default: %(default)s)")  # noqa: S104
+    serve.add_argument("--port", type=int, default=8443, metavar="N", help="(default: %(default)s)")
+    serve.add_argument(
+        "--days", type=int, default=90, metavar="N", help="certificates are valid for (default: %(default)s)"
+    )
+    serve.set_defaults(handler=_serve)
+    revoke = actions.add_parser("revoke", help="revoke a device; brokers read the list that this writes")
+    revoke.add_argument("id", metavar="ID")
+    revoke.add_argument("--registrar", type=Path, required=True, metavar="DIR", help="the registrar's folder")
+    revoke.set_defaults(handler=_revoke)
     listing = actions.add_parser("list", help="show what was issued")
     listing.add_argument("--registrar", type=Path, required=True, metavar="DIR", help="the registrar's folder")
     listing.set_defaults(handler=_list)
@@ -148,6 +169,67 @@ def _list(arguments: argparse.Namespace) -> None:
     for line in read_log(arguments.registrar):
         issued, until = (f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d}" for when in (line.issued_at, line.not_after))
         print(f"{line.id:<32} {line.role:<12} {issued:<11} {until:<12} {line.serial}")
+
+
+def _token(arguments: argparse.Namespace) -> None:
+    from coordinator.registrar.folder import open_folder
+    from coordinator.registrar.tokens import make_tokens
+    from edge_sdk.identity import check_id
+
+    if arguments.count < 1 or arguments.days <= 0 or (arguments.id and arguments.count > 1):
+        raise ConfigError(
+            f"{arguments.count} tokens for {arguments.days:g} days cannot be made", hint="one token where --id is given"
+        )
+    open_folder(arguments.registrar)
+    bound = check_id(arguments.id) if arguments.id else ""
+    expires_at = time.time() + arguments.days * 86_400
+    for token in make_tokens(arguments.registrar, arguments.count, expires_at=expires_at, identity_id=bound):
+        print(token)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    import asyncio
+    import signal
+    import ssl
+    import tempfile
+
+    from coordinator.registrar.authority import issue_identity
+    from coordinator.registrar.folder import open_folder
+    from coordinator.registrar.server import Registrar, serve
+    from edge_sdk.credentials import CERTIFICATE_FILE, KEY_FILE, save_identity
+    from edge_sdk.logs import log_to_terminal
+
+    log_to_terminal(verbose=False)
+    authority, hosts = open_folder(arguments.registrar), arguments.host or ["localhost", "127.0.0.1"]
+    identity = issue_identity(
+        authority, identity_id="registrar", role="registrar", now=time.time(), lifetime_days=365, hosts=hosts
+    )
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    with tempfile.TemporaryDirectory() as folder:
+        save_identity(Path(folder, "identity"), identity)
+        tls.load_cert_chain(Path(folder, "identity", CERTIFICATE_FILE), Path(folder, "identity", KEY_FILE))
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        registrar = Registrar(arguments.registrar, authority, time.time, lifetime_days=arguments.days)
+        print(f"registrar at https://{hosts[0]}:{arguments.port}; Ctrl-C stops it", flush=True)
+        await serve(registrar, arguments.bind, arguments.port, tls, stop)
+
+    try:
+        asyncio.run(main())
+    except OSError as error:
+        raise ConfigError(
+            f"port {arguments.port} on {arguments.bind} cannot be used: {error.strerror or error}", hint="choose --port"
+        ) from error
+
+
+def _revoke(arguments: argparse.Namespace) -> None:
+    from coordinator.registrar.folder import open_folder, revoke
+
+    path = revoke(arguments.registrar, open_folder(arguments.registrar), arguments.id, time.time())
+    print(f"revoked {arguments.id}; give {path} to the broker (mosquitto: crlfile)")
 
 
 def _init_signer(arguments: argparse.Namespace) -> None:

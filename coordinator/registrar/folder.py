@@ -2,6 +2,8 @@
 
     registrar.key   the CA key, readable by its owner only
     registrar.crt   the CA certificate: the file that everybody else pins
+    registrar.crl   what was revoked, for brokers; revoked.json the same by id
+    tokens.sqlite   one-time enrolment tokens, hashed
     issued.jsonl    one line for each certificate issued, only ever appended to
 
 A certificate is logged, durably, before anybody gets it.
@@ -14,19 +16,23 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from coordinator.registrar.authority import Authority, create_authority, issue
+from coordinator.registrar.authority import DAY_S, Authority, create_authority, issue
 from edge_sdk.credentials import (
     CA_FILE,
+    NewFile,
     certificate_file,
     load_ca,
     load_private_key,
     private_key_file,
+    replace_file,
     write_folder,
 )
 from edge_sdk.errors import IdentityError
@@ -35,6 +41,10 @@ from edge_sdk.signing import key_id
 
 CA_KEY_FILE: Final = "registrar.key"
 LOG_FILE: Final = "issued.jsonl"
+REVOKED_FILE: Final = "revoked.json"
+CRL_FILE: Final = "registrar.crl"
+
+_CRL_LIFETIME_S: Final = 30 * DAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,51 @@ def read_log(folder: Path) -> list[Issued]:
     except (OSError, UnicodeDecodeError) as error:
         raise IdentityError(f"cannot read {path}: {error}", hint="check the file and its permissions") from error
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def revoke(folder: Path, authority: Authority, identity_id: str, now: float) -> Path:
+    """Revoke every certificate of an id: it is renewed no more, and brokers that read the list refuse it.
+
+    Returns:
+        The certificate revocation list, written anew.
+
+    Raises:
+        IdentityError: no certificate was issued to the id, or the list cannot be written.
+    """
+    issued = [line for line in read_log(folder) if line.id == identity_id]
+    if not issued:
+        raise IdentityError(f"nothing was issued to {identity_id!r}", hint="edge registrar list shows all ids")
+    revoked = {**_revoked(folder), identity_id: now}
+    replace_file(folder, NewFile(REVOKED_FILE, json.dumps(revoked, sort_keys=True).encode(), secret=True))
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(datetime.fromtimestamp(now, UTC))
+        .next_update(datetime.fromtimestamp(now + _CRL_LIFETIME_S, UTC))
+    )
+    for line in read_log(folder):
+        if line.id in revoked and line.not_after > now:
+            entry = x509.RevokedCertificateBuilder().serial_number(int(line.serial, 16))
+            when = datetime.fromtimestamp(revoked[line.id], UTC)
+            builder = builder.add_revoked_certificate(entry.revocation_date(when).build())
+    content = builder.sign(authority.private_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    replace_file(folder, NewFile(CRL_FILE, content))
+    return folder / CRL_FILE
+
+
+def revoked_ids(folder: Path) -> frozenset[str]:
+    """Every id that was revoked."""
+    return frozenset(_revoked(folder))
+
+
+def _revoked(folder: Path) -> dict[str, float]:
+    path = folder / REVOKED_FILE
+    try:
+        return {str(name): float(when) for name, when in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise IdentityError(f"{path} cannot be read: {error}", hint="restore it from a backup") from error
 
 
 def _parse(path: Path, number: int, line: str) -> Issued:

@@ -39,6 +39,18 @@ def add_verb(subparsers: Subparsers) -> None:
     run.add_argument("--until-done", action="store_true", help="end once the finished task's model is installed")
     run.add_argument("--verbose", action="store_true", help="log details")
     run.set_defaults(handler=_run)
+    enrol = actions.add_parser("enrol", help="get this device's identity from a registrar, with a one-time token")
+    enrol.add_argument("--home", type=Path, required=True, metavar="DIR", help="the device's folder")
+    enrol.add_argument("--registrar", required=True, metavar="URL", help="https://host[:port]")
+    enrol.add_argument("--ca", type=Path, required=True, metavar="FILE", help="the registrar's certificate, to pin")
+    enrol.add_argument("--token", required=True, help="from the fleet's operator")
+    enrol.add_argument("--id", default="", metavar="ID", help="the device's id (default: a random one)")
+    enrol.set_defaults(handler=_enrol)
+    renew = actions.add_parser("renew", help="renew this device's certificate before it expires")
+    renew.add_argument("--home", type=Path, required=True, metavar="DIR", help="the device's folder")
+    renew.add_argument("--registrar", required=True, metavar="URL", help="https://host[:port]")
+    renew.add_argument("--force", action="store_true", help="though two thirds of its life are not over")
+    renew.set_defaults(handler=_renew)
     status = actions.add_parser("status", help="show what is installed and what left the device")
     status.add_argument("--home", type=Path, required=True, metavar="DIR", help="the device's folder")
     status.set_defaults(handler=_status)
@@ -98,6 +110,41 @@ def _run(arguments: argparse.Namespace) -> int:
 
             asyncio.run(main())
             _print_status(agent.device_id, client.store)
+    return 0
+
+
+def _enrol(arguments: argparse.Namespace) -> int:
+    from edge_sdk.client import IDENTITY_FOLDER
+    from edge_sdk.clock import SystemClock
+    from edge_sdk.credentials import load_ca
+    from edge_sdk.runtime.enrolment import enrol
+
+    identity = enrol(
+        arguments.home / IDENTITY_FOLDER,
+        arguments.registrar,
+        token=arguments.token,
+        ca=load_ca(arguments.ca),
+        now=SystemClock().now(),
+        identity_id=arguments.id,
+    )
+    print(f"device {identity.id} is enrolled: {arguments.home / IDENTITY_FOLDER}")
+    return 0
+
+
+def _renew(arguments: argparse.Namespace) -> int:
+    from edge_sdk.client import IDENTITY_FOLDER
+    from edge_sdk.clock import SystemClock
+    from edge_sdk.credentials import CERTIFICATE_FILE, load_certificate
+    from edge_sdk.runtime.enrolment import finish_renewal, is_due, renew
+
+    folder, now = arguments.home / IDENTITY_FOLDER, SystemClock().now()
+    finish_renewal(folder)
+    certificate = load_certificate(folder / CERTIFICATE_FILE)
+    if not arguments.force and not is_due(certificate, now):
+        print(f"valid until {certificate.not_valid_after_utc:%Y-%m-%d}; too early to renew")
+        return 0
+    identity = renew(folder, arguments.registrar, now=now)
+    print(f"device {identity.id} has a new certificate")
     return 0
 
 
