@@ -88,7 +88,11 @@ def _variance(input: Tensor, *args: Any, **named: Any) -> Any:
 
 def _deviation(input: Tensor, *args: Any, **named: Any) -> Any:
     found = _variance(input, *args, **named)
-    return found if found is NotImplemented else found.sqrt()
+    if found is NotImplemented:
+        return NotImplemented
+    # Where nothing deviates the gradient is zero, not infinite.
+    some = found > 0
+    return torch.where(some, found, 1.0).sqrt() * some
 
 
 def _spread_arguments(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from exporters.graph import Shape
+from exporters.graph import BatchSize, Shape
 from exporters.lowering.builder import Builder
 from exporters.lowering.site import Rule, Site
 
@@ -73,17 +73,19 @@ def _flat(s: Site, shape: Shape, axes: int) -> tuple[Shape, tuple[int, ...]]:
 
 def _strided_table(s: Site, base: Shape) -> tuple[Shape, Table]:
     """The base, flat behind its batch, and where in it each element of a strided view lies."""
-    size, stride = list(s.dims("size")), list(s.dims("stride"))
+    size, stride = s.dims("size"), s.dims("stride")
     offset = s.integer("storage_offset") if s.has("storage_offset") else 0
-    flat: Shape = (math.prod(s.fixed(base)),) if all(isinstance(dim, int) for dim in base) else ()
-    if not flat:
+    apart = math.prod(dim if isinstance(dim, int) else dim.scale for dim in base)
+    flat: Shape = (apart,)
+    batches = [dim for dim in base if isinstance(dim, BatchSize)]
+    if batches:
         # An example's elements lie together, one example after the other.
-        flat = (base[0], math.prod(s.fixed(base[1:])))
-        if not size or size[0] != base[0] or stride[0] != flat[1]:
+        whole = len(batches) == 1 and batches[0].offset == 0
+        if not whole or not size or size[0] != BatchSize(1, 0) or stride[0] != apart:
             raise s.refuse("it looks across examples")
-        size, stride = size[1:], stride[1:]
+        flat, size, stride = (BatchSize(1, 0), apart), size[1:], stride[1:]
     places = np.array(offset, np.int64)
-    for extent, step in zip(s.fixed(tuple(size)), s.fixed(tuple(stride)), strict=True):
+    for extent, step in zip(s.fixed(size), s.fixed(stride), strict=True):
         places = places[..., None] + np.arange(extent) * step
     return flat, places.reshape(-1)
 

@@ -1,0 +1,93 @@
+"""Every layer, function and loss that the docs call covered: exported, which replays 20 steps against float64.
+
+What is told apart here is whether an operator can be exported and computes the right thing; `test_export_models`
+trains whole models freely, and compares with PyTorch in float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sdk.training.onnx_trainer import OnnxTrainer
+from edge_sdk.training.plan import TrainingPlan
+from tests.integration import covered_functions, covered_layers, covered_losses
+from tests.integration.covered import Covered, listed
+from tests.integration.exported import exported, trained_eagerly
+
+TABLES = {
+    "Activations": covered_layers.ACTIVATIONS,
+    "Convolution": covered_layers.CONVOLUTIONS,
+    "Pooling": covered_layers.POOLING,
+    "Padding and resampling": covered_layers.RESAMPLING,
+    "Normalisation": covered_layers.NORMALISATION,
+    "Embedding": covered_layers.EMBEDDINGS,
+    "Recurrent": covered_layers.RECURRENT,
+    "Attention": covered_layers.ATTENTION,
+    "Other layers and PyTorch features": covered_layers.OTHERS,
+    "Losses": covered_losses.LOSSES,
+    "Elementwise functions": covered_functions.ELEMENTWISE,
+    "Reductions and sorting": covered_functions.REDUCTIONS,
+    "Shapes": covered_functions.SHAPES,
+    "Indexing": covered_functions.INDEXING,
+    "Products and distances": covered_functions.PRODUCTS,
+}
+CASES = {name: case for cases in TABLES.values() for name, case in cases.items()}
+
+TWENTY_STEPS = TrainingPlan(epochs=10, batch_size=6, learning_rate=0.05)
+
+
+def _examples(case: Covered, count: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(4)
+    model, x = case.build(), case.inputs(count)
+    if case.targets is not None:
+        return model, x, case.targets(count)
+    with torch.no_grad():
+        return model, x, torch.randn(model(x).shape)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("name", CASES)
+def test_it_trains_as_in_float64(name: str) -> None:
+    model, x, y = _examples(CASES[name], 9)
+    assert 0 < exported(model, x, y, CASES[name].loss).manifest.replay.worst < 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nn.ConvTranspose2d",
+        "nn.Upsample: bilinear",
+        "F.grid_sample",
+        "nn.EmbeddingBag: mean",
+        "nn.LSTM: padded sequences, mean",
+        "nn.MultiheadAttention: both masks",
+        "nn.TransformerEncoder: padding",
+        "F.cross_entropy: ignore_index",
+        "parts changed in place",
+    ],
+)
+def test_twenty_free_steps_stay_with_pytorch(name: str) -> None:
+    model, x, y = _examples(CASES[name], 12)
+    artifact = exported(model, x, y, CASES[name].loss)
+    start = artifact.checkpoint()
+    result = OnnxTrainer(artifact).train(start, (x.numpy(), y.numpy()), TWENTY_STEPS, seed=b"order")
+    assert result.steps == 20
+
+    def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, TWENTY_STEPS.learning_rate)
+
+    after, _ = trained_eagerly(model, CASES[name].loss, make, x.numpy(), y.numpy(), TWENTY_STEPS, b"order")
+    moved = float(np.abs(after - start).max())
+    assert moved > 1e-3
+    np.testing.assert_allclose(start + result.update, after, atol=1e-6 + 1e-4 * moved)
+
+
+def test_the_docs_list_what_is_covered() -> None:
+    page = Path(__file__, "../../../docs/exporting.md").resolve().read_text()
+    assert sum(map(len, TABLES.values())) == len(CASES)
+    table = listed(TABLES)
+    assert table in page, f"put this into docs/exporting.md:\n{table}"
