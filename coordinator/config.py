@@ -54,6 +54,7 @@ class Privacy:
         corrupt_share: colluding devices to protect against.
         dropout_share: dropouts after advertise_keys that a round survives.
         mechanism: the noise, where epsilon asks for any.
+        local_noise: each device adds enough for epsilon alone, so that no other's is relied on.
         adaptive_clipping: how the clip norm moves from where it begins; None where it stays.
     """
 
@@ -64,6 +65,7 @@ class Privacy:
     corrupt_share: float
     dropout_share: float
     mechanism: Mechanism = Mechanism.SKELLAM
+    local_noise: bool = False
     adaptive_clipping: AdaptiveClipping | None = None
 
 
@@ -209,6 +211,7 @@ class TaskConfig:
             dimension=self.dimension,
             bits=encoding.bits,
             mechanism=encoding.mechanism,
+            local_noise=privacy.local_noise,
             clip_norm=clip_norm,
             clip_bit=encoding.clip_bit * (clip_norm / privacy.clip_norm),
             scale=encoding.scale * (privacy.clip_norm / clip_norm),

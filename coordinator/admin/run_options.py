@@ -32,6 +32,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default="skellam",
         help=f"the noise that devices add {_DEFAULT}",
     )
+    parser.add_argument(
+        "--local-noise",
+        action="store_true",
+        help="each device adds noise enough for epsilon alone, relying on no other: local differential privacy",
+    )
     parser.add_argument("--clip-norm", type=float, default=1.0, metavar="C", help=f"largest update {_DEFAULT}")
     parser.add_argument(
         "--adaptive-clipping",
@@ -160,6 +165,7 @@ def config_of_options(
         corrupt_share=arguments.corrupt_share,
         dropout_share=arguments.dropout_share,
         mechanism=Mechanism[arguments.mechanism.upper()],
+        local_noise=arguments.local_noise,
         adaptive_clipping=None if adaptive is None else AdaptiveClipping(adaptive),
     )
     stage_s = arguments.stage_timeout

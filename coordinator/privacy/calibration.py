@@ -39,13 +39,13 @@ class PrivacyPlan:
 
     Attributes:
         mechanism: of the noise; NONE where it is off.
-        noise_multiplier: z, the standard deviation of the noise in the smallest sum, over the clip norm;
+        noise_multiplier: z, the standard deviation of the noise that is counted on, over the clip norm;
             0 where noise is off.
         bits: b of the modulus 2^b.
         clip_bit: a, the size of the coordinate of adaptive clipping; 0 for none.
         scale: s, integer steps per unit.
         norm_bound: D2, the largest 2-norm of a rounded update.
-        honest_reports: devices whose noise is counted on, min_reports - floor(corrupt_share * max_devices).
+        honest_reports: devices whose noise is counted on, min_reports - floor(corrupt_share * max_devices), or one.
         device_variance: variance of the integer noise that each device adds, ceil(V / honest_reports).
         variance: V' = device_variance * honest_reports, at least V = (z C s)^2.
         epsilon: what `rounds` releases cost at the task's delta; infinity where noise is off.
@@ -87,6 +87,7 @@ def calibrate(
     delta: float,
     corrupt_share: float,
     mechanism: Mechanism = Mechanism.SKELLAM,
+    local_noise: bool = False,
     adaptive_clipping: bool = False,
     bits: int | None = None,
 ) -> PrivacyPlan:
@@ -102,6 +103,7 @@ def calibrate(
         delta: at which epsilon holds.
         corrupt_share: gamma, the share of a roster whose noise is not counted on.
         mechanism: the noise to add, where there is any.
+        local_noise: each device adds all of it, so that no other's is counted on.
         adaptive_clipping: whether devices also say, under the same noise, if they were within the clip norm.
         bits: fix the modulus instead of choosing the smallest that costs at most QUANTISATION_COST.
 
@@ -126,7 +128,7 @@ def calibrate(
         )
     if bits is not None and not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
         raise PrivacyError(f"a modulus of {bits} bits is not supported", hint="use 8 to 32 bits")
-    honest = honest_reports(min_reports, max_devices, corrupt_share)
+    honest = 1 if local_noise else honest_reports(min_reports, max_devices, corrupt_share)
     search = _Search(mechanism, dimension + adaptive_clipping, honest, max_devices, rounds, epsilon, delta)
     choices = range(MINIMUM_BITS, MAXIMUM_BITS + 1) if bits is None else range(bits, bits + 1)
     if math.isinf(epsilon):
@@ -142,7 +144,8 @@ def calibrate(
             f"no modulus of {choices[0]} to {choices[-1]} bits keeps epsilon {epsilon:g} at delta {delta:g}",
             hint="raise epsilon or min_reports, or lower rounds or max_devices",
         )
-    share = bit_share(plan.noise_multiplier, min_reports) if adaptive_clipping else 0.0
+    noise = plan.noise_multiplier * math.sqrt(min_reports / honest)
+    share = bit_share(noise, min_reports) if adaptive_clipping else 0.0
     of_update = math.sqrt(1 - share * share)
     norm = clip_norm / of_update
     return replace(

@@ -48,11 +48,11 @@ class AdaptiveClipping:
 def bit_share(multiplier: float, min_reports: int) -> float:
     """Return the coordinate's part in the norm of what a device sends, where one noise covers it and the update.
 
-    With z the noise over that norm, the coordinate alone has the multiplier 2 sigma_b = z / share, and the update
-    z / sqrt(1 - share^2) = (z^-2 - (2 sigma_b)^-2)^(-1/2).
+    With z the noise that is counted on, over that norm, the coordinate alone has the multiplier 2 sigma_b = z / share,
+    and the update z / sqrt(1 - share^2) = (z^-2 - (2 sigma_b)^-2)^(-1/2).
 
     Args:
-        multiplier: z; 0 without noise.
+        multiplier: all noise in the smallest sum, over that norm; 0 without noise.
         min_reports: devices in the smallest sum.
     """
     return min(multiplier / (2 * BIT_NOISE_SHARE * min_reports), LARGEST_SHARE) if multiplier else LARGEST_SHARE

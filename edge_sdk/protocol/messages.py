@@ -155,6 +155,7 @@ class Plan:
     dimension: int
     bits: int
     mechanism: Mechanism
+    local_noise: bool
     clip_norm: float
     clip_bit: float
     scale: float

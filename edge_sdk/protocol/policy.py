@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class DevicePolicy:
         delta_at_most: the delta at which epsilon is computed.
         participations_at_most: how often it takes part in one task, whatever the plan allows.
         corrupt_share_at_least: the share of colluding devices that a plan must assume.
+        local_noise: count on this device's own noise only, as if all others worked with the coordinator: local
+            differential privacy.
         min_examples: the fewest examples worth training on.
 
     Raises:
@@ -45,6 +47,7 @@ class DevicePolicy:
     delta_at_most: float = 1e-5
     participations_at_most: int = 1_000
     corrupt_share_at_least: float = 0.05
+    local_noise: bool = False
     min_examples: int = 1
 
     def __post_init__(self) -> None:
@@ -62,6 +65,10 @@ class DevicePolicy:
         for name in ("min_reports", "participations_at_most", "min_examples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"a policy's {name} is {getattr(self, name)}", hint="choose 1 or more")
+
+    def counted(self, release: Release) -> Release:
+        """A release with the noise that this device counts on."""
+        return replace(release, honest=1) if self.local_noise else release
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +93,11 @@ class Objection:
 
 
 def honest_survivors(plan: Plan) -> int:
-    """The devices whose noise is counted on: those of the smallest sum, less all colluders of the largest roster."""
-    return honest_reports(plan.min_reports, plan.goal_count, plan.corrupt_share)
+    """The devices whose noise is counted on: those of the smallest sum, less all colluders of the largest roster.
+
+    With local noise it is one, whichever.
+    """
+    return 1 if plan.local_noise else honest_reports(plan.min_reports, plan.goal_count, plan.corrupt_share)
 
 
 def encoding_of(plan: Plan) -> EncodingParameters:
@@ -168,12 +178,13 @@ def objection(plan: Plan, policy: DevicePolicy, spending: Spending) -> Objection
     if release.variance == 0:
         return Objection(DeclineReason.NOISE_TOO_SMALL, "the plan adds no noise; this device asks for some")
     planned = (release, cap - spending.participations)
-    epsilon = composed_epsilon((*spending.releases, planned), policy.delta_at_most)
+    counted = [(policy.counted(one), count) for one, count in (*spending.releases, planned)]
+    epsilon = composed_epsilon(counted, policy.delta_at_most)
     if epsilon > policy.epsilon_at_most:
         return Objection(
             DeclineReason.EPSILON_TOO_LARGE,
             f"with this plan all releases would cost epsilon {epsilon:.2f} at delta {policy.delta_at_most:g}; "
-            f"this device allows {policy.epsilon_at_most:g}",
+            f"this device allows {policy.epsilon_at_most:g}" + " by its own noise alone" * policy.local_noise,
         )
     return None
 

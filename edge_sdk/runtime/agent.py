@@ -463,13 +463,14 @@ class DeviceAgent:
             return None
         plan = spend.plan
         release = release_of(plan)
-        before = [(p.release, 1) for p in self.store.participations(plan.task)]
+        releases = (*(p.release for p in self.store.participations(plan.task)), release)
+        spent = composed_epsilon(((self.policy.counted(one), 1) for one in releases), plan.delta)
         return Participation(
             rid=plan.rid,
             task=plan.task,
             round_number=plan.round_number,
             at=now,
-            epsilon=composed_epsilon((*before, (release, 1)), plan.delta),
+            epsilon=spent,
             delta=plan.delta,
             sent_bytes=len(vector[1]),
             sent_sha256=vector[0],

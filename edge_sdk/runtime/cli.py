@@ -34,6 +34,9 @@ def add_verb(subparsers: Subparsers) -> None:
         help="most this device spends on all tasks together, or 'any' to allow no noise (default: %(default)s)",
     )
     run.add_argument(
+        "--local-noise", action="store_true", help="count on this device's own noise only, whatever other devices add"
+    )
+    run.add_argument(
         "--analytics", action="store_true", help="answer signed questions about the examples too, noised and masked"
     )
     run.add_argument("--until-done", action="store_true", help="end once the finished task's model is installed")
@@ -76,7 +79,11 @@ def _run(arguments: argparse.Namespace) -> int:
             f"{arguments.population[:80]!r} cannot name a population",
             hint="use 1 to 63 of the characters a-z, 0-9 and '-', beginning with a letter or a digit",
         )
-    policy = DevicePolicy(min_reports=arguments.min_reports, epsilon_at_most=_epsilon(arguments.epsilon))
+    policy = DevicePolicy(
+        min_reports=arguments.min_reports,
+        epsilon_at_most=_epsilon(arguments.epsilon),
+        local_noise=arguments.local_noise,
+    )
     home: Path = arguments.home
     if not home.is_dir():
         raise ConfigError(f"there is no folder {home}", hint="name one that holds identity/ and signer.pub")

@@ -17,6 +17,7 @@ from coordinator.privacy.ledger import ReleaseEvent
 from coordinator.service.tasks import encoding_for, newest_model
 from device_sim.script import CrashCoordinator
 from edge_sdk.privacy.noise import Mechanism
+from edge_sdk.protocol.messages import TaskState
 from edge_sdk.protocol.policy import DevicePolicy
 from tests.simulation.world import World, known_update, task_config
 
@@ -45,6 +46,26 @@ def test_both_ends_account_for_the_mechanism_that_was_planned(folder: Path, mech
         assert world.run()
         assert [view.phase for view in world.rounds] == ["committed", "committed"]
         check_both_ledgers(world, mechanism)
+
+
+def test_local_noise_satisfies_devices_that_trust_nobody(folder: Path) -> None:
+    policy = DevicePolicy(min_reports=2, epsilon_at_most=8.0, local_noise=True)
+    config = private_task(8, rounds=2, epsilon=8.0, local_noise=True)
+    with World(folder, 8, config=config, policy=policy) as world:
+        assert world.run()
+        assert [view.phase for view in world.rounds] == ["committed"] * 2
+        check_both_ledgers(world, Mechanism.SKELLAM)
+        assert {p.release.honest for store in world.stores.values() for p in store.participations("task")} == {1}
+
+
+def test_devices_that_trust_nobody_decline_noise_that_is_shared(folder: Path) -> None:
+    policy = DevicePolicy(min_reports=2, epsilon_at_most=8.0, local_noise=True)
+    config = replace(private_task(8, rounds=2, epsilon=8.0), max_abandoned=1)
+    with World(folder, 8, config=config, policy=policy) as world:
+        assert world.run()
+        (view,) = world.rounds
+        assert view.declined == {"epsilon_too_large": 8}
+        assert world.task_state is TaskState.PAUSED
 
 
 def test_the_clip_norm_moves_with_what_devices_say_and_outlives_a_crash(folder: Path) -> None:

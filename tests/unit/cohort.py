@@ -65,6 +65,7 @@ PLAN = Plan(
     dimension=20,
     bits=16,
     mechanism=Mechanism.SKELLAM,
+    local_noise=False,
     clip_norm=1.0,
     clip_bit=0.0,
     scale=50.0,

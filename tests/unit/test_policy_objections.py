@@ -142,6 +142,32 @@ def test_the_bit_of_adaptive_clipping_is_in_the_norm_that_counts() -> None:
     assert release_of(plan).length == plan.dimension + 1
 
 
+def test_a_device_may_rely_on_no_others_noise() -> None:
+    """Of twenty devices three are counted on by default; for this one its own noise must do."""
+    strict, shared = replace(POLICY, local_noise=True), planned(device_variance=1_100)
+    assert honest_survivors(shared) == 3
+    assert reason(shared) is None
+    found = objection(shared, strict, NOTHING)
+    assert found is not None
+    assert found.reason is DeclineReason.EPSILON_TOO_LARGE
+    assert "its own noise alone" in found.detail
+    enough = planned(device_variance=3_300)
+    assert reason(enough, strict) is None
+    # What left it before is judged alike, whatever the plans had promised.
+    assert reason(enough, strict, Spending(0, ((release_of(shared), 1),))) is DeclineReason.EPSILON_TOO_LARGE
+    assert reason(enough, strict, Spending(0, ((release_of(replace(enough, device_variance=2 * 10**6)), 1),))) is None
+
+
+def test_a_plan_of_local_noise_counts_as_what_it_promises() -> None:
+    local = planned(local_noise=True, device_variance=1_100)
+    assert honest_survivors(local) == 1
+    assert release_of(local).variance == 1_100
+    assert reason(local) is DeclineReason.EPSILON_TOO_LARGE
+    enough = planned(local_noise=True, device_variance=3_300)
+    for policy in (POLICY, replace(POLICY, local_noise=True)):
+        assert reason(enough, policy) is None
+
+
 def test_tasks_may_be_limited() -> None:
     assert reason(PLAN, replace(POLICY, tasks=frozenset({"task"}))) is None
     assert reason(PLAN, replace(POLICY, tasks=frozenset({"other"}))) is DeclineReason.TASK_NOT_ALLOWED

@@ -32,6 +32,7 @@ def plan(
     delta: float = 1e-5,
     corrupt_share: float = 0.05,
     mechanism: Mechanism = Mechanism.SKELLAM,
+    local_noise: bool = False,
     bits: int | None = None,
 ) -> PrivacyPlan:
     return calibrate(
@@ -44,6 +45,7 @@ def plan(
         delta=delta,
         corrupt_share=corrupt_share,
         mechanism=mechanism,
+        local_noise=local_noise,
         bits=bits,
     )
 
@@ -91,10 +93,17 @@ def test_one_bit_less_than_chosen_costs_more_than_allowed() -> None:
     assert wider.noise_multiplier <= chosen.noise_multiplier
 
 
-def test_local_noise_is_the_case_of_one_honest_report() -> None:
-    found = plan(min_reports=1, rounds=1, epsilon=4.0)
-    assert found.honest_reports == 1
-    assert found.device_variance == found.variance
+def test_local_noise_is_what_a_device_alone_needs() -> None:
+    """The same noise as for a sum of one, whoever else reports, in a modulus that holds the noise of all."""
+    local, shared = plan(local_noise=True), plan()
+    assert (local.honest_reports, shared.honest_reports) == (1, 130)
+    assert local.device_variance == local.variance
+    assert local.noise_multiplier == pytest.approx(shared.noise_multiplier, rel=QUANTISATION_COST)
+    release = Release(local.mechanism, local.norm_bound, 1800, local.device_variance, 1)
+    assert rdp_epsilon([release] * 10, 1e-5) == pytest.approx(10.0, rel=1e-4)
+    assert local.bits > shared.bits
+    alone = plan(min_reports=1, max_devices=1, corrupt_share=0.0, bits=local.bits)
+    assert alone.noise_multiplier == pytest.approx(local.noise_multiplier, rel=QUANTISATION_COST)
 
 
 def test_the_clip_norm_only_changes_the_unit() -> None:

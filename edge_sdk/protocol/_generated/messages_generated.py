@@ -687,112 +687,119 @@ class Plan(object):
         return 0
 
     # Plan
-    def ClipNorm(self):
+    def LocalNoise(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(34))
         if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
-        return 0.0
+            return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
+        return False
 
     # Plan
-    def ClipBit(self):
+    def ClipNorm(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(36))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
     # Plan
-    def Scale(self):
+    def ClipBit(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(38))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
     # Plan
-    def NormBound(self):
+    def Scale(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(40))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
     # Plan
-    def DeviceVariance(self):
+    def NormBound(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(42))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
+        return 0.0
+
+    # Plan
+    def DeviceVariance(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(44))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Uint64Flags, o + self._tab.Pos)
         return 0
 
     # Plan
     def NoiseMultiplier(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(44))
-        if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
-        return 0.0
-
-    # Plan
-    def Epsilon(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(46))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
     # Plan
-    def Delta(self):
+    def Epsilon(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(48))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
     # Plan
-    def ParticipationCap(self):
+    def Delta(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(50))
         if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
-        return 0
+            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
+        return 0.0
 
     # Plan
-    def Epochs(self):
+    def ParticipationCap(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(52))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
         return 0
 
     # Plan
-    def BatchSize(self):
+    def Epochs(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(54))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
         return 0
 
     # Plan
-    def MaxSteps(self):
+    def BatchSize(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(56))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
         return 0
 
     # Plan
-    def LearningRate(self):
+    def MaxSteps(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(58))
         if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
-        return 0.0
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
+        return 0
 
     # Plan
-    def ExpiresAfterS(self):
+    def LearningRate(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(60))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
     # Plan
-    def Proximal(self):
+    def ExpiresAfterS(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(62))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
+    # Plan
+    def Proximal(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(64))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
+        return 0.0
+
 def PlanStart(builder):
-    builder.StartObject(30)
+    builder.StartObject(31)
 
 def PlanAddRid(builder, rid):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(rid), 0)
@@ -842,50 +849,53 @@ def PlanAddBits(builder, bits):
 def PlanAddMechanism(builder, mechanism):
     builder.PrependUint8Slot(14, mechanism, 0)
 
+def PlanAddLocalNoise(builder, localNoise):
+    builder.PrependBoolSlot(15, localNoise, 0)
+
 def PlanAddClipNorm(builder, clipNorm):
-    builder.PrependFloat64Slot(15, clipNorm, 0.0)
+    builder.PrependFloat64Slot(16, clipNorm, 0.0)
 
 def PlanAddClipBit(builder, clipBit):
-    builder.PrependFloat64Slot(16, clipBit, 0.0)
+    builder.PrependFloat64Slot(17, clipBit, 0.0)
 
 def PlanAddScale(builder, scale):
-    builder.PrependFloat64Slot(17, scale, 0.0)
+    builder.PrependFloat64Slot(18, scale, 0.0)
 
 def PlanAddNormBound(builder, normBound):
-    builder.PrependFloat64Slot(18, normBound, 0.0)
+    builder.PrependFloat64Slot(19, normBound, 0.0)
 
 def PlanAddDeviceVariance(builder, deviceVariance):
-    builder.PrependUint64Slot(19, deviceVariance, 0)
+    builder.PrependUint64Slot(20, deviceVariance, 0)
 
 def PlanAddNoiseMultiplier(builder, noiseMultiplier):
-    builder.PrependFloat64Slot(20, noiseMultiplier, 0.0)
+    builder.PrependFloat64Slot(21, noiseMultiplier, 0.0)
 
 def PlanAddEpsilon(builder, epsilon):
-    builder.PrependFloat64Slot(21, epsilon, 0.0)
+    builder.PrependFloat64Slot(22, epsilon, 0.0)
 
 def PlanAddDelta(builder, delta):
-    builder.PrependFloat64Slot(22, delta, 0.0)
+    builder.PrependFloat64Slot(23, delta, 0.0)
 
 def PlanAddParticipationCap(builder, participationCap):
-    builder.PrependUint32Slot(23, participationCap, 0)
+    builder.PrependUint32Slot(24, participationCap, 0)
 
 def PlanAddEpochs(builder, epochs):
-    builder.PrependUint32Slot(24, epochs, 0)
+    builder.PrependUint32Slot(25, epochs, 0)
 
 def PlanAddBatchSize(builder, batchSize):
-    builder.PrependUint32Slot(25, batchSize, 0)
+    builder.PrependUint32Slot(26, batchSize, 0)
 
 def PlanAddMaxSteps(builder, maxSteps):
-    builder.PrependUint32Slot(26, maxSteps, 0)
+    builder.PrependUint32Slot(27, maxSteps, 0)
 
 def PlanAddLearningRate(builder, learningRate):
-    builder.PrependFloat64Slot(27, learningRate, 0.0)
+    builder.PrependFloat64Slot(28, learningRate, 0.0)
 
 def PlanAddExpiresAfterS(builder, expiresAfterS):
-    builder.PrependFloat64Slot(28, expiresAfterS, 0.0)
+    builder.PrependFloat64Slot(29, expiresAfterS, 0.0)
 
 def PlanAddProximal(builder, proximal):
-    builder.PrependFloat64Slot(29, proximal, 0.0)
+    builder.PrependFloat64Slot(30, proximal, 0.0)
 
 def PlanEnd(builder):
     return builder.EndObject()
@@ -916,6 +926,7 @@ class PlanT(object):
         dimension = 0,
         bits = 0,
         mechanism = 0,
+        localNoise = False,
         clipNorm = 0.0,
         clipBit = 0.0,
         scale = 0.0,
@@ -947,6 +958,7 @@ class PlanT(object):
         self.dimension = dimension  # type: int
         self.bits = bits  # type: int
         self.mechanism = mechanism  # type: int
+        self.localNoise = localNoise  # type: bool
         self.clipNorm = clipNorm  # type: float
         self.clipBit = clipBit  # type: float
         self.scale = scale  # type: float
@@ -1007,6 +1019,7 @@ class PlanT(object):
         self.dimension = plan.Dimension()
         self.bits = plan.Bits()
         self.mechanism = plan.Mechanism()
+        self.localNoise = plan.LocalNoise()
         self.clipNorm = plan.ClipNorm()
         self.clipBit = plan.ClipBit()
         self.scale = plan.Scale()
@@ -1059,6 +1072,7 @@ class PlanT(object):
         PlanAddDimension(builder, self.dimension)
         PlanAddBits(builder, self.bits)
         PlanAddMechanism(builder, self.mechanism)
+        PlanAddLocalNoise(builder, self.localNoise)
         PlanAddClipNorm(builder, self.clipNorm)
         PlanAddClipBit(builder, self.clipBit)
         PlanAddScale(builder, self.scale)
