@@ -1,7 +1,7 @@
 """Fold a ledger into the epsilon that was spent, with Google's dp-accounting.
 
 Each release may have held any device: nothing is claimed for devices being chosen, since they choose
-themselves. The library imports slowly and is loaded by the first call that needs it.
+themselves. The library takes seconds to import: `load` does it, else the first call that needs it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _check(event: ReleaseEvent) -> None:
 def _composed(
     events: Sequence[ReleaseEvent], delta: float, bound: Callable[[ReleaseEvent], tuple[float, float]]
 ) -> float:
-    dp = _dp_accounting()
+    dp = load()
     accountant = dp.rdp.RdpAccountant(list(ORDERS), dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
     for event, count in Counter(events).items():
         accountant.compose(dp.SelfComposedDpEvent(dp.ZCDpEvent(*bound(event)), count))
@@ -110,7 +110,8 @@ def _discrete_gaussian_bound(event: ReleaseEvent) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=1)
-def _dp_accounting() -> Any:
+def load() -> Any:
+    """Return the library, imported if it was not."""
     import dp_accounting
     import dp_accounting.rdp
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from coordinator.privacy import accountant
 from coordinator.secagg.work import Workers
 from coordinator.service.engine import Coordinator, Publication
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult, release
@@ -78,11 +79,13 @@ class _Loop:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        self._publish(self._coordinator.start(self._clock.now()))
         await self._transport.start()
         stopped = asyncio.create_task(stop.wait())
         stopped.add_done_callback(lambda _: self._inbox.put_nowait(None))
         try:
+            # No round opens without it, and it takes seconds, in which the broker must not be kept waiting.
+            await asyncio.to_thread(accountant.load)
+            self._publish(self._coordinator.start(self._clock.now()))
             while not stop.is_set():
                 await self._turn()
         finally:

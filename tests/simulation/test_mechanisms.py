@@ -14,11 +14,11 @@ from coordinator.config import TaskConfig
 from coordinator.privacy import accountant
 from coordinator.privacy.clipping import AdaptiveClipping
 from coordinator.privacy.ledger import ReleaseEvent
-from coordinator.service.tasks import encoding_for, newest_model
+from coordinator.service.tasks import encoding_for, list_tasks, newest_model
 from device_sim.script import CrashCoordinator
 from edge_sdk.privacy.noise import Mechanism
-from edge_sdk.protocol.messages import TaskState
-from edge_sdk.protocol.policy import DevicePolicy
+from edge_sdk.protocol.messages import DeclineReason, RoundId, TaskState
+from edge_sdk.protocol.policy import DevicePolicy, objection
 from tests.simulation.world import World, known_update, task_config
 
 
@@ -46,6 +46,42 @@ def test_both_ends_account_for_the_mechanism_that_was_planned(folder: Path, mech
         assert world.run()
         assert [view.phase for view in world.rounds] == ["committed", "committed"]
         check_both_ledgers(world, mechanism)
+
+
+def test_the_coordinator_stops_when_the_next_release_would_overdraw_the_budget(folder: Path) -> None:
+    """Noise for two participations, promised for five: after two rounds the run is over, whatever its devices allow."""
+    config = private_task(6, rounds=5, epsilon=8.0, participation_cap=2)
+    config = replace(config, privacy=replace(config.privacy, participation_cap=5))
+    policy = DevicePolicy(min_reports=2, epsilon_at_most=100.0)
+    with World(folder, 6, config=config, policy=policy, faults=[CrashCoordinator(40), CrashCoordinator(95)]) as world:
+        assert world.run()
+        assert [view.phase for view in world.rounds] == ["committed"] * 2
+        (task,) = list_tasks(world.database)
+        assert (task.state, task.reason) == (TaskState.COMPLETE, "the privacy budget is spent")
+        spent = world.rounds[-1].epsilon
+        assert spent is not None
+        assert 7.9 < spent <= 8.0
+        assert all(len(store.participations("task")) == 2 for store in world.stores.values())
+
+
+def test_devices_stop_when_the_next_release_would_overdraw_theirs(folder: Path) -> None:
+    """Rounds that would each be within a device's budget end where its own ledger says so; the run is paused then."""
+    config = private_task(6, rounds=5, epsilon=8.0, participation_cap=2)
+    config = replace(config, privacy=replace(config.privacy, epsilon=100.0, participation_cap=3), max_abandoned=1)
+    policy = DevicePolicy(min_reports=2, epsilon_at_most=8.0, participations_at_most=2)
+    with World(folder, 6, config=config, policy=policy) as world:
+        assert world.run()
+        assert [view.phase for view in world.rounds] == ["committed", "committed", "abandoned"]
+        assert world.rounds[-1].declined == {"participation_cap": 6}
+        assert world.task_state is TaskState.PAUSED
+        # A lenient cap does not help: what the ledger holds and one more release cost more than 8.
+        plan = config.plan(RoundId(bytes(16)), round_number=3, model_version=3, checkpoint=config.bundle, clip_norm=1.0)
+        for store in world.stores.values():
+            spending = store.spending("task")
+            found = objection(plan, replace(policy, participations_at_most=3), spending)
+            assert found is not None
+            assert found.reason is DeclineReason.EPSILON_TOO_LARGE
+            assert objection(plan, replace(policy, participations_at_most=3, epsilon_at_most=11.0), spending) is None
 
 
 def test_local_noise_satisfies_devices_that_trust_nobody(folder: Path) -> None:
