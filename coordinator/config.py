@@ -14,13 +14,15 @@ from typing import Any
 
 from coordinator.aggregation.server_optimizers import server_optimizer
 from coordinator.privacy.clipping import AdaptiveClipping
+from coordinator.rounds.agreement import agreement
 from coordinator.rounds.states import Pacing
 from edge_sdk.errors import ConfigError
 from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol.limits import COHORT_MAX, NEIGHBOURS_MAX
-from edge_sdk.protocol.messages import BlobRef, Digest, Plan, RoundId
+from edge_sdk.protocol.messages import BlobRef, Consistency, Digest, Plan, RoundId
 from edge_sdk.protocol.topics import is_id
-from edge_sdk.secagg import graph, suite
+from edge_sdk.secagg import suite
+from edge_sdk.secagg.quorum import QuorumParameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Privacy:
         mechanism: the noise, where epsilon asks for any.
         local_noise: each device adds enough for epsilon alone, so that no other's is relied on.
         adaptive_clipping: how the clip norm moves from where it begins; None where it stays.
+        consistency: what keeps the survivors of a round one set; see coordinator.rounds.agreement.
     """
 
     epsilon: float
@@ -67,6 +70,7 @@ class Privacy:
     mechanism: Mechanism = Mechanism.SKELLAM
     local_noise: bool = False
     adaptive_clipping: AdaptiveClipping | None = None
+    consistency: Consistency = Consistency.THRESHOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +184,21 @@ class TaskConfig:
             )
         if self.goal_count > COHORT_MAX:
             raise ConfigError(f"goal_count is {self.goal_count}", hint=f"choose at most {COHORT_MAX}")
-        degree = graph.parameters(self.goal_count, privacy.corrupt_share, privacy.dropout_share).degree
+        degree = self.agreement(self.goal_count).graph.degree
         if degree > NEIGHBOURS_MAX:
             raise ConfigError(
                 f"each of {self.goal_count} devices would need {degree} neighbours; a message holds {NEIGHBOURS_MAX}",
-                hint="choose a smaller dropout_share, corrupt_share or goal_count",
+                hint="choose consistency by quorum, or a smaller dropout_share, corrupt_share or goal_count",
             )
+
+    def agreement(self, size: int) -> QuorumParameters:
+        """Graph and committee of a roster of so many devices.
+
+        Raises:
+            PrivacyError: none keeps the promise.
+        """
+        privacy = self.privacy
+        return agreement(privacy.consistency, size, privacy.corrupt_share, privacy.dropout_share)
 
     def plan(
         self, rid: RoundId, *, round_number: int, model_version: int, checkpoint: BlobRef, clip_norm: float
@@ -207,7 +220,7 @@ class TaskConfig:
             min_reports=self.min_reports,
             corrupt_share=privacy.corrupt_share,
             dropout_share=privacy.dropout_share,
-            two_survivor_sets=True,
+            consistency=privacy.consistency,
             dimension=self.dimension,
             bits=encoding.bits,
             mechanism=encoding.mechanism,
@@ -226,7 +239,12 @@ class TaskConfig:
             max_steps=training.max_steps,
             learning_rate=training.learning_rate,
             expires_after_s=2.0
-            * (pacing.advertise_timeout_s + pacing.share_timeout_s + pacing.report_timeout_s + pacing.unmask_timeout_s),
+            * (
+                pacing.advertise_timeout_s
+                + pacing.share_timeout_s
+                + pacing.report_timeout_s
+                + pacing.unmask_timeout_s * (2 if privacy.consistency is Consistency.QUORUM else 1)
+            ),
             proximal=training.proximal,
         )
 
@@ -264,9 +282,11 @@ def _reference(data: dict[str, Any]) -> BlobRef:
     return BlobRef(Digest(bytes.fromhex(data["sha256"])), data["size_bytes"])
 
 
-def _privacy(*, mechanism: int, adaptive_clipping: dict[str, float] | None, **values: Any) -> Privacy:
+def _privacy(*, mechanism: int, consistency: int, adaptive_clipping: dict[str, float] | None, **values: Any) -> Privacy:
     adaptive = None if adaptive_clipping is None else AdaptiveClipping(**adaptive_clipping)
-    return Privacy(mechanism=Mechanism(mechanism), adaptive_clipping=adaptive, **values)
+    return Privacy(
+        mechanism=Mechanism(mechanism), consistency=Consistency(consistency), adaptive_clipping=adaptive, **values
+    )
 
 
 def _plain(value: object) -> object:

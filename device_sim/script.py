@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from edge_sdk.protocol.messages import AdvertiseKeys, CheckIn, MaskedInput, ShareKeys, UnmaskingShares
+from edge_sdk.protocol.messages import AdvertiseKeys, CheckIn, Endorsement, MaskedInput, ShareKeys, UnmaskingShares
 
 STAGES: Mapping[str, type] = {
     "check_in": CheckIn,
     "advertise_keys": AdvertiseKeys,
     "share_keys": ShareKeys,
     "masked_input": MaskedInput,
+    "endorsement": Endorsement,
     "unmasking": UnmaskingShares,
 }
 """The messages at which a device can be made to vanish, by stage."""

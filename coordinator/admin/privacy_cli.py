@@ -167,6 +167,8 @@ def forecast_lines(found: Forecast) -> list[str]:
         f"  dropouts survived          {privacy.dropout_share:.0%} after advertise_keys",
         f"  neighbours k, threshold t  {found.graph.degree}, {found.graph.threshold} with all devices; "
         f"{found.smallest_graph.degree}, {found.smallest_graph.threshold} with the fewest",
+        "  one set of survivors       "
+        + (f"{found.quorum} signatures of a committee of {found.committee}" if found.quorum else "by the threshold"),
         f"  modulus                    2^{encoding.bits}",
         "",
         "privacy (unit: one device)",

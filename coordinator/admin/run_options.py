@@ -56,6 +56,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dropout-share", type=float, default=0.2, metavar="S", help=f"dropouts that a round survives {_DEFAULT}"
     )
+    parser.add_argument(
+        "--consistency",
+        choices=("auto", "threshold", "quorum"),
+        default="auto",
+        help="what keeps the survivors of a round one set: more neighbours for each device, or signatures of a "
+        f"committee in a stage more {_DEFAULT}",
+    )
     parser.add_argument("--epochs", type=int, default=5, metavar="N", help=f"on each device, in a round {_DEFAULT}")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help=f"examples a step {_DEFAULT}")
     parser.add_argument("--max-steps", type=int, default=100, metavar="N", help=f"no more steps than these {_DEFAULT}")
@@ -136,10 +143,11 @@ def config_of_options(
     from coordinator.aggregation.server_optimizers import server_optimizer
     from coordinator.config import Privacy, TaskConfig, Training
     from coordinator.privacy.clipping import AdaptiveClipping
+    from coordinator.rounds.agreement import cheapest
     from coordinator.rounds.states import Pacing
     from coordinator.service.tasks import encoding_for
     from edge_sdk.privacy.noise import Mechanism
-    from edge_sdk.protocol.messages import BlobRef, Digest
+    from edge_sdk.protocol.messages import BlobRef, Consistency, Digest
 
     devices, rounds = arguments.devices, 10 if arguments.rounds is None else arguments.rounds
     min_reports = max(2, math.ceil(0.7 * devices)) if arguments.min_reports is None else arguments.min_reports
@@ -157,6 +165,10 @@ def config_of_options(
             hint="choose 2 to the number of devices; 70% of it leaves room for dropouts",
         )
     adaptive = arguments.adaptive_clipping
+    if arguments.consistency == "auto":
+        consistency = cheapest(devices, arguments.corrupt_share, arguments.dropout_share)
+    else:
+        consistency = Consistency[arguments.consistency.upper()]
     privacy = Privacy(
         epsilon=epsilon_of_option(arguments.epsilon),
         delta=arguments.delta,
@@ -164,6 +176,7 @@ def config_of_options(
         participation_cap=cap,
         corrupt_share=arguments.corrupt_share,
         dropout_share=arguments.dropout_share,
+        consistency=consistency,
         mechanism=Mechanism[arguments.mechanism.upper()],
         local_noise=arguments.local_noise,
         adaptive_clipping=None if adaptive is None else AdaptiveClipping(adaptive),

@@ -27,6 +27,7 @@ from edge_sdk.protocol.messages import (
     AdvertiseKeys,
     BlobRef,
     CheckIn,
+    Consistency,
     Digest,
     MaskedInput,
     Message,
@@ -34,6 +35,7 @@ from edge_sdk.protocol.messages import (
     Outcome,
     Plan,
     PublicKey,
+    Quorum,
     Receipt,
     ReceiptStatus,
     Roster,
@@ -46,9 +48,10 @@ from edge_sdk.protocol.messages import (
     bitmap,
 )
 from edge_sdk.protocol.policy import composed_epsilon, encoding_of, honest_survivors, release_of
-from edge_sdk.protocol.session import BOX_BYTES, SHARE_BYTES
 from edge_sdk.secagg import modular
-from edge_sdk.secagg.graph import GraphParameters, parameters
+from edge_sdk.secagg.client import BOX_BYTES, SHARE_BYTES
+from edge_sdk.secagg.graph import GraphParameters
+from edge_sdk.secagg.quorum import QuorumParameters
 
 CERTIFICATE_BYTES = 412
 """Of a device's certificate as the registrar here issues it."""
@@ -93,6 +96,7 @@ class Forecast:
     Attributes:
         graph: degree and threshold of a full cohort.
         smallest_graph: those of the smallest roster that goes on, `min_reports` devices.
+        committee, quorum: who may endorse a full cohort's survivors, and how many must; 0 where the threshold suffices.
         colluders: devices of a full cohort that may work with the coordinator.
         honest_reports: devices of the smallest sum whose noise is counted on.
         traffic: of one device in one round of a full cohort.
@@ -106,6 +110,8 @@ class Forecast:
     config: TaskConfig
     graph: GraphParameters
     smallest_graph: GraphParameters
+    committee: int
+    quorum: int
     colluders: int
     honest_reports: int
     traffic: Traffic
@@ -128,8 +134,7 @@ def forecast(config: TaskConfig) -> Forecast:
         PrivacyError: no graph or no noise keeps the promise.
     """
     privacy, encoding = config.privacy, config.encoding
-    shares = (privacy.corrupt_share, privacy.dropout_share)
-    full = parameters(config.goal_count, *shares)
+    full = config.agreement(config.goal_count)
     plan = config.plan(
         RoundId(bytes(16)),
         round_number=1,
@@ -146,11 +151,13 @@ def forecast(config: TaskConfig) -> Forecast:
         central = noise / (least / config.min_reports)
     return Forecast(
         config=config,
-        graph=full,
-        smallest_graph=parameters(config.min_check_ins, *shares),
+        graph=full.graph,
+        smallest_graph=config.agreement(config.min_check_ins).graph,
+        committee=full.committee,
+        quorum=full.quorum,
         colluders=math.floor(privacy.corrupt_share * config.goal_count + 1e-9),
         honest_reports=honest,
-        traffic=_traffic(config, plan, full.degree),
+        traffic=_traffic(config, plan, full),
         epsilons=tuple(_epsilons(plan)) if encoding.device_variance else (),
         noise_to_signal=noise * math.sqrt(config.dimension),
         central_ratio=central,
@@ -179,8 +186,8 @@ def _epsilons(plan: Plan) -> Iterator[tuple[int, float]]:
     yield cap, composed_epsilon(((release, cap),), plan.delta)
 
 
-def _traffic(config: TaskConfig, plan: Plan, degree: int) -> Traffic:
-    rid, size = plan.rid, config.goal_count
+def _traffic(config: TaskConfig, plan: Plan, agreed: QuorumParameters) -> Traffic:
+    rid, size, degree = plan.rid, config.goal_count, agreed.graph.degree
     indices = tuple(range(degree))
     digest, key, signature = Digest(bytes(32)), PublicKey(bytes(32)), Signature(bytes(64))
     everyone = bitmap(set(range(size)), size)
@@ -188,11 +195,19 @@ def _traffic(config: TaskConfig, plan: Plan, degree: int) -> Traffic:
     peer = Neighbour(0, bytes(CERTIFICATE_BYTES), key, key, signature, proof)
     vector = modular.packed_bytes(encoding_of(plan).length, plan.bits)
     inline = bytes(vector if vector <= INLINE_UPDATE_MAX_BYTES else 0)
+    by_quorum = plan.consistency is Consistency.QUORUM
+    statement = signature if by_quorum else b""
+    survivors: Message = Survivors(rid, digest, everyone, everyone)
+    if by_quorum:
+        members, signed = (peer,) * agreed.quorum, bytes(len(signature) * agreed.quorum)
+        stated = bytes(len(signature) * degree)
+        survivors = Quorum(rid, digest, everyone, everyone, members, signed, indices, stated)
     up: dict[str, int] = {
         "check-in": _frame(CheckIn(plan.task, rid, *_VERSIONS), CERTIFICATE_BYTES),
         "keys": _frame(AdvertiseKeys(rid, key, key, signature)),
         "shares": _frame(ShareKeys(rid, digest, indices, bytes(BOX_BYTES * degree))),
-        "masked update": _frame(MaskedInput(rid, _blob(vector), inline)) + (0 if inline else _chunks(vector)),
+        "masked update": _frame(MaskedInput(rid, _blob(vector), inline, statement))
+        + (0 if inline else _chunks(vector)),
         "unmasking": _frame(UnmaskingShares(rid, digest, indices, bytes(SHARE_BYTES * degree))),
     }
     down: dict[str, int] = {
@@ -200,7 +215,7 @@ def _traffic(config: TaskConfig, plan: Plan, degree: int) -> Traffic:
         "model": _chunks(plan.checkpoint.size_bytes),
         "roster": _frame(Roster(rid, digest, size, 0, degree, degree, proof, (peer,) * degree)),
         "shares": _frame(ShareDelivery(rid, everyone, indices, bytes(BOX_BYTES * degree))),
-        "survivors": _frame(Survivors(rid, digest, everyone, everyone)),
+        "survivors": _frame(survivors),
         "receipt, outcome": _frame(Receipt(rid, digest, ReceiptStatus.ACCEPTED))
         + _frame(Outcome(rid, True, AbandonReason.NONE, size)),
     }

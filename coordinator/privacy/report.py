@@ -30,7 +30,7 @@ from edge_sdk.errors import ConfigError, EdgeError, StoreError
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import Plan
 from edge_sdk.protocol.policy import composed_epsilon, release_of
-from edge_sdk.secagg.graph import CORRECTNESS_BITS, SECURITY_BITS, parameters
+from edge_sdk.secagg.graph import CORRECTNESS_BITS, SECURITY_BITS
 
 FORMAT = 1
 
@@ -109,7 +109,7 @@ def make_report(
         now: seconds since the epoch.
     """
     privacy, encoding = config.privacy, config.encoding
-    graph = parameters(config.goal_count, privacy.corrupt_share, privacy.dropout_share)
+    agreed = config.agreement(config.goal_count)
     plans = [codec.decode(Plan, one.plan) for one in released]
     events = [one.event for one in released]
     return {
@@ -133,8 +133,11 @@ def make_report(
             "cohort_devices": config.goal_count,
             "corrupt_share": privacy.corrupt_share,
             "dropout_share": privacy.dropout_share,
-            "degree": graph.degree,
-            "threshold": graph.threshold,
+            "degree": agreed.graph.degree,
+            "threshold": agreed.graph.threshold,
+            "consistency": privacy.consistency.name.lower(),
+            "committee": agreed.committee,
+            "quorum": agreed.quorum,
             "security_bits": SECURITY_BITS,
             "correctness_bits": CORRECTNESS_BITS,
         },
@@ -250,6 +253,8 @@ def report_text(report: dict[str, Any]) -> str:
     told = "none: noise was off" if promise["epsilon"] is None else f"{promise['epsilon']:.4g}"
     cost = "unbounded" if spent["epsilon"] is None else f"{spent['epsilon']:.4g}"
     own = spent["epsilon_by_device_accounting"]
+    committee = f"{sums['quorum']} signatures of a committee of {sums['committee']}"
+    held_by = committee if sums["quorum"] else "the threshold"
     lines = [
         f"# Privacy report of the run {report['run']}",
         "",
@@ -266,6 +271,7 @@ def report_text(report: dict[str, Any]) -> str:
         f"| clip norm | {promise['clip_norm']:g} |",
         f"| smallest sum | {sums['smallest_sum_devices']} of {sums['cohort_devices']} devices |",
         f"| graph | {sums['degree']} neighbours, {sums['threshold']} shares rebuild a secret |",
+        f"| one set of survivors | held by {held_by} |",
         f"| withstands | {sums['corrupt_share']:.0%} colluders, {sums['dropout_share']:.0%} dropouts |",
         f"| levels | security 2^-{sums['security_bits']}, correctness 2^-{sums['correctness_bits']} |",
         "",

@@ -14,6 +14,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.rounds.agreement import agreement
 from coordinator.rounds.events import (
     Effect,
     Release,
@@ -26,6 +27,7 @@ from coordinator.rounds.states import (
     Advertising,
     Cohort,
     Committed,
+    Endorsing,
     Entry,
     Releasing,
     Reporting,
@@ -36,14 +38,16 @@ from coordinator.rounds.states import (
     Unmasking,
     config_of,
 )
+from edge_sdk.protocol.checks import committee_of, graph_seed
 from edge_sdk.protocol.messages import (
     AbandonReason,
+    Consistency,
     Digest,
     Outcome,
     Survivors,
     bitmap,
 )
-from edge_sdk.secagg import client, graph, merkle, suite
+from edge_sdk.secagg import client, graph, merkle, quorum
 
 
 def deadline(state: State) -> float | None:
@@ -57,7 +61,7 @@ def deadline(state: State) -> float | None:
             return early if early < due and _suffices(state) else due
 
 
-def _progress(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> tuple[int, int]:
+def _progress(state: Selecting | Advertising | Sharing | Reporting | Endorsing | Unmasking) -> tuple[int, int]:
     """How many came in this stage, and how many may still be hoped for in all."""
     match state:
         case Selecting():
@@ -70,6 +74,8 @@ def _progress(state: Selecting | Advertising | Sharing | Reporting | Unmasking) 
             return len(state.reported), len(state.shared) - len(
                 (state.gone & state.shared.keys()) - state.reported.keys()
             )
+        case Endorsing():
+            return len(state.endorsements), state.cohort.quorum
         case Unmasking():
             gone = (state.gone & state.reported.keys()) - state.answers.keys()
             return len(state.answers), len(state.reported) - len(gone)
@@ -77,7 +83,7 @@ def _progress(state: Selecting | Advertising | Sharing | Reporting | Unmasking) 
             assert_never(state)
 
 
-def _timeout(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> float:
+def _timeout(state: Selecting | Advertising | Sharing | Reporting | Endorsing | Unmasking) -> float:
     pacing = state.config.pacing
     match state:
         case Selecting():
@@ -88,20 +94,20 @@ def _timeout(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -
             return pacing.share_timeout_s
         case Reporting():
             return pacing.report_timeout_s
-        case Unmasking():
+        case Endorsing() | Unmasking():
             return pacing.unmask_timeout_s
         case _:
             assert_never(state)
 
 
-def _early(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> float:
+def _early(state: Selecting | Advertising | Sharing | Reporting | Endorsing | Unmasking) -> float:
     """When the stage may close before its time, if what came suffices by then; infinity where too few came."""
     came, expected = _progress(state)
     nearly_all = expected > 0 and came >= (1.0 - state.config.plan.dropout_share / 2) * expected
     return state.last_at + state.config.pacing.quiet_s if nearly_all else math.inf
 
 
-def _suffices(state: Selecting | Advertising | Sharing | Reporting | Unmasking) -> bool:
+def _suffices(state: Selecting | Advertising | Sharing | Reporting | Endorsing | Unmasking) -> bool:
     """Whether what came would carry the round on; a stage that would fail waits for its full time."""
     match state:
         case Selecting():
@@ -114,9 +120,13 @@ def _suffices(state: Selecting | Advertising | Sharing | Reporting | Unmasking) 
             )
         case Reporting():
             # Devices refuse a smaller sum or fewer live neighbours; better to know it before their answers are spent.
-            return len(state.reported) >= state.config.plan.min_reports and _reachable(
-                state.cohort, state.shared, state.reported
+            return (
+                len(state.reported) >= state.config.plan.min_reports
+                and _reachable(state.cohort, state.shared, state.reported)
+                and _can_be_endorsed(state)
             )
+        case Endorsing():
+            return len(state.endorsements) >= state.cohort.quorum
         case Unmasking():
             return enough_answers(state)
         case _:
@@ -126,6 +136,20 @@ def _suffices(state: Selecting | Advertising | Sharing | Reporting | Unmasking) 
 def _reachable(cohort: Cohort, whose: Mapping[int, object], alive: Mapping[int, object]) -> bool:
     """Whether the secrets of all of these could be rebuilt by those alive."""
     return bool(np.all(cohort.neighbours_among(alive)[list(whose)] >= cohort.parameters.threshold))
+
+
+def _can_be_endorsed(state: Reporting) -> bool:
+    """Whether devices would take these for one piece of the ring, and enough of the committee are among them."""
+    if state.config.plan.consistency is Consistency.THRESHOLD:
+        return True
+    cohort, survivors = state.cohort, frozenset(state.reported)
+    return len(cohort.committee & survivors) >= cohort.quorum and quorum.holds_together(
+        cohort.size,
+        cohort.parameters.degree,
+        survivors,
+        state.config.plan.corrupt_share,
+        graph_seed(state.config.context, cohort.root),
+    )
 
 
 def close_if_due(state: State, now: float) -> Step:
@@ -145,6 +169,8 @@ def close_if_due(state: State, now: float) -> Step:
             return _close_sharing(state, now)
         case Reporting():
             return _close_reporting(state, now)
+        case Endorsing():
+            return _close_endorsing(state, now)
         case Unmasking():
             return _close_unmasking(state)
         case _:
@@ -178,8 +204,9 @@ def make_cohort(config: RoundConfig, entries: tuple[Entry, ...]) -> Cohort:
     ]
     root = Digest(merkle.root(leaves))
     size = len(entries)
-    parameters = graph.parameters(size, plan.corrupt_share, plan.dropout_share, plan.two_survivor_sets)
-    seed = suite.digest(b"graph", config.context, root)
+    found = agreement(plan.consistency, size, plan.corrupt_share, plan.dropout_share)
+    parameters = found.graph
+    seed = graph_seed(config.context, root)
     return Cohort(
         entries=entries,
         index_of={e.device_id: index for index, e in enumerate(entries)},
@@ -187,6 +214,8 @@ def make_cohort(config: RoundConfig, entries: tuple[Entry, ...]) -> Cohort:
         proofs=tuple(b"".join(proof) for proof in merkle.proofs(leaves)),
         parameters=parameters,
         neighbours=tuple(graph.neighbours(size, parameters.degree, index, seed) for index in range(size)),
+        committee=committee_of(config.context, root, size, found.committee),
+        quorum=found.quorum,
     )
 
 
@@ -212,7 +241,7 @@ def _close_reporting(state: Reporting, now: float) -> Step:
     if not _suffices(state):
         return abandon(state, AbandonReason.TOO_FEW_REPORTS)
     survivors = Survivors(state.config.plan.rid, cohort.root, state.sharers, bitmap(set(state.reported), cohort.size))
-    following = Unmasking(
+    endorsing = Endorsing(
         state.config,
         now,
         now,
@@ -224,7 +253,33 @@ def _close_reporting(state: Reporting, now: float) -> Step:
         survivors,
         {},
     )
+    if state.config.plan.consistency is Consistency.QUORUM:
+        return endorsing, _sends(endorsing)
+    following = _unmasking(endorsing, now)
     return following, _sends(following)
+
+
+def _close_endorsing(state: Endorsing, now: float) -> Step:
+    if not _suffices(state):
+        return abandon(state, AbandonReason.NO_QUORUM)
+    following = _unmasking(state, now)
+    return following, _sends(following)
+
+
+def _unmasking(state: Endorsing, now: float) -> Unmasking:
+    return Unmasking(
+        state.config,
+        now,
+        now,
+        state.selected,
+        state.cohort,
+        state.gone,
+        state.shared,
+        state.reported,
+        state.survivors,
+        dict(sorted(state.endorsements.items())),
+        {},
+    )
 
 
 def _close_unmasking(state: Unmasking) -> Step:
@@ -261,7 +316,7 @@ def spoilers(state: Unmasking) -> frozenset[int]:
 
 
 def abandon(
-    state: Selecting | Advertising | Sharing | Reporting | Unmasking | Releasing, reason: AbandonReason
+    state: Selecting | Advertising | Sharing | Reporting | Endorsing | Unmasking | Releasing, reason: AbandonReason
 ) -> Step:
     """End the round without a release."""
     return Abandoned(state, reason), outcomes(state, False, reason)
@@ -277,11 +332,11 @@ def outcomes(state: State, committed: bool, reason: AbandonReason) -> tuple[Effe
             audience = tuple(state.selected)
         case Releasing():
             audience = tuple(state.unmasking.cohort.index_of)
-        case Sharing() | Reporting() | Unmasking():
+        case Sharing() | Reporting() | Endorsing() | Unmasking():
             audience = tuple(state.cohort.index_of)
         case _:
             audience = ()
-    reports = len(state.reported) if isinstance(state, Reporting | Unmasking) else 0
+    reports = len(state.reported) if isinstance(state, Reporting | Endorsing | Unmasking) else 0
     outcome = Outcome(plan.rid, committed, reason, reports)
     return tuple(Send(device_id, outcome) for device_id in audience)
 

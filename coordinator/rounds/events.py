@@ -14,6 +14,7 @@ from edge_sdk.protocol.messages import (
     AbandonReason,
     AdvertiseKeys,
     Decline,
+    Endorsement,
     MaskedInput,
     Message,
     ShareKeys,
@@ -39,10 +40,10 @@ class Fault(StrEnum):
     BAD_SHARES = "bad_shares"
 
 
-STAGE_MESSAGES = (AdvertiseKeys, ShareKeys, MaskedInput, UnmaskingShares, Decline)
+STAGE_MESSAGES = (AdvertiseKeys, ShareKeys, MaskedInput, Endorsement, UnmaskingShares, Decline)
 """What a device says inside a round."""
 
-StageMessage = AdvertiseKeys | ShareKeys | MaskedInput | UnmaskingShares | Decline
+StageMessage = AdvertiseKeys | ShareKeys | MaskedInput | Endorsement | UnmaskingShares | Decline
 
 
 # ---- events

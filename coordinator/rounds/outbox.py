@@ -6,13 +6,14 @@ published again byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from coordinator.rounds.states import (
     Abandoned,
     Advertising,
     Cohort,
     Committed,
+    Endorsing,
     Reporting,
     Sharing,
     State,
@@ -21,15 +22,17 @@ from coordinator.rounds.states import (
 )
 from edge_sdk.protocol.messages import (
     AbandonReason,
+    Consistency,
     Message,
     Neighbour,
     Outcome,
+    Quorum,
     Roster,
     RoundId,
     ShareDelivery,
     members,
 )
-from edge_sdk.protocol.session import BOX_BYTES
+from edge_sdk.secagg.client import BOX_BYTES
 
 
 def outbox(state: State) -> Iterator[tuple[str, Message]]:
@@ -41,6 +44,9 @@ def outbox(state: State) -> Iterator[tuple[str, Message]]:
             audience = _outstanding(state.cohort, range(state.cohort.size), state.shared, state.gone)
         case Reporting():
             audience = _outstanding(state.cohort, state.shared, state.reported, state.gone)
+        case Endorsing():
+            committee = sorted(state.cohort.committee & state.reported.keys())
+            audience = _outstanding(state.cohort, committee, state.endorsements, state.gone)
         case Unmasking():
             audience = _outstanding(state.cohort, state.reported, state.answers, state.gone)
         case _:
@@ -51,7 +57,7 @@ def outbox(state: State) -> Iterator[tuple[str, Message]]:
 
 
 def _outstanding(
-    cohort: Cohort, expected: Mapping[int, object] | range, came: Mapping[int, object], gone: frozenset[int]
+    cohort: Cohort, expected: Iterable[int], came: Mapping[int, object], gone: frozenset[int]
 ) -> Iterator[str]:
     return (cohort.entries[i].device_id for i in expected if i not in came and i not in gone)
 
@@ -67,9 +73,15 @@ def outbox_for(state: State, device_id: str) -> tuple[Message, ...]:
         case Reporting():
             index = state.cohort.index_of.get(device_id)
             return () if index is None or index not in state.shared else (delivery_for(state, index),)
+        case Endorsing():
+            index = state.cohort.index_of.get(device_id)
+            return (state.survivors,) if index in state.cohort.committee & state.reported.keys() else ()
         case Unmasking():
             index = state.cohort.index_of.get(device_id)
-            return () if index is None or index not in state.reported else (state.survivors,)
+            if index is None or index not in state.reported:
+                return ()
+            by_quorum = state.config.plan.consistency is Consistency.QUORUM
+            return (quorum_for(state, index) if by_quorum else state.survivors,)
         case Committed() | Abandoned():
             return (outcome_of(state),)
         case _:
@@ -87,17 +99,21 @@ def roster_for(state: Sharing, index: int) -> Roster:
         degree=cohort.parameters.degree,
         threshold=cohort.parameters.threshold,
         proof=cohort.proofs[index],
-        neighbours=tuple(
-            Neighbour(
-                index=i,
-                certificate=cohort.entries[i].certificate,
-                channel_public=cohort.entries[i].message.channel_public,
-                mask_public=cohort.entries[i].message.mask_public,
-                signature=cohort.entries[i].message.signature,
-                proof=cohort.proofs[i],
-            )
-            for i in cohort.neighbours[index]
-        ),
+        neighbours=tuple(_standing(cohort, i) for i in cohort.neighbours[index]),
+        committee=len(cohort.committee),
+        quorum=cohort.quorum,
+    )
+
+
+def _standing(cohort: Cohort, index: int) -> Neighbour:
+    entry = cohort.entries[index]
+    return Neighbour(
+        index=index,
+        certificate=entry.certificate,
+        channel_public=entry.message.channel_public,
+        mask_public=entry.message.mask_public,
+        signature=entry.message.signature,
+        proof=cohort.proofs[index],
     )
 
 
@@ -112,6 +128,22 @@ def delivery_for(state: Reporting, index: int) -> ShareDelivery:
         indices.append(sender)
         boxes.append(message.boxes[BOX_BYTES * position : BOX_BYTES * (position + 1)])
     return ShareDelivery(state.config.plan.rid, state.sharers, tuple(indices), b"".join(boxes))
+
+
+def quorum_for(state: Unmasking, index: int) -> Quorum:
+    """Stage 5b for one device: the survivors with a quorum's endorsements, and its neighbours' statements."""
+    cohort, survivors = state.cohort, state.survivors
+    alive = tuple(i for i in cohort.neighbours[index] if i in state.reported)
+    return Quorum(
+        rid=survivors.rid,
+        root=survivors.root,
+        sharers=survivors.sharers,
+        survivors=survivors.survivors,
+        members=tuple(_standing(cohort, i) for i in state.endorsements),
+        endorsements=b"".join(message.signature for message in state.endorsements.values()),
+        indices=alive,
+        statements=b"".join(state.reported[i].statement for i in alive),
+    )
 
 
 def live(state: Unmasking) -> frozenset[int]:

@@ -18,6 +18,8 @@ from edge_sdk.protocol.messages import (
     AdvertiseKeys,
     Bitmap,
     Digest,
+    Endorsement,
+    MaskedInput,
     Plan,
     ShareKeys,
     Survivors,
@@ -88,6 +90,8 @@ class Cohort:
     proofs: tuple[bytes, ...] = field(repr=False)
     parameters: GraphParameters
     neighbours: tuple[tuple[int, ...], ...] = field(repr=False)
+    committee: frozenset[int] = field(default=frozenset(), repr=False)
+    quorum: int = 0
     _grid: NDArray[np.int32] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -156,12 +160,12 @@ class Reporting:
     gone: frozenset[int]
     shared: Mapping[int, ShareKeys]
     sharers: Bitmap
-    reported: Mapping[int, Digest]
+    reported: Mapping[int, MaskedInput]
 
 
 @dataclass(frozen=True, slots=True)
-class Unmasking:
-    """Stage 6: U3 is fixed and out, shares of secrets come in."""
+class Endorsing:
+    """Stage 5a, with a quorum: U3 is fixed and shown to the committee, whose signatures come in."""
 
     config: RoundConfig
     opened_at: float
@@ -170,8 +174,25 @@ class Unmasking:
     cohort: Cohort
     gone: frozenset[int]
     shared: Mapping[int, ShareKeys]
-    reported: Mapping[int, Digest]
+    reported: Mapping[int, MaskedInput]
     survivors: Survivors
+    endorsements: Mapping[int, Endorsement]
+
+
+@dataclass(frozen=True, slots=True)
+class Unmasking:
+    """Stage 6: U3 is fixed and out, shares of secrets come in. `endorsements` are a quorum's, where one is needed."""
+
+    config: RoundConfig
+    opened_at: float
+    last_at: float
+    selected: int
+    cohort: Cohort
+    gone: frozenset[int]
+    shared: Mapping[int, ShareKeys]
+    reported: Mapping[int, MaskedInput]
+    survivors: Survivors
+    endorsements: Mapping[int, Endorsement]
     answers: Mapping[int, UnmaskingShares]
 
 
@@ -193,11 +214,11 @@ class Committed:
 class Abandoned:
     """Nothing was released and nothing spent."""
 
-    last: Selecting | Advertising | Sharing | Reporting | Unmasking | Releasing
+    last: Selecting | Advertising | Sharing | Reporting | Endorsing | Unmasking | Releasing
     reason: AbandonReason
 
 
-State = Selecting | Advertising | Sharing | Reporting | Unmasking | Releasing | Committed | Abandoned
+State = Selecting | Advertising | Sharing | Reporting | Endorsing | Unmasking | Releasing | Committed | Abandoned
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +246,7 @@ def counts(state: State) -> Counts:
             return Counts(selected, selected, len(state.advertised), 0, 0, 0)
         case Sharing():
             return Counts(state.selected, state.selected, state.cohort.size, len(state.shared), 0, 0)
-        case Reporting():
+        case Reporting() | Endorsing():
             n = state.selected
             return Counts(n, n, state.cohort.size, len(state.shared), len(state.reported), 0)
         case Unmasking():
@@ -248,7 +269,7 @@ def phase(state: State) -> str:
             return "configuration"
         case Reporting():
             return "reporting"
-        case Unmasking() | Releasing():
+        case Endorsing() | Unmasking() | Releasing():
             return "unmasking"
         case Committed():
             return "committed"
@@ -259,7 +280,7 @@ def phase(state: State) -> str:
 def config_of(state: State) -> RoundConfig:
     """The round's configuration."""
     match state:
-        case Selecting() | Advertising() | Sharing() | Reporting() | Unmasking():
+        case Selecting() | Advertising() | Sharing() | Reporting() | Endorsing() | Unmasking():
             return state.config
         case Releasing():
             return state.unmasking.config
@@ -272,7 +293,7 @@ def config_of(state: State) -> RoundConfig:
 def survivors_fixed(state: State) -> Survivors | None:
     """U2 and U3 once they are fixed: what must be the same after a restart, or the round is abandoned."""
     match state:
-        case Unmasking():
+        case Endorsing() | Unmasking():
             return state.survivors
         case Releasing():
             return state.unmasking.survivors

@@ -31,6 +31,7 @@ from coordinator.rounds.states import (
     Abandoned,
     Advertising,
     Committed,
+    Endorsing,
     Releasing,
     Reporting,
     RoundConfig,
@@ -41,10 +42,13 @@ from coordinator.rounds.states import (
     config_of,
 )
 from edge_sdk.errors import RemoteProtocolError
+from edge_sdk.protocol.checks import sharers_digest, survivors_digest
 from edge_sdk.protocol.messages import (
     AbandonReason,
     AdvertiseKeys,
+    Consistency,
     Decline,
+    Endorsement,
     MaskedInput,
     Outcome,
     PublicKey,
@@ -56,8 +60,8 @@ from edge_sdk.protocol.messages import (
     UnmaskingShares,
 )
 from edge_sdk.protocol.policy import encoding_of
-from edge_sdk.protocol.session import BOX_BYTES, SHARE_BYTES, survivors_digest
 from edge_sdk.secagg import client, keys, modular
+from edge_sdk.secagg.client import BOX_BYTES, SHARE_BYTES
 
 _ANY_PRIVATE_KEY = bytes(range(keys.KEY_BYTES))
 
@@ -124,7 +128,7 @@ def _belongs(state: State, device_id: str) -> bool:
             return device_id in state.checked_in
         case Advertising():
             return device_id in state.selected
-        case Sharing() | Reporting() | Unmasking():
+        case Sharing() | Reporting() | Endorsing() | Unmasking():
             return device_id in state.cohort.index_of
         case Releasing():
             return device_id in state.unmasking.cohort.index_of
@@ -146,10 +150,12 @@ def _take(state: State, event: From, now: float, verify_peer: VerifyPeer) -> Ste
         case Sharing(), ShareKeys():
             return _take_shares(state, device_id, message, now)
         case Reporting(), MaskedInput():
-            return _take_input(state, device_id, message, now)
+            return _take_input(state, device_id, message, now, verify_peer)
+        case Endorsing(), Endorsement():
+            return _take_endorsement(state, device_id, message, now, verify_peer)
         case Unmasking(), UnmaskingShares():
             return _take_answer(state, device_id, message, now)
-        case ((Unmasking() | Releasing()), MaskedInput()):
+        case ((Endorsing() | Unmasking() | Releasing()), MaskedInput()):
             return state, _too_late(state, device_id, message)
         case Releasing(), _:
             return state, ()  # How it ends is not known yet; everybody hears when it is.
@@ -169,7 +175,7 @@ def _drop(state: State, device_id: str) -> State:
     match state:
         case Advertising() if device_id not in state.gone:
             return replace(state, gone=state.gone | {device_id})
-        case Sharing() | Reporting() | Unmasking() if state.cohort.index_of[device_id] not in state.gone:
+        case Sharing() | Reporting() | Endorsing() | Unmasking() if state.cohort.index_of[device_id] not in state.gone:
             return replace(state, gone=state.gone | {state.cohort.index_of[device_id]})
         case _:
             return state
@@ -208,7 +214,9 @@ def _take_shares(state: Sharing, device_id: str, message: ShareKeys, now: float)
     return replace(state, shared={**state.shared, index: message}, last_at=now), ()
 
 
-def refusal_of_input(state: State, device_id: str, message: MaskedInput) -> tuple[Effect, ...]:
+def refusal_of_input(
+    state: State, device_id: str, message: MaskedInput, now: float, verify_peer: VerifyPeer
+) -> tuple[Effect, ...]:
     """What to say to an offered masked input that is not wanted; nothing where it is, and its vector may be pulled."""
     if message.rid != config_of(state).plan.rid:
         return (Refuse(device_id, Fault.WRONG_ROUND),)
@@ -221,16 +229,29 @@ def refusal_of_input(state: State, device_id: str, message: MaskedInput) -> tupl
                 return (Refuse(device_id, Fault.NOT_SELECTED),)
             known = state.reported.get(index)
             if known is not None:
-                if known != message.vector.sha256:
+                if known.vector != message.vector:
                     return (Refuse(device_id, Fault.CHANGED_ITS_MIND),)
-                return (Send(device_id, Receipt(message.rid, known, ReceiptStatus.DUPLICATE)),)
+                return (Send(device_id, Receipt(message.rid, known.vector.sha256, ReceiptStatus.DUPLICATE)),)
             if message.vector.size_bytes != vector_bytes(state.config):
                 return (Refuse(device_id, Fault.WRONG_SIZE),)
+            if not _states_its_sharers(state, index, message, now, verify_peer):
+                return (Refuse(device_id, Fault.BAD_SIGNATURE),)
             return ()
-        case Unmasking() | Releasing():
+        case Endorsing() | Unmasking() | Releasing():
             return _too_late(state, device_id, message)
         case _:
             return (Refuse(device_id, Fault.WRONG_STAGE),)
+
+
+def _states_its_sharers(
+    state: Reporting, index: int, message: MaskedInput, now: float, verify_peer: VerifyPeer
+) -> bool:
+    """Whether the device signed for which U2 it masked, where its neighbours will ask."""
+    if state.config.plan.consistency is Consistency.THRESHOLD:
+        return True
+    cohort = state.cohort
+    stated = client.statement(state.config.context, cohort.root, index, sharers_digest(state.sharers))
+    return verify_peer(cohort.entries[index].certificate, stated, message.statement, now)
 
 
 def vector_bytes(config: RoundConfig) -> int:
@@ -238,26 +259,45 @@ def vector_bytes(config: RoundConfig) -> int:
     return modular.packed_bytes(encoding_of(config.plan).length, config.plan.bits)
 
 
-def _too_late(state: Unmasking | Releasing, device_id: str, message: MaskedInput) -> tuple[Effect, ...]:
+def _too_late(state: Endorsing | Unmasking | Releasing, device_id: str, message: MaskedInput) -> tuple[Effect, ...]:
     """The receipt of a masked input after reporting, and the survivors for a device that may not have heard of them."""
-    unmasking = state.unmasking if isinstance(state, Releasing) else state
-    index = unmasking.cohort.index_of[device_id]
-    if unmasking.reported.get(index) != message.vector.sha256:
+    current = state.unmasking if isinstance(state, Releasing) else state
+    index = current.cohort.index_of[device_id]
+    known = current.reported.get(index)
+    if known is None or known.vector != message.vector:
         return (Send(device_id, Receipt(message.rid, message.vector.sha256, ReceiptStatus.LATE)),)
-    receipt = Receipt(message.rid, message.vector.sha256, ReceiptStatus.DUPLICATE)
-    if index in unmasking.answers:
-        return (Send(device_id, receipt),)
-    return Send(device_id, receipt), Send(device_id, unmasking.survivors)
+    receipt = Send(device_id, Receipt(message.rid, message.vector.sha256, ReceiptStatus.DUPLICATE))
+    came = current.endorsements if isinstance(current, Endorsing) else current.answers
+    lacking = () if index in came else outbox_for(current, device_id)
+    return receipt, *(Send(device_id, one) for one in lacking)
 
 
-def _take_input(state: Reporting, device_id: str, message: MaskedInput, now: float) -> Step:
-    refusal = refusal_of_input(state, device_id, message)
+def _take_input(state: Reporting, device_id: str, message: MaskedInput, now: float, verify_peer: VerifyPeer) -> Step:
+    refusal = refusal_of_input(state, device_id, message, now, verify_peer)
     if refusal:
         return state, refusal
     index = state.cohort.index_of[device_id]
-    reported = {**state.reported, index: message.vector.sha256}
+    reported = {**state.reported, index: replace(message, inline=b"")}
     receipt = Receipt(message.rid, message.vector.sha256, ReceiptStatus.ACCEPTED)
     return replace(state, reported=reported, last_at=now), (Accumulate(device_id), Send(device_id, receipt))
+
+
+def _take_endorsement(
+    state: Endorsing, device_id: str, message: Endorsement, now: float, verify_peer: VerifyPeer
+) -> Step:
+    index = state.cohort.index_of[device_id]
+    if index not in state.cohort.committee or index not in state.reported:
+        return state, (Refuse(device_id, Fault.NOT_SELECTED),)
+    known = state.endorsements.get(index)
+    if known is not None:
+        return state, () if known == message else (Refuse(device_id, Fault.CHANGED_ITS_MIND),)
+    digest = survivors_digest(state.survivors)
+    if message.survivors_digest != digest:
+        return state, (Refuse(device_id, Fault.WRONG_SURVIVORS),)
+    signed = client.endorsement(state.config.context, digest)
+    if not verify_peer(state.cohort.entries[index].certificate, signed, message.signature, now):
+        return state, (Refuse(device_id, Fault.BAD_SIGNATURE),)
+    return replace(state, endorsements={**state.endorsements, index: message}, last_at=now), ()
 
 
 def _take_answer(state: Unmasking, device_id: str, message: UnmaskingShares, now: float) -> Step:

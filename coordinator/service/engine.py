@@ -294,7 +294,7 @@ class Coordinator:
         if runner is None or runner.state is None:
             self._send_outcome(device_id, message.rid)
             return
-        refusal = transitions.refusal_of_input(runner.state, device_id, message)
+        refusal = transitions.refusal_of_input(runner.state, device_id, message, now, self._verify_peer)
         if refusal:
             self._carry_out(runner, refusal)
             return

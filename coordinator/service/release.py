@@ -22,9 +22,10 @@ from coordinator.secagg.unmasking import Dropped, Masking
 from coordinator.secagg.work import HERE, Workers
 from edge_sdk.errors import EdgeError, RemoteProtocolError, WorkerError
 from edge_sdk.privacy.encode import decode
+from edge_sdk.protocol.checks import sharers_digest
 from edge_sdk.protocol.messages import AbandonReason
 from edge_sdk.protocol.policy import encoding_of
-from edge_sdk.protocol.session import SHARE_BYTES, sharers_digest
+from edge_sdk.secagg.client import SHARE_BYTES
 from edge_sdk.secagg.modular import Words
 
 

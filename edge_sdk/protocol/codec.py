@@ -66,12 +66,14 @@ KINDS: dict[int, type[Message]] = {
     7: messages.Receipt,
     8: messages.Outcome,
     9: messages.Large,
+    10: messages.Quorum,
     32: messages.CheckIn,
     33: messages.AdvertiseKeys,
     34: messages.ShareKeys,
     35: messages.MaskedInput,
     36: messages.UnmaskingShares,
     37: messages.Decline,
+    38: messages.Endorsement,
     64: messages.Pull,
 }
 _KIND_OF = {kind: number for number, kind in KINDS.items()}

@@ -87,6 +87,7 @@ class AbandonReason(IntEnum):
     RESTARTED_DIFFERENTLY = 9
     AGGREGATE_UNUSABLE = 10
     COORDINATOR_FAILED = 11
+    NO_QUORUM = 12
 
 
 class ReceiptStatus(IntEnum):
@@ -96,6 +97,13 @@ class ReceiptStatus(IntEnum):
     DUPLICATE = 2
     LATE = 3
     BAD_DIGEST = 4
+
+
+class Consistency(IntEnum):
+    """What keeps a coordinator from unmasking with two sets of survivors."""
+
+    THRESHOLD = 1
+    QUORUM = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +159,7 @@ class Plan:
     min_reports: int
     corrupt_share: float
     dropout_share: float
-    two_survivor_sets: bool
+    consistency: Consistency
     dimension: int
     bits: int
     mechanism: Mechanism
@@ -175,7 +183,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One neighbour in a roster, with what proves that it stands there."""
+    """Another device of the roster, neighbour or member of the committee, with what proves that it stands there."""
 
     index: int
     certificate: bytes
@@ -187,7 +195,10 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """Stage 2: the Merkle root over all who advertised, this device's own proof in it, and its neighbours."""
+    """Stage 2: the Merkle root over all who advertised, this device's own proof in it, and its neighbours.
+
+    `committee` and `quorum` are 0 where the threshold alone keeps the survivors one set.
+    """
 
     rid: RoundId
     root: Digest
@@ -197,6 +208,8 @@ class Roster:
     threshold: int
     proof: bytes
     neighbours: tuple[Neighbour, ...]
+    committee: int = 0
+    quorum: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +230,23 @@ class Survivors:
     root: Digest
     sharers: Bitmap
     survivors: Bitmap
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """Stage 5b: the survivors, as a quorum of the committee endorsed them, and for what U2 the neighbours masked.
+
+    `endorsements` are 64 bytes for each member, `statements` 64 for each index: the neighbours in U3.
+    """
+
+    rid: RoundId
+    root: Digest
+    sharers: Bitmap
+    survivors: Bitmap
+    members: tuple[Neighbour, ...]
+    endorsements: bytes
+    indices: tuple[int, ...]
+    statements: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,11 +307,24 @@ class ShareKeys:
 
 @dataclass(frozen=True, slots=True)
 class MaskedInput:
-    """Stage 4, up: the masked vector, inline where it is small, else to be pulled by its digest."""
+    """Stage 4, up: the masked vector, inline where it is small, else to be pulled by its digest.
+
+    `statement` is the device's signature over the U2 that it masked for, where a quorum needs it; else empty.
+    """
 
     rid: RoundId
     vector: BlobRef
     inline: bytes
+    statement: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsement:
+    """Stage 5a, up: a member of the committee signs the survivors that it was shown, and never others."""
+
+    rid: RoundId
+    survivors_digest: Digest
+    signature: Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,8 +356,10 @@ class Pull:
     counts: tuple[int, ...]
 
 
-ToDevice = Announcement | Rejection | Plan | Roster | ShareDelivery | Survivors | Receipt | Outcome | Large | Pull
-ToCoordinator = CheckIn | AdvertiseKeys | ShareKeys | MaskedInput | UnmaskingShares | Decline | Pull
+ToDevice = (
+    Announcement | Rejection | Plan | Roster | ShareDelivery | Survivors | Quorum | Receipt | Outcome | Large | Pull
+)
+ToCoordinator = CheckIn | AdvertiseKeys | ShareKeys | MaskedInput | Endorsement | UnmaskingShares | Decline | Pull
 Message = ToDevice | ToCoordinator
 
 

@@ -163,11 +163,11 @@ def objection(plan: Plan, policy: DevicePolicy, spending: Spending) -> Objection
             DeclineReason.COHORT_TOO_SMALL,
             f"the plan releases sums of {plan.min_reports} devices; this device asks for {policy.min_reports}",
         )
-    if plan.corrupt_share < policy.corrupt_share_at_least or not plan.two_survivor_sets:
+    if plan.corrupt_share < policy.corrupt_share_at_least:
         return Objection(
             DeclineReason.COHORT_TOO_SMALL,
             f"the plan assumes {plan.corrupt_share:.0%} colluding devices; this device asks for "
-            f"{policy.corrupt_share_at_least:.0%} and for protection against two survivor sets",
+            f"{policy.corrupt_share_at_least:.0%}",
         )
     cap = min(plan.participation_cap, policy.participations_at_most)
     if spending.participations >= cap:

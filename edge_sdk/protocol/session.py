@@ -9,7 +9,6 @@ disk or log, and does no training: effects say what should happen, later events 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -17,22 +16,34 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.errors import IdentityError, RemoteProtocolError, TrainingError
+from edge_sdk.errors import RemoteProtocolError, TrainingError
 from edge_sdk.privacy.encode import encode
-from edge_sdk.protocol.limits import INLINE_UPDATE_MAX_BYTES, NEIGHBOURS_MAX
+from edge_sdk.protocol.checks import (
+    Unsound,
+    committee_of,
+    require_quorum,
+    require_sound_delivery,
+    require_sound_roster,
+    require_sound_survivors,
+    sharers_digest,
+    survivors_digest,
+)
+from edge_sdk.protocol.limits import INLINE_UPDATE_MAX_BYTES
 from edge_sdk.protocol.messages import (
     AdvertiseKeys,
     Bitmap,
     BlobRef,
+    Consistency,
     Decline,
     DeclineReason,
     Digest,
+    Endorsement,
     MaskedInput,
     Message,
-    Neighbour,
     Outcome,
     Plan,
     PublicKey,
+    Quorum,
     Receipt,
     ReceiptStatus,
     Roster,
@@ -45,10 +56,8 @@ from edge_sdk.protocol.messages import (
     members,
 )
 from edge_sdk.protocol.policy import DevicePolicy, Spending, encoding_of, objection
-from edge_sdk.secagg import client, graph, merkle, modular, suite
-
-BOX_BYTES = 80
-SHARE_BYTES = 32
+from edge_sdk.secagg import client, modular, suite
+from edge_sdk.secagg.client import BOX_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ class Failed:
 class Received:
     """An authenticated message of the coordinator's that carries a round id."""
 
-    message: Roster | ShareDelivery | Survivors | Receipt | Outcome
+    message: Roster | ShareDelivery | Survivors | Quorum | Receipt | Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +209,7 @@ class Shared:
     base: Base
     seed: bytes = field(repr=False)
     keys: client.RoundKeys
-    root: Digest
-    size: int
-    index: int
-    threshold: int
+    roster: Roster
     peers: tuple[client.Peer, ...]
     self_seed: bytes = field(repr=False)
     message: ShareKeys
@@ -227,6 +233,15 @@ class Reported:
     vector: bytes = field(repr=False)
     message: MaskedInput
     receipt: ReceiptStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsed:
+    """Stage 5a done, by a member of the committee: these survivors and no others; the quorum is awaited."""
+
+    reported: Reported
+    survivors: Survivors
+    message: Endorsement
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,17 +270,8 @@ class Ended:
     detail: str
 
 
-State = Waiting | Preparing | Advertised | Shared | Holding | Reported | Answered | Ended
+State = Waiting | Preparing | Advertised | Shared | Holding | Reported | Endorsed | Answered | Ended
 Step = tuple[State, tuple[Effect, ...]]
-
-
-class _Objection(Exception):
-    """Leaves the round from inside a check; never crosses `step`."""
-
-    def __init__(self, reason: DeclineReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
 
 
 def base_of(state: State) -> Base | None:
@@ -277,7 +283,7 @@ def base_of(state: State) -> Base | None:
             return state.shared.base
         case Reported():
             return state.holding.shared.base
-        case Answered():
+        case Endorsed() | Answered():
             return state.reported.holding.shared.base
         case Preparing() | Advertised() | Shared():
             return state.base
@@ -298,7 +304,7 @@ def pending(state: State) -> Message | None:
     lost on their way.
     """
     match state:
-        case Advertised() | Shared() | Answered():
+        case Advertised() | Shared() | Endorsed() | Answered():
             return state.message
         case Reported():
             return state.message if state.receipt is None else replace(state.message, inline=b"")
@@ -313,7 +319,7 @@ def masked_vector(state: State) -> tuple[Digest, bytes] | None:
     match state:
         case Reported():
             return state.message.vector.sha256, state.vector
-        case Answered():
+        case Endorsed() | Answered():
             return masked_vector(state.reported)
         case _:
             return None
@@ -348,7 +354,7 @@ def step(environment: Environment, state: State, event: Event, now: float, entro
     """
     try:
         return _step(environment, state, event, now, entropy)
-    except _Objection as refusal:
+    except Unsound as refusal:
         return _decline(state, refusal.reason, refusal.detail)
 
 
@@ -366,11 +372,11 @@ def _step(environment: Environment, state: State, event: Event, now: float, entr
         case Superseded():
             return Ended(base.plan, False, None, "a later round was announced"), ()
         case Failed():
-            raise _Objection(event.reason, event.detail)
+            raise Unsound(event.reason, event.detail)
         case Ready():
             return _advertise(environment, state, entropy)
         case Trained():
-            return _trained(state, event, entropy)
+            return _trained(environment, state, event, entropy)
         case Received(message):
             if message.rid != base.plan.rid:
                 raise RemoteProtocolError("a message of another round")
@@ -378,9 +384,11 @@ def _step(environment: Environment, state: State, event: Event, now: float, entr
                 case Roster():
                     return _share(environment, state, message, now, entropy)
                 case ShareDelivery():
-                    return _hold(state, message, entropy)
+                    return _hold(environment, state, message, entropy)
                 case Survivors():
-                    return _answer(state, message)
+                    return _survivors(environment, state, message)
+                case Quorum():
+                    return _quorum(environment, state, message, now)
                 case Receipt():
                     return _receipt(state, message)
                 case Outcome():
@@ -433,29 +441,16 @@ def _share(environment: Environment, state: State, roster: Roster, now: float, e
     if not isinstance(state, Advertised):
         return _repeat(state)
     base, plan = state.base, state.base.plan
-    _require_sound_roster(plan, roster)
-    own_leaf = client.roster_leaf(
-        roster.index,
+    require_sound_roster(
+        plan,
+        base.context,
+        environment.device_id,
         environment.certificate,
-        state.message.channel_public,
-        state.message.mask_public,
-        state.message.signature,
+        state.message,
+        state.keys,
+        roster,
+        _verifier(environment, now),
     )
-    if not merkle.verify(roster.root, own_leaf, roster.index, roster.size, _proof(roster.proof)):
-        raise _Objection(DeclineReason.ROSTER_UNSOUND, "this device is not at its index in the roster")
-    expected = graph.neighbours(
-        roster.size, roster.degree, roster.index, suite.digest(b"graph", base.context, roster.root)
-    )
-    if tuple(n.index for n in roster.neighbours) != expected:
-        raise _Objection(DeclineReason.ROSTER_UNSOUND, "the neighbours are not those of the graph")
-    standing = [(roster.index, environment.device_id)]
-    for neighbour in roster.neighbours:
-        standing.append((neighbour.index, _verify_neighbour(environment, base, roster, neighbour, now)))
-    # Ids ascend with the index: nobody stands there twice, and the coordinator has no order to choose.
-    names = [name for _, name in sorted(standing)]
-    if any(before >= after for before, after in itertools.pairwise(names)):
-        raise _Objection(DeclineReason.ROSTER_UNSOUND, "the roster is not in the order of the devices' ids")
-    _require_agreement(state.keys, roster)
     peers = tuple(client.Peer(n.index, n.channel_public, n.mask_public) for n in roster.neighbours)
     self_seed = suite.derive(entropy, "self seed")
     sealed = client.seal_shares(
@@ -474,108 +469,52 @@ def _share(environment: Environment, state: State, roster: Roster, now: float, e
         tuple(index for index, _ in sealed.boxes),
         b"".join(box for _, box in sealed.boxes),
     )
-    shared = Shared(
-        base,
-        state.seed,
-        state.keys,
-        roster.root,
-        roster.size,
-        roster.index,
-        roster.threshold,
-        peers,
-        self_seed,
-        message,
-        state.update,
-    )
+    # The proofs have served.
+    known = replace(roster, proof=b"", neighbours=tuple(replace(n, proof=b"") for n in roster.neighbours))
+    shared = Shared(base, state.seed, state.keys, known, peers, self_seed, message, state.update)
     return shared, (Send(message),)
 
 
-def _require_sound_roster(plan: Plan, roster: Roster) -> None:
-    if not plan.min_reports <= roster.size <= plan.goal_count or roster.index >= roster.size:
-        raise _Objection(
-            DeclineReason.ROSTER_UNSOUND,
-            f"a roster of {roster.size} for {plan.min_reports} reports of at most {plan.goal_count} devices",
-        )
-    if roster.degree > NEIGHBOURS_MAX:
-        raise _Objection(DeclineReason.ROSTER_UNSOUND, f"{roster.degree} neighbours are more than a message holds")
-    if not graph.is_sound(roster.size, roster.degree, roster.threshold, plan.corrupt_share, plan.two_survivor_sets):
-        raise _Objection(
-            DeclineReason.ROSTER_UNSOUND,
-            f"degree {roster.degree} and threshold {roster.threshold} do not protect {roster.size} devices",
-        )
+def _verifier(environment: Environment, now: float) -> Callable[[bytes, bytes, bytes], str]:
+    return lambda certificate, message, signature: environment.verify_peer(certificate, message, signature, now)
 
 
-def _require_agreement(keys: client.RoundKeys, roster: Roster) -> None:
-    """Agree with every neighbour on both secrets now (they are kept), so that no bad key can stop a later stage."""
-    for neighbour in roster.neighbours:
-        try:
-            keys.channel.agree(neighbour.channel_public)
-            keys.mask.agree(neighbour.mask_public)
-        except RemoteProtocolError as error:
-            raise _Objection(DeclineReason.ROSTER_UNSOUND, f"neighbour {neighbour.index}: {error}") from error
-
-
-def _verify_neighbour(environment: Environment, base: Base, roster: Roster, neighbour: Neighbour, now: float) -> str:
-    leaf = client.roster_leaf(
-        neighbour.index,
-        neighbour.certificate,
-        neighbour.channel_public,
-        neighbour.mask_public,
-        neighbour.signature,
-    )
-    if not merkle.verify(roster.root, leaf, neighbour.index, roster.size, _proof(neighbour.proof)):
-        raise _Objection(DeclineReason.ROSTER_UNSOUND, f"neighbour {neighbour.index} is not in the roster")
-    signed = client.advertisement(base.context, neighbour.channel_public, neighbour.mask_public)
-    try:
-        return environment.verify_peer(neighbour.certificate, signed, neighbour.signature, now)
-    except IdentityError as error:
-        raise _Objection(DeclineReason.ROSTER_UNSOUND, f"neighbour {neighbour.index}: {error}") from error
-
-
-def _proof(data: bytes) -> tuple[bytes, ...]:
-    return tuple(data[i : i + 32] for i in range(0, len(data), 32))
-
-
-def _hold(state: State, delivery: ShareDelivery, entropy: bytes) -> Step:
+def _hold(environment: Environment, state: State, delivery: ShareDelivery, entropy: bytes) -> Step:
     if not isinstance(state, Shared):
         return _repeat(state)
-    plan = state.base.plan
-    sharers = members(delivery.sharers, state.size)
-    if sharers is None or state.index not in sharers or len(sharers) < plan.min_reports:
-        raise _Objection(DeclineReason.SURVIVORS_UNSOUND, "the set of those who shared is not acceptable")
-    senders = tuple(peer for peer in state.peers if peer.index in sharers)
-    if len(senders) < state.threshold:
-        raise _Objection(DeclineReason.SURVIVORS_UNSOUND, f"only {len(senders)} neighbours shared their keys")
-    if delivery.indices != tuple(peer.index for peer in senders) or len(delivery.boxes) != BOX_BYTES * len(senders):
-        raise _Objection(DeclineReason.SURVIVORS_UNSOUND, "the boxes are not those of the neighbours who shared")
+    roster = state.roster
+    senders = require_sound_delivery(state.base.plan, roster, delivery)
+    peers = {peer.index: peer for peer in state.peers}
     shares = {}
-    for position, peer in enumerate(senders):
+    for position, index in enumerate(senders):
         box = delivery.boxes[BOX_BYTES * position : BOX_BYTES * (position + 1)]
         try:
-            shares[peer.index] = client.open_box(state.keys, state.base.context, state.root, state.index, peer, box)
+            shares[index] = client.open_box(
+                state.keys, state.base.context, roster.root, roster.index, peers[index], box
+            )
         except RemoteProtocolError:
             continue  # A bad neighbour costs the round its share, not this device; the threshold allows for some.
-    if len(shares) < state.threshold:
-        raise _Objection(DeclineReason.SURVIVORS_UNSOUND, f"only {len(shares)} boxes could be opened")
+    if len(shares) < roster.threshold:
+        raise Unsound(DeclineReason.SURVIVORS_UNSOUND, f"only {len(shares)} boxes could be opened")
     holding = Holding(state, delivery.sharers, shares)
-    return _report(holding, state.update, entropy) if state.update is not None else (holding, ())
+    return _report(environment, holding, state.update, entropy) if state.update is not None else (holding, ())
 
 
-def _trained(state: State, event: Trained, entropy: bytes) -> Step:
+def _trained(environment: Environment, state: State, event: Trained, entropy: bytes) -> Step:
     match state:
         case Advertised() | Shared() if state.update is None:
             return replace(state, update=event.update), ()
         case Holding():
-            return _report(state, event.update, entropy)
+            return _report(environment, state, event.update, entropy)
         case _:
             return state, ()
 
 
-def _report(holding: Holding, update: bytes, entropy: bytes) -> Step:
+def _report(environment: Environment, holding: Holding, update: bytes, entropy: bytes) -> Step:
     shared = holding.shared
     plan = shared.base.plan
     if len(update) != 4 * plan.dimension:
-        raise _Objection(
+        raise Unsound(
             DeclineReason.TRAINING_FAILED,
             f"an update of {len(update)} bytes; the plan says {plan.dimension} float32 values",
         )
@@ -583,35 +522,29 @@ def _report(holding: Holding, update: bytes, entropy: bytes) -> Step:
     try:
         encoded = encode(values, encoding_of(plan), shared.base.context, suite.derive(entropy, "encode"))
     except TrainingError as error:
-        raise _Objection(DeclineReason.TRAINING_FAILED, str(error)) from error
-    sharers = members(holding.sharers, shared.size) or frozenset()
+        raise Unsound(DeclineReason.TRAINING_FAILED, str(error)) from error
+    roster, masked_for = shared.roster, sharers_digest(holding.sharers)
+    sharers = members(holding.sharers, roster.size) or frozenset()
     masked = client.mask(
         encoded,
         plan.bits,
         shared.self_seed,
         shared.keys,
         shared.base.context,
-        shared.root,
-        sharers_digest(holding.sharers),
-        shared.index,
+        roster.root,
+        masked_for,
+        roster.index,
         tuple(peer for peer in shared.peers if peer.index in sharers),
     )
     vector = modular.pack(masked, plan.bits)
     reference = BlobRef(Digest(suite.digest(vector)), len(vector))
-    message = MaskedInput(plan.rid, reference, vector if len(vector) <= INLINE_UPDATE_MAX_BYTES else b"")
+    statement = b""
+    if plan.consistency is Consistency.QUORUM:
+        statement = environment.sign(client.statement(shared.base.context, roster.root, roster.index, masked_for))
+    message = MaskedInput(plan.rid, reference, vector if len(vector) <= INLINE_UPDATE_MAX_BYTES else b"", statement)
     # The update has served: only its masked form stays in the state.
     reported = Reported(replace(holding, shared=replace(shared, update=None)), vector, message, None)
     return reported, (Spend(plan), Send(message))
-
-
-def sharers_digest(sharers: Bitmap) -> Digest:
-    """H(U2), which enters every pairwise mask."""
-    return Digest(suite.digest(b"edge-sdk/U2\0", sharers))
-
-
-def survivors_digest(survivors: Survivors) -> Digest:
-    """What an answer at stage 6 names, so that it is an answer to this set and no other."""
-    return Digest(suite.digest(b"edge-sdk/U3\0", survivors.rid, survivors.root, survivors.sharers, survivors.survivors))
 
 
 def _receipt(state: State, receipt: Receipt) -> Step:
@@ -629,32 +562,58 @@ def _receipt(state: State, receipt: Receipt) -> Step:
             assert_never(receipt.status)
 
 
-def _answer(state: State, survivors: Survivors) -> Step:
-    if isinstance(state, Answered):
-        if survivors != state.survivors:
-            raise RemoteProtocolError(
-                "a second, different set of survivors: an attempt to learn both secrets of one device"
-            )
+def _survivors(environment: Environment, state: State, survivors: Survivors) -> Step:
+    """Where the threshold keeps the survivors one set they are answered, else endorsed by who may."""
+    if isinstance(state, Endorsed | Answered):
+        _require_same(state, survivors)
         return _repeat(state)
     if not isinstance(state, Reported):
         raise RemoteProtocolError("survivors before this device's masked input")
-    holding, shared = state.holding, state.holding.shared
-    plan = shared.base.plan
-    u2 = members(survivors.sharers, shared.size)
-    u3 = members(survivors.survivors, shared.size)
-    if survivors.root != shared.root or survivors.sharers != holding.sharers or u2 is None:
-        raise _Objection(DeclineReason.SURVIVORS_UNSOUND, "not the roster and the sharers that were masked for")
-    if u3 is None or not u3 <= u2 or shared.index not in u3:
-        raise _Objection(DeclineReason.SURVIVORS_UNSOUND, "the survivors are not among those who shared")
-    if len(u3) < plan.min_reports:
-        raise _Objection(DeclineReason.SURVIVORS_UNSOUND, f"{len(u3)} survivors; the plan promised {plan.min_reports}")
-    live = sum(peer.index in u3 for peer in shared.peers)
-    if live < shared.threshold:
-        raise _Objection(DeclineReason.SURVIVORS_UNSOUND, f"only {live} neighbours survive")
+    shared = state.holding.shared
+    base, roster = shared.base, shared.roster
+    by_quorum = base.plan.consistency is Consistency.QUORUM
+    if by_quorum and roster.index not in committee_of(base.context, roster.root, roster.size, roster.committee):
+        raise RemoteProtocolError("survivors to endorse, by a device that is not on the committee")
+    u3 = require_sound_survivors(base.plan, base.context, roster, state.holding.sharers, survivors)
+    if not by_quorum:
+        return _answer(state, survivors, u3)
+    digest = survivors_digest(survivors)
+    signature = Signature(environment.sign(client.endorsement(base.context, digest)))
+    message = Endorsement(base.plan.rid, digest, signature)
+    return Endorsed(state, survivors, message), (Send(message),)
+
+
+def _quorum(environment: Environment, state: State, message: Quorum, now: float) -> Step:
+    survivors = Survivors(message.rid, message.root, message.sharers, message.survivors)
+    if isinstance(state, Endorsed | Answered):
+        _require_same(state, survivors)
+    if isinstance(state, Answered):
+        return _repeat(state)
+    reported = state.reported if isinstance(state, Endorsed) else state
+    if not isinstance(reported, Reported):
+        raise RemoteProtocolError("a quorum before this device's masked input")
+    shared = reported.holding.shared
+    base, roster = shared.base, shared.roster
+    if base.plan.consistency is not Consistency.QUORUM:
+        raise RemoteProtocolError("a quorum in a round that needs none")
+    u3 = require_sound_survivors(base.plan, base.context, roster, reported.holding.sharers, survivors)
+    require_quorum(base.context, environment.device_id, roster, survivors, message, _verifier(environment, now))
+    return _answer(reported, survivors, u3)
+
+
+def _require_same(state: Endorsed | Answered, survivors: Survivors) -> None:
+    if survivors != state.survivors:
+        raise RemoteProtocolError(
+            "a second, different set of survivors: an attempt to learn both secrets of one device"
+        )
+
+
+def _answer(state: Reported, survivors: Survivors, u3: frozenset[int]) -> Step:
+    holding = state.holding
     indices = tuple(sorted(holding.shares))
     # Of a survivor the self seed's share, of the gone the mask key's: never both of one device.
     shares = b"".join(holding.shares[i][0] if i in u3 else holding.shares[i][1] for i in indices)
-    message = UnmaskingShares(plan.rid, survivors_digest(survivors), indices, shares)
+    message = UnmaskingShares(holding.shared.base.plan.rid, survivors_digest(survivors), indices, shares)
     return Answered(state, survivors, message), (Send(message),)
 
 

@@ -51,6 +51,7 @@ from edge_sdk.protocol.messages import (
     Outcome,
     Plan,
     Pull,
+    Quorum,
     Receipt,
     Rejection,
     Roster,
@@ -367,7 +368,7 @@ class DeviceAgent:
         match message:
             case Plan():
                 self._planned(message, frame.body, now)
-            case Roster() | ShareDelivery() | Survivors() | Receipt() | Outcome():
+            case Roster() | ShareDelivery() | Survivors() | Quorum() | Receipt() | Outcome():
                 if message.rid == session.round_id(self._state):
                     self._apply(session.Received(message), now, frame.body)
             case Rejection():

@@ -13,12 +13,12 @@ from edge_sdk.errors import StoreError
 from edge_sdk.privacy.accounting import Release
 from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol import codec, session
-from edge_sdk.protocol.messages import Digest, Outcome, Plan, Receipt, Roster, ShareDelivery, Survivors
+from edge_sdk.protocol.messages import Digest, Outcome, Plan, Quorum, Receipt, Roster, ShareDelivery, Survivors
 from edge_sdk.protocol.policy import Spending
 from edge_sdk.runtime.device_store import JournalEntry
 from edge_sdk.secagg import suite
 
-_RECEIVED = {kind.__name__: kind for kind in (Roster, ShareDelivery, Survivors, Receipt, Outcome)}
+_RECEIVED = {kind.__name__: kind for kind in (Roster, ShareDelivery, Survivors, Quorum, Receipt, Outcome)}
 
 
 def from_event(event: session.Event, body: bytes) -> tuple[str, bytes]:

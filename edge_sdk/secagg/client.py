@@ -22,9 +22,12 @@ from edge_sdk.secagg.keys import KEY_BYTES, KeyPair
 from edge_sdk.secagg.suite import Stream, derive, digest, hkdf, label
 
 SECRET_BYTES = 32
-BOX_BYTES = 2 * SECRET_BYTES + 16
+SHARE_BYTES = SECRET_BYTES
+BOX_BYTES = 2 * SHARE_BYTES + 16
 _NONCE = bytes(12)  # every box has a key of its own, used once
 _ADVERTISEMENT = label("advertise-keys")
+_STATEMENT = label("masked-input")
+_ENDORSEMENT = label("endorsement")
 _COMMITMENT = label("self-seed")
 _SHARE = label("share")
 _MASK = label("mask")
@@ -66,6 +69,16 @@ def round_keys(entropy: bytes) -> RoundKeys:
 def advertisement(ctx: bytes, channel_public: bytes, mask_public: bytes) -> bytes:
     """Return the bytes that a device signs with its identity key at advertise_keys."""
     return _ADVERTISEMENT + ctx + channel_public + mask_public
+
+
+def statement(ctx: bytes, root: bytes, index: int, sharers_digest: bytes) -> bytes:
+    """Return the bytes that a device signs with its identity key to say for which U2 it masked."""
+    return _STATEMENT + ctx + root + _u32(index) + sharers_digest
+
+
+def endorsement(ctx: bytes, survivors_digest: bytes) -> bytes:
+    """Return the bytes that a member of the committee signs with its identity key at stage 5a."""
+    return _ENDORSEMENT + ctx + survivors_digest
 
 
 def roster_leaf(
@@ -152,7 +165,7 @@ def mask(
     keys: RoundKeys,
     ctx: bytes,
     root: bytes,
-    survivors_digest: bytes,
+    sharers_digest: bytes,
     index: int,
     peers: Iterable[Peer],
 ) -> modular.Words:
@@ -162,26 +175,26 @@ def mask(
     this device's index is the lower one.
 
     Args:
-        survivors_digest: H(U2), so that masks of devices shown different U2 do not cancel.
+        sharers_digest: H(U2), so that masks of devices shown different U2 do not cancel.
         peers: the neighbours that are in U2.
     """
     masked = vector.astype(modular.work_dtype(bits))
     masks = [(self_seed, 1)]
     for peer in peers:
         secret = keys.mask.agree(peer.mask_public)
-        masks.append(pairwise_mask(secret, ctx, root, survivors_digest, index, peer.index))
+        masks.append(pairwise_mask(secret, ctx, root, sharers_digest, index, peer.index))
     modular.add_masks(masked, masks)
     return modular.reduce(masked, bits)
 
 
 def pairwise_mask(
-    secret: bytes, ctx: bytes, root: bytes, survivors_digest: bytes, index: int, peer_index: int
+    secret: bytes, ctx: bytes, root: bytes, sharers_digest: bytes, index: int, peer_index: int
 ) -> tuple[bytes, int]:
     """Return the seed of the mask between two devices and the sign with which device `index` adds it."""
     if index == peer_index:
         raise LocalProtocolError(f"device {index} has no mask with itself")
     low, high = min(index, peer_index), max(index, peer_index)
-    seed = hkdf(secret, salt=ctx, info=_MASK + root + survivors_digest + _u32(low) + _u32(high))
+    seed = hkdf(secret, salt=ctx, info=_MASK + root + sharers_digest + _u32(low) + _u32(high))
     return seed, 1 if index == low else -1
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import LocalProtocolError, PrivacyError
+from edge_sdk.secagg.chances import check_shares, count, hypergeometric
 from edge_sdk.secagg.suite import Stream
 
 COMPLETE_BELOW = 50
@@ -28,8 +29,6 @@ SECURITY_BITS = 40
 
 CORRECTNESS_BITS = 20
 """A round fails though no more dropped out than planned for with a chance of at most 2^-20."""
-
-_ROUNDING = 1e-9  # so that .05 * 200 counts as 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +73,21 @@ def parameters(
         raise PrivacyError(
             f"a round of {size} devices cannot be masked", hint=f"choose cohorts of 2 to {LARGEST_ROSTER} devices"
         )
-    _check_shares(corrupt_share, dropout_share)
+    check_shares(corrupt_share, dropout_share)
     if not (1 <= security_bits <= 128 and 1 <= correctness_bits <= 128):
         raise PrivacyError(
             f"levels of {security_bits} and {correctness_bits} bits make no graph", hint="choose 1 to 128 bits"
         )
     if size >= COMPLETE_BELOW:
         for degree in range(2, size - 1, 2):
-            lost = _count(corrupt_share, size) + _count(dropout_share, size)
+            lost = count(corrupt_share, size) + count(dropout_share, size)
             if not _is_connected(size, degree, lost, security_bits):
                 continue
-            corrupt_bound = _corrupt_bound(size, degree, corrupt_share, security_bits)
+            corrupt_bound = colluding_neighbours(size, degree, corrupt_share, security_bits)
             threshold = max(2, _minimum_threshold(degree, corrupt_bound, two_survivor_sets))
             if threshold <= _live_bound(size, degree, dropout_share, correctness_bits):
                 return GraphParameters(degree, threshold, corrupt_bound)
-    complete = GraphParameters(size - 1, min(2 * size // 3 + 1, size - 1), _count(corrupt_share, size))
+    complete = GraphParameters(size - 1, min(2 * size // 3 + 1, size - 1), count(corrupt_share, size))
     if complete.threshold < _minimum_threshold(complete.degree, complete.corrupt_bound, two_survivor_sets):
         raise PrivacyError(
             f"no graph over {size} devices withstands a corrupt share of {corrupt_share}",
@@ -112,15 +111,15 @@ def is_sound(
     below the threshold, and that no two survivor sets can both reach it. Whether the round succeeds is
     the coordinator's affair and not checked.
     """
-    _check_shares(corrupt_share, dropout_share)
+    check_shares(corrupt_share, dropout_share)
     if not 2 <= size <= LARGEST_ROSTER or not 1 <= degree <= size - 1 or not 1 <= threshold <= degree:
         return False
     if degree == size - 1:
-        corrupt_bound = _count(corrupt_share, size)
-    elif degree % 2 or not _is_connected(size, degree, _count(corrupt_share, size) + _count(dropout_share, size)):
+        corrupt_bound = count(corrupt_share, size)
+    elif degree % 2 or not _is_connected(size, degree, count(corrupt_share, size) + count(dropout_share, size)):
         return False
     else:
-        corrupt_bound = _corrupt_bound(size, degree, corrupt_share)
+        corrupt_bound = colluding_neighbours(size, degree, corrupt_share)
     return threshold >= _minimum_threshold(degree, corrupt_bound, two_survivor_sets)
 
 
@@ -155,18 +154,6 @@ def _ring(size: int, seed: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     return order, position
 
 
-def _count(share: float, size: int) -> int:
-    return math.floor(share * size + _ROUNDING)
-
-
-def _check_shares(corrupt_share: float, dropout_share: float) -> None:
-    if not (0 <= corrupt_share < 1 and 0 <= dropout_share < 1):
-        raise PrivacyError(
-            f"shares of {corrupt_share} corrupt and {dropout_share} dropped are not both in [0, 1)",
-            hint="give shares such as 0.1",
-        )
-
-
 def _minimum_threshold(degree: int, corrupt_bound: int, two_survivor_sets: bool) -> int:
     """Two disjoint sets of shares reach t only if 2t <= k + t1: corrupt neighbours answer both."""
     return (degree + corrupt_bound) // 2 + 1 if two_survivor_sets else corrupt_bound + 1
@@ -183,34 +170,15 @@ def _is_connected(size: int, degree: int, lost: int, security_bits: int = SECURI
     return log_pairs + log_all_lost < -(security_bits + 1) * math.log(2)
 
 
-def _corrupt_bound(size: int, degree: int, corrupt_share: float, security_bits: int = SECURITY_BITS) -> int:
+def colluding_neighbours(size: int, degree: int, corrupt_share: float, security_bits: int = SECURITY_BITS) -> int:
     """Return the least t1 with P[more than t1 corrupt neighbours] <= 2^-(security_bits + 1) / size."""
-    chances = _hypergeometric(size, _count(corrupt_share, size), degree)
+    chances = hypergeometric(size, count(corrupt_share, size), degree)
     tails = np.cumsum(chances[::-1])[::-1]  # tails[i] = P[at least i]
     return int(np.count_nonzero(tails > 2.0 ** -(security_bits + 1) / size)) - 1
 
 
 def _live_bound(size: int, degree: int, dropout_share: float, correctness_bits: int) -> int:
     """Return the greatest t with P[fewer than t live neighbours] <= 2^-correctness_bits / size."""
-    live = math.ceil((1 - dropout_share) * size - _ROUNDING)
-    below = np.cumsum(_hypergeometric(size, live, degree))  # below[i] = P[at most i]
+    live = size - count(dropout_share, size)
+    below = np.cumsum(hypergeometric(size, live, degree))  # below[i] = P[at most i]
     return int(np.count_nonzero(below <= 2.0**-correctness_bits / size))
-
-
-def _hypergeometric(size: int, marked: int, drawn: int) -> NDArray[np.float64]:
-    """Return P[i marked] for i = 0..drawn, when `drawn` of `size` are drawn and `marked` are marked."""
-    chances = np.zeros(drawn + 1)
-    counts = np.arange(max(0, drawn - (size - marked)), min(drawn, marked) + 1)
-    table = _log_factorials(size)
-    logs = (
-        table[marked] - table[counts] - table[marked - counts]
-        + table[size - marked] - table[drawn - counts] - table[size - marked - drawn + counts]
-        - (table[size] - table[drawn] - table[size - drawn])
-    )  # fmt: skip
-    chances[counts] = np.exp(logs)
-    return chances
-
-
-@lru_cache(maxsize=8)
-def _log_factorials(size: int) -> NDArray[np.float64]:
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])

@@ -39,6 +39,7 @@ cases = st.builds(
     min_reports=st.integers(2, 5),
     seed=st.integers(0, 10_000),
     network=networks,
+    by_quorum=st.booleans(),
     faults=st.lists(faults, max_size=8, unique=True).map(tuple),
 )
 
@@ -59,6 +60,7 @@ def is_explained(view: RoundView) -> bool:
         AbandonReason.TOO_FEW_KEYS,
         AbandonReason.TOO_FEW_SHARES,
         AbandonReason.TOO_FEW_REPORTS,
+        AbandonReason.NO_QUORUM,
         AbandonReason.TOO_FEW_ANSWERS,
     }
     return view.closed_at is not None and view.reason in possible

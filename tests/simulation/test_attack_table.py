@@ -17,6 +17,7 @@ import pytest
 import edge_sdk
 from edge_sdk.errors import RemoteProtocolError
 from edge_sdk.protocol import session
+from edge_sdk.protocol.checks import sharers_digest
 from edge_sdk.protocol.messages import Survivors, UnmaskingShares, bitmap, members
 from edge_sdk.protocol.policy import encoding_of
 from edge_sdk.secagg import client, modular, shamir
@@ -26,7 +27,7 @@ from tests.unit.cohort import Member, Round, planned
 
 VICTIM = 3
 CORRUPT_SHARE = 0.05
-SHARE_BYTES = session.SHARE_BYTES
+SHARE_BYTES = client.SHARE_BYTES
 
 
 class Hostile(Round):
@@ -113,7 +114,7 @@ class Loot:
                 shared,
                 config.context,
                 cohort.root,
-                session.sharers_digest(self.held.survivors.sharers),
+                sharers_digest(self.held.survivors.sharers),
                 VICTIM,
                 neighbour,
             )

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from coordinator.store import tables
 from coordinator.store.database import Database
-from device_sim.script import CrashCoordinator, Reboot, Vanish
+from device_sim.script import STAGES, CrashCoordinator, Reboot, Vanish
 from device_sim.virtual import Network, ProcessDied
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import AbandonReason, Bitmap, Survivors
@@ -103,22 +103,31 @@ def test_device_killed_at_every_commit(folder: Path, when: str, first: int) -> N
     assert killer.commits > 15
 
 
-@pytest.mark.parametrize("delivery", [1, 13, 22, 30, 36, 41])
-def test_coordinator_killed_in_every_phase_of_a_noisy_round_with_dropouts(folder: Path, delivery: int) -> None:
+@pytest.mark.parametrize(
+    ("delivery", "by_quorum"),
+    [
+        *((delivery, False) for delivery in (1, 13, 22, 30, 36, 41)),
+        *((delivery, True) for delivery in (36, 38, 40, 42)),
+    ],
+)
+def test_coordinator_killed_in_every_phase_of_a_noisy_round_with_dropouts(
+    folder: Path, delivery: int, by_quorum: bool
+) -> None:
     faults = (
         Vanish(device_name(1), 1, "masked_input"),
         Reboot(device_name(2), 1, "share_keys"),
         Reboot(device_name(3), 1, "unmasking"),
         CrashCoordinator(delivery),
     )
-    rounds = Case(9, min_reports=4, epsilon=8.0, faults=faults).run(folder)
+    rounds = Case(9, min_reports=4, epsilon=8.0, faults=faults, by_quorum=by_quorum).run(folder)
     assert rounds[-1].phase == "committed"
 
 
-@pytest.mark.parametrize("stage", ["check_in", "advertise_keys", "share_keys", "masked_input", "unmasking"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_device_reboots_at_a_stage(folder: Path, stage: str) -> None:
     faults = tuple(Reboot(device_name(n), 1, stage) for n in range(6))
-    (view,) = Case(6, faults=faults, network=Network(duplicates=0.5)).run(folder)
+    by_quorum = stage == "endorsement"
+    (view,) = Case(6, faults=faults, network=Network(duplicates=0.5), by_quorum=by_quorum).run(folder)
     assert view.phase == "committed"
     assert view.answered == 6
 

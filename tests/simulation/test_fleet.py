@@ -11,6 +11,7 @@ import pytest
 from coordinator.service.tasks import newest_model
 from device_sim.script import Fault, Vanish
 from device_sim.virtual import Network
+from edge_sdk.protocol.messages import AbandonReason, Consistency
 from tests.simulation.world import Case, World, device_name, known_update, task_config
 
 STAGES = ("check_in", "advertise_keys", "share_keys", "masked_input", "unmasking")
@@ -49,10 +50,13 @@ def test_complete_graph_with_dropouts_at_every_stage(folder: Path, epsilon: floa
     assert (view.checked_in, view.advertised, view.shared, view.reported, view.answered) == (19, 18, 17, 16, 15)
 
 
-@pytest.mark.parametrize("epsilon", [math.inf, 8.0])
-def test_sparse_graph_with_dropouts_at_every_stage(folder: Path, epsilon: float) -> None:
+@pytest.mark.parametrize(
+    ("epsilon", "consistency"),
+    [(math.inf, Consistency.THRESHOLD), (8.0, Consistency.THRESHOLD), (8.0, Consistency.QUORUM)],
+)
+def test_sparse_graph_with_dropouts_at_every_stage(folder: Path, epsilon: float, consistency: Consistency) -> None:
     devices = 64
-    config = task_config(devices, min_reports=30, epsilon=epsilon, dropout_share=0.1)
+    config = task_config(devices, min_reports=30, epsilon=epsilon, dropout_share=0.1, consistency=consistency)
     faults = spread_over_stages(devices, 1)
     with World(folder, devices, config=config, faults=faults) as world:
         assert world.run()
@@ -63,13 +67,27 @@ def test_sparse_graph_with_dropouts_at_every_stage(folder: Path, epsilon: float)
     assert (view.checked_in, view.advertised, view.shared, view.reported, view.answered) == (63, 62, 61, 60, 59)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_dropouts_at_one_stage(folder: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "by_quorum"), [*((stage, False) for stage in STAGES), ("endorsement", True), ("unmasking", True)]
+)
+def test_dropouts_at_one_stage(folder: Path, stage: str, by_quorum: bool) -> None:
     faults = tuple(Vanish(device_name(n), 1, stage) for n in range(2))
-    (view,) = Case(12, min_reports=5, faults=faults).run(folder)
+    (view,) = Case(12, min_reports=5, faults=faults, by_quorum=by_quorum).run(folder)
     assert view.phase == "committed"
 
 
-def test_two_rounds_over_a_poor_network(folder: Path) -> None:
-    rounds = Case(10, rounds=2, seed=4, network=Network(latency_s=0.5, loss=0.1, duplicates=0.2)).run(folder)
+def test_a_committee_of_which_too_few_are_left_ends_the_round(folder: Path) -> None:
+    """Nothing was revealed for it: nobody answers without a quorum."""
+    faults = tuple(Vanish(device_name(n), 1, "endorsement") for n in range(20))
+    with Case(20, min_reports=5, faults=faults, by_quorum=True).world(folder) as world:
+        assert world.run()
+        assert [view.reason for view in world.rounds] == [AbandonReason.NO_QUORUM, AbandonReason.NONE]
+        first = next(iter(world.witness.survivors))
+        assert not world.witness.answers[first]
+
+
+@pytest.mark.parametrize("by_quorum", [False, True])
+def test_two_rounds_over_a_poor_network(folder: Path, by_quorum: bool) -> None:
+    network = Network(latency_s=0.5, loss=0.1, duplicates=0.2)
+    rounds = Case(10, rounds=2, seed=4, network=network, by_quorum=by_quorum).run(folder)
     assert [view.phase for view in rounds].count("committed") == 2

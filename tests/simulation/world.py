@@ -33,18 +33,21 @@ from device_sim.script import Fault
 from device_sim.virtual import Network, VirtualFleet
 from edge_sdk.identity import Identity, Role
 from edge_sdk.protocol import codec, topics
+from edge_sdk.protocol.checks import survivors_digest
 from edge_sdk.protocol.messages import (
     AbandonReason,
     BlobRef,
+    Consistency,
     Digest,
+    Endorsement,
     MaskedInput,
+    Quorum,
     Survivors,
     TaskState,
     UnmaskingShares,
     members,
 )
 from edge_sdk.protocol.policy import DevicePolicy
-from edge_sdk.protocol.session import survivors_digest
 from edge_sdk.runtime.agent import Bundle, DeviceAgent, Learner, Pace, TrainingJob
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore
@@ -130,6 +133,7 @@ def task_config(
     dimension: int = DIMENSION,
     participation_cap: int = 0,
     dropout_share: float = 0.3,
+    consistency: Consistency = Consistency.THRESHOLD,
 ) -> TaskConfig:
     """A task whose cohort is the whole fleet; `min_reports` 0 stands for half of it."""
     floor = min_reports or max(2, devices // 2)
@@ -140,6 +144,7 @@ def task_config(
         participation_cap=participation_cap or rounds + 10,
         corrupt_share=0.05,
         dropout_share=dropout_share,
+        consistency=consistency,
     )
     return TaskConfig(
         task="task",
@@ -167,6 +172,7 @@ class Witness:
         inputs: by device, the digest of the masked input of each round that left it.
         answers: by round and device, the one answer that left it.
         survivors: by round, the one set that was published.
+        endorsements: by round and device, the one endorsement that left it.
         frames: how many frames of each kind were sent.
     """
 
@@ -175,6 +181,7 @@ class Witness:
         self.inputs: dict[str, dict[bytes, bytes]] = defaultdict(dict)
         self.answers: dict[bytes, dict[str, UnmaskingShares]] = defaultdict(dict)
         self.survivors: dict[bytes, Survivors] = {}
+        self.endorsements: dict[bytes, dict[str, Endorsement]] = defaultdict(dict)
         self.frames: Counter[str] = Counter()
         self._plain: dict[tuple[bytes, int], modular.Words] = {}
 
@@ -184,7 +191,7 @@ class Witness:
             return
         kind = codec.KINDS[payload[3]]
         self.frames[kind.__name__] += 1
-        if kind not in (MaskedInput, UnmaskingShares, Survivors):
+        if kind not in (MaskedInput, UnmaskingShares, Survivors, Quorum, Endorsement):
             return
         frame = codec.read_frame(payload)
         message = codec.decode(frame.kind, frame.body)
@@ -196,9 +203,13 @@ class Witness:
             case UnmaskingShares():
                 first = self.answers[message.rid].setdefault(device_id, message)
                 assert first == message, f"{device_id} gave two answers in one round"
-            case Survivors():
-                published = self.survivors.setdefault(message.rid, message)
-                assert published == message, "two survivor sets were published in one round"
+            case Endorsement():
+                endorsed = self.endorsements[message.rid].setdefault(device_id, message)
+                assert endorsed == message, f"{device_id} endorsed two sets in one round"
+            case Survivors() | Quorum():
+                shown = Survivors(message.rid, message.root, message.sharers, message.survivors)
+                published = self.survivors.setdefault(message.rid, shown)
+                assert published == shown, "two survivor sets were published in one round"
             case _:
                 raise AssertionError(message)
 
@@ -376,10 +387,17 @@ class Case:
     seed: int = 1
     network: Network = NO_NETWORK_TROUBLE
     faults: tuple[Fault, ...] = ()
+    by_quorum: bool = False
 
     def world(self, folder: Path) -> World:
         epsilon = math.inf if self.epsilon is None else self.epsilon
-        config = task_config(self.devices, rounds=self.rounds, epsilon=epsilon, min_reports=self.min_reports)
+        config = task_config(
+            self.devices,
+            rounds=self.rounds,
+            epsilon=epsilon,
+            min_reports=self.min_reports,
+            consistency=Consistency.QUORUM if self.by_quorum else Consistency.THRESHOLD,
+        )
         policy = DevicePolicy(min_reports=2, epsilon_at_most=epsilon + 1)
         return World(
             folder,

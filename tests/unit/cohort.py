@@ -12,6 +12,7 @@ from coordinator.rounds import closing, events, outbox, transitions
 from coordinator.rounds.events import CheckedIn, From
 from coordinator.rounds.states import (
     Cohort,
+    Endorsing,
     Entry,
     Pacing,
     Releasing,
@@ -28,11 +29,14 @@ from edge_sdk.protocol import codec, session
 from edge_sdk.protocol.messages import (
     AdvertiseKeys,
     BlobRef,
+    Consistency,
     Digest,
+    Endorsement,
     MaskedInput,
     Message,
     Plan,
     PublicKey,
+    Quorum,
     Roster,
     RoundId,
     ShareDelivery,
@@ -61,7 +65,7 @@ PLAN = Plan(
     min_reports=4,
     corrupt_share=0.05,
     dropout_share=0.3,
-    two_survivor_sets=True,
+    consistency=Consistency.THRESHOLD,
     dimension=20,
     bits=16,
     mechanism=Mechanism.SKELLAM,
@@ -170,7 +174,7 @@ class Round:
         state = self.state
         if isinstance(state, Releasing):
             state = state.unmasking
-        assert isinstance(state, Sharing | Reporting | Unmasking)
+        assert isinstance(state, Sharing | Reporting | Endorsing | Unmasking)
         return state.cohort
 
     def tell(self, name: str, message: events.StageMessage, now: float = NOW) -> tuple[events.Effect, ...]:
@@ -209,10 +213,20 @@ class Round:
         names = self.members if who is None else who
         return {name: said(self.members[name].hears(self.delivery(name)), MaskedInput) for name in names}
 
+    def endorse(self) -> dict[str, Endorsement]:
+        """Stage 5a: those of the committee who reported hear of U3."""
+        assert isinstance(self.state, Endorsing)
+        names = [device_name(index) for index in sorted(self.cohort.committee & self.state.reported.keys())]
+        return {name: said(self.members[name].hears(self.survivors), Endorsement) for name in names}
+
     def answer(self, who: Iterable[str] | None = None) -> dict[str, UnmaskingShares]:
-        """Stage 6: members hear of U3."""
+        """Stage 6: members hear of U3, with a quorum where the plan asks for one."""
         names = self.members if who is None else who
-        return {name: said(self.members[name].hears(self.survivors), UnmaskingShares) for name in names}
+        by_quorum = self.plan.consistency is Consistency.QUORUM
+        return {
+            name: said(self.members[name].hears(self.quorum(name) if by_quorum else self.survivors), UnmaskingShares)
+            for name in names
+        }
 
     def until_advertised(self) -> Round:
         self.select()
@@ -239,6 +253,12 @@ class Round:
             self.tick(self.state.opened_at + self.config.pacing.report_timeout_s)
         return self
 
+    def until_endorsed(self, who: Iterable[str] | None = None) -> Round:
+        self.until_reported(who)
+        for name, message in self.endorse().items():
+            self.tell(name, message)
+        return self
+
     def total(self) -> modular.Words:
         """The sum of the masked vectors."""
         total = np.zeros(encoding_of(self.plan).length, modular.work_dtype(self.plan.bits))
@@ -259,8 +279,13 @@ class Round:
     @property
     def survivors(self) -> Survivors:
         state = self.state.unmasking if isinstance(self.state, Releasing) else self.state
-        assert isinstance(state, Unmasking)
+        assert isinstance(state, Endorsing | Unmasking)
         return state.survivors
+
+    def quorum(self, name: str) -> Quorum:
+        state = self.state.unmasking if isinstance(self.state, Releasing) else self.state
+        assert isinstance(state, Unmasking)
+        return outbox.quorum_for(state, self.index(name))
 
     # ---- what a hostile one may say
 

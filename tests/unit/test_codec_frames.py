@@ -56,12 +56,14 @@ def test_kind_numbers_are_those_of_the_wire_for_ever() -> None:
         (7, "Receipt"),
         (8, "Outcome"),
         (9, "Large"),
+        (10, "Quorum"),
         (32, "CheckIn"),
         (33, "AdvertiseKeys"),
         (34, "ShareKeys"),
         (35, "MaskedInput"),
         (36, "UnmaskingShares"),
         (37, "Decline"),
+        (38, "Endorsement"),
         (64, "Pull"),
     ]
 
@@ -99,7 +101,7 @@ def edited(offset: int, value: bytes) -> bytes:
         (edited(2, b"\x00"), "version 0"),
         (edited(2, b"\x02"), "version 2"),
         (edited(3, b"\x00"), "unknown message kind"),
-        (edited(3, b"\x0a"), "unknown message kind"),
+        (edited(3, b"\x0b"), "unknown message kind"),
         (edited(3, b"\xff"), "unknown message kind"),
         (edited(6, b"\x01\x00"), "reserved"),
         (edited(4, b"\x01\x10"), "certificate of 4097"),

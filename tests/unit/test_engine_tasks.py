@@ -21,6 +21,7 @@ from edge_sdk.protocol.messages import (
     AbandonReason,
     Announcement,
     CheckIn,
+    Consistency,
     Decline,
     DeclineReason,
     DeviceId,
@@ -260,6 +261,6 @@ def test_the_plan_promises_what_the_task_does(desk: Desk) -> None:
     assert isinstance(plan, Plan)
     config = desk.world.config
     assert (plan.goal_count, plan.min_reports, plan.dimension) == (5, 2, config.dimension)
-    assert plan.two_survivor_sets
+    assert plan.consistency is Consistency.THRESHOLD
     assert plan.expires_after_s > config.pacing.report_timeout_s
     assert plan.rid == desk.rid

@@ -41,7 +41,6 @@ def test_a_plan_that_keeps_every_promise_is_followed() -> None:
         (planned(suite=2), DeclineReason.SUITE_UNSUPPORTED),
         (planned(min_reports=3), DeclineReason.COHORT_TOO_SMALL),
         (planned(corrupt_share=0.04), DeclineReason.COHORT_TOO_SMALL),
-        (planned(two_survivor_sets=False), DeclineReason.COHORT_TOO_SMALL),
         (planned(mechanism=Mechanism.NONE), DeclineReason.NOISE_TOO_SMALL),
         (planned(device_variance=0), DeclineReason.NOISE_TOO_SMALL),
         (planned(device_variance=100), DeclineReason.EPSILON_TOO_LARGE),

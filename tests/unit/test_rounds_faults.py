@@ -196,12 +196,14 @@ def test_a_masked_input_of_one_who_did_not_share_is_refused() -> None:
 def test_a_masked_input_offered_at_the_wrong_stage_is_refused() -> None:
     held = Round(SIZE).until_advertised()
     message = MaskedInput(PLAN.rid, BlobRef(Digest(bytes(32)), 40), b"")
-    assert transitions.refusal_of_input(held.state, ME, message) == (Refuse(ME, Fault.WRONG_STAGE),)
+    assert transitions.refusal_of_input(held.state, ME, message, NOW, verify_device) == (Refuse(ME, Fault.WRONG_STAGE),)
     for known in (held, Round(SIZE).until_shared(), Round(SIZE).until_reported()):
-        said = transitions.refusal_of_input(known.state, STRANGER, message)
+        said = transitions.refusal_of_input(known.state, STRANGER, message, NOW, verify_device)
         assert said[0] == Refuse(STRANGER, Fault.NOT_SELECTED)
     wrong_round = replace(message, rid=RoundId(bytes(16)))
-    assert transitions.refusal_of_input(held.state, ME, wrong_round) == (Refuse(ME, Fault.WRONG_ROUND),)
+    assert transitions.refusal_of_input(held.state, ME, wrong_round, NOW, verify_device) == (
+        Refuse(ME, Fault.WRONG_ROUND),
+    )
 
 
 def test_after_reporting_a_masked_input_is_late_or_brings_the_survivors() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edge_sdk.protocol import session
+from edge_sdk.protocol.checks import survivors_digest
 from edge_sdk.protocol.limits import INLINE_UPDATE_MAX_BYTES
 from edge_sdk.protocol.messages import (
     AbandonReason,
@@ -273,7 +274,7 @@ def test_states_do_not_print_their_secrets() -> None:
 def test_answers_name_the_set_that_they_answer() -> None:
     held = Round(SIZE).until_reported()
     answers = held.answer()
-    assert {a.survivors_digest for a in answers.values()} == {session.survivors_digest(held.survivors)}
+    assert {a.survivors_digest for a in answers.values()} == {survivors_digest(held.survivors)}
     assert all(len(a.shares) == 32 * (SIZE - 1) for a in answers.values())
 
 

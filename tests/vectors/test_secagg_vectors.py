@@ -21,7 +21,9 @@ from coordinator.secagg.rebuilding import Owner, rebuild_all
 from coordinator.secagg.unmasking import Dropped, Masking, unmask
 from coordinator.secagg.work import HERE
 from edge_sdk import errors
-from edge_sdk.secagg import client, graph, keys, merkle, modular, shamir, suite
+from edge_sdk.protocol import checks
+from edge_sdk.protocol.messages import Bitmap, Digest, RoundId, Survivors
+from edge_sdk.secagg import client, graph, keys, merkle, modular, quorum, shamir, suite
 from edge_sdk.signing import sign_raw
 
 FOLDER = Path(__file__).parent
@@ -93,6 +95,20 @@ def _rebuild_key(i: Inputs) -> str:
 def _parameters(i: Inputs) -> list[int]:
     found = graph.parameters(i["size"], i["corrupt"], i["dropout"], i["two_sets"])
     return [found.degree, found.threshold, found.corrupt_bound]
+
+
+def _quorum_parameters(i: Inputs) -> list[int]:
+    found = quorum.parameters(i["size"], i["corrupt"], i["dropout"])
+    return [found.graph.degree, found.graph.threshold, found.committee, found.quorum]
+
+
+def _sharers_digest(i: Inputs) -> bytes:
+    return checks.sharers_digest(Bitmap(_b(i["sharers"])))
+
+
+def _survivors(i: Inputs) -> Survivors:
+    sharers, survivors = (Bitmap(_b(i[name])) for name in ("sharers", "survivors"))
+    return Survivors(RoundId(_b(i["rid"])), Digest(_b(i["root"])), sharers, survivors)
 
 
 def _seal(i: Inputs) -> Inputs:
@@ -242,6 +258,14 @@ OPERATIONS: dict[str, Callable[[Inputs], Any]] = {
     ),
     "permutation": lambda i: graph.permutation(i["size"], _b(i["seed"])).tolist(),
     "neighbours": lambda i: list(graph.neighbours(i["size"], i["degree"], i["index"], _b(i["seed"]))),
+    "quorum_parameters": _quorum_parameters,
+    "quorum_is_sound": lambda i: quorum.is_sound(i["size"], i["committee"], i["quorum"], i["corrupt"]),
+    "committee": lambda i: sorted(checks.committee_of(_b(i["ctx"]), _b(i["root"]), i["size"], i["committee"])),
+    "holds_together": lambda i: quorum.holds_together(
+        i["size"], i["degree"], frozenset(i["survivors"]), i["corrupt"], checks.graph_seed(_b(i["ctx"]), _b(i["root"]))
+    ),
+    "statement": lambda i: client.statement(_b(i["ctx"]), _b(i["root"]), i["index"], _sharers_digest(i)).hex(),
+    "endorsement": lambda i: client.endorsement(_b(i["ctx"]), checks.survivors_digest(_survivors(i))).hex(),
     "merkle_root": lambda i: merkle.root([_b(leaf) for leaf in i["leaves"]]).hex(),
     "merkle_proofs": lambda i: [
         [node.hex() for node in proof] for proof in merkle.proofs([_b(leaf) for leaf in i["leaves"]])
@@ -374,6 +398,39 @@ def _graph_cases() -> Iterator[Case]:
         yield "neighbours", {"size": 20, "degree": degree, "index": index, "seed": seed}
 
 
+def _quorum_cases() -> Iterator[Case]:
+    for size, corrupt, dropout in (
+        (2, 0.0, 0.1), (10, 0.1, 0.2), (49, 0.1, 0.3), (50, 0.05, 0.1), (200, 0.1, 0.2), (1000, 0.1, 0.1),
+        (1000, 0.1, 0.3), (10_000, 0.05, 0.2), (200, 0.2, 0.45), (1, 0.0, 0.1),
+    ):  # fmt: skip
+        yield "quorum_parameters", {"size": size, "corrupt": corrupt, "dropout": dropout}
+    sound = {"size": 1000, "committee": 81, "quorum": 59, "corrupt": 0.1}
+    for change in (
+        {}, {"quorum": 58}, {"quorum": 81}, {"quorum": 82}, {"committee": 82}, {"committee": 83}, {"corrupt": 0.2},
+        {"committee": 0, "quorum": 0}, {"committee": 1000, "quorum": 551}, {"committee": 1000, "quorum": 550},
+        {"committee": 1001, "quorum": 900}, {"committee": 1, "quorum": 1},
+    ):  # fmt: skip
+        yield "quorum_is_sound", sound | change
+    place = {"ctx": CTX, "root": ROOT}
+    for committee in (0, 1, 7, 20):
+        yield "committee", place | {"size": 20, "committee": committee}
+    order = graph.permutation(60, checks.graph_seed(_b(CTX), _b(ROOT))).tolist()
+    gaps: list[list[int]] = [
+        [],
+        order[:8],
+        order[:8] + order[30:38],
+        order[:8] + order[34:38],
+        order[:8] + order[31:36],
+    ]
+    for gone in gaps:
+        alive = [index for index in range(60) if index not in gone]
+        yield "holds_together", place | {"size": 60, "degree": 16, "survivors": alive, "corrupt": 0.05}
+    yield "holds_together", place | {"size": 9, "degree": 8, "survivors": [1, 2], "corrupt": 0.05}
+    sets = {"sharers": "ff03", "survivors": "fb03"}
+    yield "statement", place | {"index": 258, "sharers": sets["sharers"]}
+    yield "endorsement", place | sets | {"rid": octets("rid", 16)}
+
+
 def _merkle_cases() -> Iterator[Case]:
     for size in (1, 2, 3, 5, 7, 8):
         yield "merkle_root", {"leaves": [octets(f"leaf {n}", n) for n in range(size)]}
@@ -448,6 +505,10 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
         _shamir_cases,
     ),
     "secagg_graph.json": ("Degree, threshold, soundness and neighbours.", _graph_cases),
+    "secagg_quorum.json": (
+        "Committees, the ring that survivors hold together, and what is signed for a quorum.",
+        _quorum_cases,
+    ),
     "secagg_merkle.json": ("Merkle roots and audit paths.", _merkle_cases),
     "secagg_stages.json": ("A device's stages, and whole rounds with dropouts.", _stage_cases),
 }

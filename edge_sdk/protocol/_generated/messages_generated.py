@@ -659,11 +659,11 @@ class Plan(object):
         return 0.0
 
     # Plan
-    def TwoSurvivorSets(self):
+    def Consistency(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(26))
         if o != 0:
-            return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
-        return False
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, o + self._tab.Pos)
+        return 0
 
     # Plan
     def Dimension(self):
@@ -837,8 +837,8 @@ def PlanAddCorruptShare(builder, corruptShare):
 def PlanAddDropoutShare(builder, dropoutShare):
     builder.PrependFloat64Slot(10, dropoutShare, 0.0)
 
-def PlanAddTwoSurvivorSets(builder, twoSurvivorSets):
-    builder.PrependBoolSlot(11, twoSurvivorSets, 0)
+def PlanAddConsistency(builder, consistency):
+    builder.PrependUint8Slot(11, consistency, 0)
 
 def PlanAddDimension(builder, dimension):
     builder.PrependUint32Slot(12, dimension, 0)
@@ -922,7 +922,7 @@ class PlanT(object):
         minReports = 0,
         corruptShare = 0.0,
         dropoutShare = 0.0,
-        twoSurvivorSets = False,
+        consistency = 0,
         dimension = 0,
         bits = 0,
         mechanism = 0,
@@ -954,7 +954,7 @@ class PlanT(object):
         self.minReports = minReports  # type: int
         self.corruptShare = corruptShare  # type: float
         self.dropoutShare = dropoutShare  # type: float
-        self.twoSurvivorSets = twoSurvivorSets  # type: bool
+        self.consistency = consistency  # type: int
         self.dimension = dimension  # type: int
         self.bits = bits  # type: int
         self.mechanism = mechanism  # type: int
@@ -1015,7 +1015,7 @@ class PlanT(object):
         self.minReports = plan.MinReports()
         self.corruptShare = plan.CorruptShare()
         self.dropoutShare = plan.DropoutShare()
-        self.twoSurvivorSets = plan.TwoSurvivorSets()
+        self.consistency = plan.Consistency()
         self.dimension = plan.Dimension()
         self.bits = plan.Bits()
         self.mechanism = plan.Mechanism()
@@ -1068,7 +1068,7 @@ class PlanT(object):
         PlanAddMinReports(builder, self.minReports)
         PlanAddCorruptShare(builder, self.corruptShare)
         PlanAddDropoutShare(builder, self.dropoutShare)
-        PlanAddTwoSurvivorSets(builder, self.twoSurvivorSets)
+        PlanAddConsistency(builder, self.consistency)
         PlanAddDimension(builder, self.dimension)
         PlanAddBits(builder, self.bits)
         PlanAddMechanism(builder, self.mechanism)
@@ -1711,8 +1711,22 @@ class Roster(object):
             return obj
         return None
 
+    # Roster
+    def Committee(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(20))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
+        return 0
+
+    # Roster
+    def Quorum(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(22))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
+        return 0
+
 def RosterStart(builder):
-    builder.StartObject(8)
+    builder.StartObject(10)
 
 def RosterAddRid(builder, rid):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(rid), 0)
@@ -1747,6 +1761,12 @@ def RosterStartProofVector(builder, numElems):
 def RosterAddNeighbours(builder, neighbours):
     builder.PrependUOffsetTRelativeSlot(7, flatbuffers.number_types.UOffsetTFlags.py_type(neighbours), 0)
 
+def RosterAddCommittee(builder, committee):
+    builder.PrependUint32Slot(8, committee, 0)
+
+def RosterAddQuorum(builder, quorum):
+    builder.PrependUint32Slot(9, quorum, 0)
+
 def RosterEnd(builder):
     return builder.EndObject()
 
@@ -1769,6 +1789,8 @@ class RosterT(object):
         threshold = 0,
         proof = None,
         neighbours = None,
+        committee = 0,
+        quorum = 0,
     ):
         self.rid = rid  # type: Optional[List[int]]
         self.root = root  # type: Optional[List[int]]
@@ -1778,6 +1800,8 @@ class RosterT(object):
         self.threshold = threshold  # type: int
         self.proof = proof  # type: Optional[List[int]]
         self.neighbours = neighbours  # type: Optional[NeighboursT]
+        self.committee = committee  # type: int
+        self.quorum = quorum  # type: int
 
     @classmethod
     def InitFromBuf(cls, buf, pos):
@@ -1827,6 +1851,8 @@ class RosterT(object):
                 self.proof = roster.ProofAsNumpy()
         if roster.Neighbours() is not None:
             self.neighbours = NeighboursT.InitFromObj(roster.Neighbours())
+        self.committee = roster.Committee()
+        self.quorum = roster.Quorum()
 
     # RosterT
     def Pack(self, builder):
@@ -1869,6 +1895,8 @@ class RosterT(object):
             RosterAddProof(builder, proof)
         if self.neighbours is not None:
             RosterAddNeighbours(builder, neighbours)
+        RosterAddCommittee(builder, self.committee)
+        RosterAddQuorum(builder, self.quorum)
         roster = RosterEnd(builder)
         return roster
 
@@ -2419,6 +2447,457 @@ class SurvivorsT(object):
             SurvivorsAddSurvivors(builder, survivors)
         survivors = SurvivorsEnd(builder)
         return survivors
+
+
+class Quorum(object):
+    __slots__ = ['_tab']
+
+    @classmethod
+    def GetRootAs(cls, buf, offset=0):
+        n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, offset)
+        x = Quorum()
+        x.Init(buf, n + offset)
+        return x
+
+    @classmethod
+    def GetRootAsQuorum(cls, buf, offset=0):
+        """This method is deprecated. Please switch to GetRootAs."""
+        return cls.GetRootAs(buf, offset)
+    # Quorum
+    def Init(self, buf, pos):
+        self._tab = flatbuffers.table.Table(buf, pos)
+
+    # Quorum
+    def Rid(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Quorum
+    def RidAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Quorum
+    def RidLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Quorum
+    def RidIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        return o == 0
+
+    # Quorum
+    def Root(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Quorum
+    def RootAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Quorum
+    def RootLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Quorum
+    def RootIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        return o == 0
+
+    # Quorum
+    def Sharers(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Quorum
+    def SharersAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Quorum
+    def SharersLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Quorum
+    def SharersIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        return o == 0
+
+    # Quorum
+    def Survivors(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Quorum
+    def SurvivorsAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Quorum
+    def SurvivorsLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Quorum
+    def SurvivorsIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        return o == 0
+
+    # Quorum
+    def Members(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
+        if o != 0:
+            x = self._tab.Indirect(o + self._tab.Pos)
+            obj = Neighbours()
+            obj.Init(self._tab.Bytes, x)
+            return obj
+        return None
+
+    # Quorum
+    def Endorsements(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Quorum
+    def EndorsementsAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Quorum
+    def EndorsementsLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Quorum
+    def EndorsementsIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
+        return o == 0
+
+    # Quorum
+    def Indices(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 4))
+        return 0
+
+    # Quorum
+    def IndicesAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint32Flags, o)
+        return 0
+
+    # Quorum
+    def IndicesLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Quorum
+    def IndicesIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
+        return o == 0
+
+    # Quorum
+    def Statements(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Quorum
+    def StatementsAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Quorum
+    def StatementsLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Quorum
+    def StatementsIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
+        return o == 0
+
+def QuorumStart(builder):
+    builder.StartObject(8)
+
+def QuorumAddRid(builder, rid):
+    builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(rid), 0)
+
+def QuorumStartRidVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def QuorumAddRoot(builder, root):
+    builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(root), 0)
+
+def QuorumStartRootVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def QuorumAddSharers(builder, sharers):
+    builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(sharers), 0)
+
+def QuorumStartSharersVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def QuorumAddSurvivors(builder, survivors):
+    builder.PrependUOffsetTRelativeSlot(3, flatbuffers.number_types.UOffsetTFlags.py_type(survivors), 0)
+
+def QuorumStartSurvivorsVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def QuorumAddMembers(builder, members):
+    builder.PrependUOffsetTRelativeSlot(4, flatbuffers.number_types.UOffsetTFlags.py_type(members), 0)
+
+def QuorumAddEndorsements(builder, endorsements):
+    builder.PrependUOffsetTRelativeSlot(5, flatbuffers.number_types.UOffsetTFlags.py_type(endorsements), 0)
+
+def QuorumStartEndorsementsVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def QuorumAddIndices(builder, indices):
+    builder.PrependUOffsetTRelativeSlot(6, flatbuffers.number_types.UOffsetTFlags.py_type(indices), 0)
+
+def QuorumStartIndicesVector(builder, numElems):
+    return builder.StartVector(4, numElems, 4)
+
+def QuorumAddStatements(builder, statements):
+    builder.PrependUOffsetTRelativeSlot(7, flatbuffers.number_types.UOffsetTFlags.py_type(statements), 0)
+
+def QuorumStartStatementsVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def QuorumEnd(builder):
+    return builder.EndObject()
+
+
+try:
+    from typing import List, Optional
+except:
+    pass
+
+class QuorumT(object):
+
+    # QuorumT
+    def __init__(
+        self,
+        rid = None,
+        root = None,
+        sharers = None,
+        survivors = None,
+        members = None,
+        endorsements = None,
+        indices = None,
+        statements = None,
+    ):
+        self.rid = rid  # type: Optional[List[int]]
+        self.root = root  # type: Optional[List[int]]
+        self.sharers = sharers  # type: Optional[List[int]]
+        self.survivors = survivors  # type: Optional[List[int]]
+        self.members = members  # type: Optional[NeighboursT]
+        self.endorsements = endorsements  # type: Optional[List[int]]
+        self.indices = indices  # type: Optional[List[int]]
+        self.statements = statements  # type: Optional[List[int]]
+
+    @classmethod
+    def InitFromBuf(cls, buf, pos):
+        quorum = Quorum()
+        quorum.Init(buf, pos)
+        return cls.InitFromObj(quorum)
+
+    @classmethod
+    def InitFromPackedBuf(cls, buf, pos=0):
+        n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, pos)
+        return cls.InitFromBuf(buf, pos+n)
+
+    @classmethod
+    def InitFromObj(cls, quorum):
+        x = QuorumT()
+        x._UnPack(quorum)
+        return x
+
+    # QuorumT
+    def _UnPack(self, quorum):
+        if quorum is None:
+            return
+        if not quorum.RidIsNone():
+            if np is None:
+                self.rid = []
+                for i in range(quorum.RidLength()):
+                    self.rid.append(quorum.Rid(i))
+            else:
+                self.rid = quorum.RidAsNumpy()
+        if not quorum.RootIsNone():
+            if np is None:
+                self.root = []
+                for i in range(quorum.RootLength()):
+                    self.root.append(quorum.Root(i))
+            else:
+                self.root = quorum.RootAsNumpy()
+        if not quorum.SharersIsNone():
+            if np is None:
+                self.sharers = []
+                for i in range(quorum.SharersLength()):
+                    self.sharers.append(quorum.Sharers(i))
+            else:
+                self.sharers = quorum.SharersAsNumpy()
+        if not quorum.SurvivorsIsNone():
+            if np is None:
+                self.survivors = []
+                for i in range(quorum.SurvivorsLength()):
+                    self.survivors.append(quorum.Survivors(i))
+            else:
+                self.survivors = quorum.SurvivorsAsNumpy()
+        if quorum.Members() is not None:
+            self.members = NeighboursT.InitFromObj(quorum.Members())
+        if not quorum.EndorsementsIsNone():
+            if np is None:
+                self.endorsements = []
+                for i in range(quorum.EndorsementsLength()):
+                    self.endorsements.append(quorum.Endorsements(i))
+            else:
+                self.endorsements = quorum.EndorsementsAsNumpy()
+        if not quorum.IndicesIsNone():
+            if np is None:
+                self.indices = []
+                for i in range(quorum.IndicesLength()):
+                    self.indices.append(quorum.Indices(i))
+            else:
+                self.indices = quorum.IndicesAsNumpy()
+        if not quorum.StatementsIsNone():
+            if np is None:
+                self.statements = []
+                for i in range(quorum.StatementsLength()):
+                    self.statements.append(quorum.Statements(i))
+            else:
+                self.statements = quorum.StatementsAsNumpy()
+
+    # QuorumT
+    def Pack(self, builder):
+        if self.rid is not None:
+            if np is not None and type(self.rid) is np.ndarray:
+                rid = builder.CreateNumpyVector(self.rid)
+            else:
+                QuorumStartRidVector(builder, len(self.rid))
+                for i in reversed(range(len(self.rid))):
+                    builder.PrependUint8(self.rid[i])
+                rid = builder.EndVector()
+        if self.root is not None:
+            if np is not None and type(self.root) is np.ndarray:
+                root = builder.CreateNumpyVector(self.root)
+            else:
+                QuorumStartRootVector(builder, len(self.root))
+                for i in reversed(range(len(self.root))):
+                    builder.PrependUint8(self.root[i])
+                root = builder.EndVector()
+        if self.sharers is not None:
+            if np is not None and type(self.sharers) is np.ndarray:
+                sharers = builder.CreateNumpyVector(self.sharers)
+            else:
+                QuorumStartSharersVector(builder, len(self.sharers))
+                for i in reversed(range(len(self.sharers))):
+                    builder.PrependUint8(self.sharers[i])
+                sharers = builder.EndVector()
+        if self.survivors is not None:
+            if np is not None and type(self.survivors) is np.ndarray:
+                survivors = builder.CreateNumpyVector(self.survivors)
+            else:
+                QuorumStartSurvivorsVector(builder, len(self.survivors))
+                for i in reversed(range(len(self.survivors))):
+                    builder.PrependUint8(self.survivors[i])
+                survivors = builder.EndVector()
+        if self.members is not None:
+            members = self.members.Pack(builder)
+        if self.endorsements is not None:
+            if np is not None and type(self.endorsements) is np.ndarray:
+                endorsements = builder.CreateNumpyVector(self.endorsements)
+            else:
+                QuorumStartEndorsementsVector(builder, len(self.endorsements))
+                for i in reversed(range(len(self.endorsements))):
+                    builder.PrependUint8(self.endorsements[i])
+                endorsements = builder.EndVector()
+        if self.indices is not None:
+            if np is not None and type(self.indices) is np.ndarray:
+                indices = builder.CreateNumpyVector(self.indices)
+            else:
+                QuorumStartIndicesVector(builder, len(self.indices))
+                for i in reversed(range(len(self.indices))):
+                    builder.PrependUint32(self.indices[i])
+                indices = builder.EndVector()
+        if self.statements is not None:
+            if np is not None and type(self.statements) is np.ndarray:
+                statements = builder.CreateNumpyVector(self.statements)
+            else:
+                QuorumStartStatementsVector(builder, len(self.statements))
+                for i in reversed(range(len(self.statements))):
+                    builder.PrependUint8(self.statements[i])
+                statements = builder.EndVector()
+        QuorumStart(builder)
+        if self.rid is not None:
+            QuorumAddRid(builder, rid)
+        if self.root is not None:
+            QuorumAddRoot(builder, root)
+        if self.sharers is not None:
+            QuorumAddSharers(builder, sharers)
+        if self.survivors is not None:
+            QuorumAddSurvivors(builder, survivors)
+        if self.members is not None:
+            QuorumAddMembers(builder, members)
+        if self.endorsements is not None:
+            QuorumAddEndorsements(builder, endorsements)
+        if self.indices is not None:
+            QuorumAddIndices(builder, indices)
+        if self.statements is not None:
+            QuorumAddStatements(builder, statements)
+        quorum = QuorumEnd(builder)
+        return quorum
 
 
 class Receipt(object):
@@ -3651,8 +4130,35 @@ class MaskedInput(object):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
         return o == 0
 
+    # MaskedInput
+    def Statement(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # MaskedInput
+    def StatementAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # MaskedInput
+    def StatementLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # MaskedInput
+    def StatementIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
+        return o == 0
+
 def MaskedInputStart(builder):
-    builder.StartObject(3)
+    builder.StartObject(4)
 
 def MaskedInputAddRid(builder, rid):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(rid), 0)
@@ -3667,6 +4173,12 @@ def MaskedInputAddInline(builder, inline):
     builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(inline), 0)
 
 def MaskedInputStartInlineVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def MaskedInputAddStatement(builder, statement):
+    builder.PrependUOffsetTRelativeSlot(3, flatbuffers.number_types.UOffsetTFlags.py_type(statement), 0)
+
+def MaskedInputStartStatementVector(builder, numElems):
     return builder.StartVector(1, numElems, 1)
 
 def MaskedInputEnd(builder):
@@ -3686,10 +4198,12 @@ class MaskedInputT(object):
         rid = None,
         vector = None,
         inline = None,
+        statement = None,
     ):
         self.rid = rid  # type: Optional[List[int]]
         self.vector = vector  # type: Optional[BlobRefT]
         self.inline = inline  # type: Optional[List[int]]
+        self.statement = statement  # type: Optional[List[int]]
 
     @classmethod
     def InitFromBuf(cls, buf, pos):
@@ -3728,6 +4242,13 @@ class MaskedInputT(object):
                     self.inline.append(maskedInput.Inline(i))
             else:
                 self.inline = maskedInput.InlineAsNumpy()
+        if not maskedInput.StatementIsNone():
+            if np is None:
+                self.statement = []
+                for i in range(maskedInput.StatementLength()):
+                    self.statement.append(maskedInput.Statement(i))
+            else:
+                self.statement = maskedInput.StatementAsNumpy()
 
     # MaskedInputT
     def Pack(self, builder):
@@ -3749,6 +4270,14 @@ class MaskedInputT(object):
                 for i in reversed(range(len(self.inline))):
                     builder.PrependUint8(self.inline[i])
                 inline = builder.EndVector()
+        if self.statement is not None:
+            if np is not None and type(self.statement) is np.ndarray:
+                statement = builder.CreateNumpyVector(self.statement)
+            else:
+                MaskedInputStartStatementVector(builder, len(self.statement))
+                for i in reversed(range(len(self.statement))):
+                    builder.PrependUint8(self.statement[i])
+                statement = builder.EndVector()
         MaskedInputStart(builder)
         if self.rid is not None:
             MaskedInputAddRid(builder, rid)
@@ -3756,8 +4285,232 @@ class MaskedInputT(object):
             MaskedInputAddVector(builder, vector)
         if self.inline is not None:
             MaskedInputAddInline(builder, inline)
+        if self.statement is not None:
+            MaskedInputAddStatement(builder, statement)
         maskedInput = MaskedInputEnd(builder)
         return maskedInput
+
+
+class Endorsement(object):
+    __slots__ = ['_tab']
+
+    @classmethod
+    def GetRootAs(cls, buf, offset=0):
+        n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, offset)
+        x = Endorsement()
+        x.Init(buf, n + offset)
+        return x
+
+    @classmethod
+    def GetRootAsEndorsement(cls, buf, offset=0):
+        """This method is deprecated. Please switch to GetRootAs."""
+        return cls.GetRootAs(buf, offset)
+    # Endorsement
+    def Init(self, buf, pos):
+        self._tab = flatbuffers.table.Table(buf, pos)
+
+    # Endorsement
+    def Rid(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Endorsement
+    def RidAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Endorsement
+    def RidLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Endorsement
+    def RidIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        return o == 0
+
+    # Endorsement
+    def SurvivorsDigest(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Endorsement
+    def SurvivorsDigestAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Endorsement
+    def SurvivorsDigestLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Endorsement
+    def SurvivorsDigestIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        return o == 0
+
+    # Endorsement
+    def Signature(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Endorsement
+    def SignatureAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Endorsement
+    def SignatureLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Endorsement
+    def SignatureIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        return o == 0
+
+def EndorsementStart(builder):
+    builder.StartObject(3)
+
+def EndorsementAddRid(builder, rid):
+    builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(rid), 0)
+
+def EndorsementStartRidVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def EndorsementAddSurvivorsDigest(builder, survivorsDigest):
+    builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(survivorsDigest), 0)
+
+def EndorsementStartSurvivorsDigestVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def EndorsementAddSignature(builder, signature):
+    builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(signature), 0)
+
+def EndorsementStartSignatureVector(builder, numElems):
+    return builder.StartVector(1, numElems, 1)
+
+def EndorsementEnd(builder):
+    return builder.EndObject()
+
+
+try:
+    from typing import List
+except:
+    pass
+
+class EndorsementT(object):
+
+    # EndorsementT
+    def __init__(
+        self,
+        rid = None,
+        survivorsDigest = None,
+        signature = None,
+    ):
+        self.rid = rid  # type: Optional[List[int]]
+        self.survivorsDigest = survivorsDigest  # type: Optional[List[int]]
+        self.signature = signature  # type: Optional[List[int]]
+
+    @classmethod
+    def InitFromBuf(cls, buf, pos):
+        endorsement = Endorsement()
+        endorsement.Init(buf, pos)
+        return cls.InitFromObj(endorsement)
+
+    @classmethod
+    def InitFromPackedBuf(cls, buf, pos=0):
+        n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, pos)
+        return cls.InitFromBuf(buf, pos+n)
+
+    @classmethod
+    def InitFromObj(cls, endorsement):
+        x = EndorsementT()
+        x._UnPack(endorsement)
+        return x
+
+    # EndorsementT
+    def _UnPack(self, endorsement):
+        if endorsement is None:
+            return
+        if not endorsement.RidIsNone():
+            if np is None:
+                self.rid = []
+                for i in range(endorsement.RidLength()):
+                    self.rid.append(endorsement.Rid(i))
+            else:
+                self.rid = endorsement.RidAsNumpy()
+        if not endorsement.SurvivorsDigestIsNone():
+            if np is None:
+                self.survivorsDigest = []
+                for i in range(endorsement.SurvivorsDigestLength()):
+                    self.survivorsDigest.append(endorsement.SurvivorsDigest(i))
+            else:
+                self.survivorsDigest = endorsement.SurvivorsDigestAsNumpy()
+        if not endorsement.SignatureIsNone():
+            if np is None:
+                self.signature = []
+                for i in range(endorsement.SignatureLength()):
+                    self.signature.append(endorsement.Signature(i))
+            else:
+                self.signature = endorsement.SignatureAsNumpy()
+
+    # EndorsementT
+    def Pack(self, builder):
+        if self.rid is not None:
+            if np is not None and type(self.rid) is np.ndarray:
+                rid = builder.CreateNumpyVector(self.rid)
+            else:
+                EndorsementStartRidVector(builder, len(self.rid))
+                for i in reversed(range(len(self.rid))):
+                    builder.PrependUint8(self.rid[i])
+                rid = builder.EndVector()
+        if self.survivorsDigest is not None:
+            if np is not None and type(self.survivorsDigest) is np.ndarray:
+                survivorsDigest = builder.CreateNumpyVector(self.survivorsDigest)
+            else:
+                EndorsementStartSurvivorsDigestVector(builder, len(self.survivorsDigest))
+                for i in reversed(range(len(self.survivorsDigest))):
+                    builder.PrependUint8(self.survivorsDigest[i])
+                survivorsDigest = builder.EndVector()
+        if self.signature is not None:
+            if np is not None and type(self.signature) is np.ndarray:
+                signature = builder.CreateNumpyVector(self.signature)
+            else:
+                EndorsementStartSignatureVector(builder, len(self.signature))
+                for i in reversed(range(len(self.signature))):
+                    builder.PrependUint8(self.signature[i])
+                signature = builder.EndVector()
+        EndorsementStart(builder)
+        if self.rid is not None:
+            EndorsementAddRid(builder, rid)
+        if self.survivorsDigest is not None:
+            EndorsementAddSurvivorsDigest(builder, survivorsDigest)
+        if self.signature is not None:
+            EndorsementAddSignature(builder, signature)
+        endorsement = EndorsementEnd(builder)
+        return endorsement
 
 
 class UnmaskingShares(object):
