@@ -94,7 +94,7 @@ def _prepare(work: Path) -> tuple[Path, Path]:
     make_authorities(folders, time.time())
     draw = np.random.default_rng(0)
     x = draw.random((EXAMPLES, FEATURES), np.float32)
-    make_devices(folders, {"bench": (x, np.arange(EXAMPLES) % CLASSES)}, time.time())
+    make_devices(folders, {"bench": {"x": x, "y": np.arange(EXAMPLES) % CLASSES}}, time.time())
     model = torch.nn.Sequential(torch.nn.Linear(FEATURES, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, CLASSES))
     export(
         model,

@@ -200,7 +200,7 @@ def main() -> int:
 
 
 def _accuracy(artifact: Artifact, parameters: Vector, test: Examples) -> float:
-    found = evaluate(artifact, parameters, *test)
+    found = evaluate(artifact, parameters, test)
     if found.accuracy is None:
         raise ConfigError("the model's targets are no class labels, so it has no accuracy")
     return found.accuracy

@@ -119,7 +119,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
             now = time.time()
             make_authorities(folders, now)
             make_devices(folders, dict(zip(device_ids(arguments.devices), dataset.shards, strict=True)), now)
-            np.savez(folders.evaluation, x=dataset.test[0], y=dataset.test[1])
+            np.savez(folders.evaluation, allow_pickle=False, **dataset.test)
     except OSError as error:
         raise unusable(folders.work, error) from error
     print(f"registrar, signer, coordinator and {arguments.devices} devices are in {folders.work}")

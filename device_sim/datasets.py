@@ -7,14 +7,14 @@ is downloaded. Everything is drawn from a seed by a numpy generator: this is sim
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigError
 
-Examples: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
+Examples: TypeAlias = dict[str, NDArray[Any]]
 """x, float32[n, 1, 8, 8] in -1.5..1.5, and y, int64[n] in 0..9."""
 
 CLASSES = 10
@@ -53,9 +53,8 @@ def federated_digits(devices: int, *, seed: int = 0, alpha: float = 0.7) -> Fede
         ConfigError: no devices, or an alpha that is not positive.
     """
     train, test = digits(seed=seed)
-    x, y = train
-    parts = deal(y, devices, alpha=alpha, seed=seed)
-    return FederatedDataset(train, test, tuple((x[part], y[part]) for part in parts))
+    parts = deal(train["y"], devices, alpha=alpha, seed=seed)
+    return FederatedDataset(train, test, tuple({name: rows[part] for name, rows in train.items()} for part in parts))
 
 
 def digits(*, seed: int = 0) -> tuple[Examples, Examples]:
@@ -70,7 +69,7 @@ def digits(*, seed: int = 0) -> tuple[Examples, Examples]:
     held_out = [round(len(rows) * _TEST_SHARE) for rows in shuffled]
     test = np.sort(np.concatenate([rows[:count] for rows, count in zip(shuffled, held_out, strict=True)]))
     train = np.sort(np.concatenate([rows[count:] for rows, count in zip(shuffled, held_out, strict=True)]))
-    return (x[train], y[train]), (x[test], y[test])
+    return {"x": x[train], "y": y[train]}, {"x": x[test], "y": y[test]}
 
 
 def deal(labels: NDArray[np.int64], devices: int, *, alpha: float, seed: int) -> tuple[NDArray[np.int64], ...]:

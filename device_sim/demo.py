@@ -133,7 +133,7 @@ class Demo:
         export.start()
         shards = dict(zip(device_ids(self.settings.devices), dataset.shards, strict=True))
         make_devices(self.folders, shards, now)
-        np.savez(self.folders.evaluation, x=dataset.test[0], y=dataset.test[1])
+        np.savez(self.folders.evaluation, allow_pickle=False, **dataset.test)
         wait_for([export], timeout_s=300.0)
         export.require_success()
         self._create_task()

@@ -14,9 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from coordinator.registrar.authority import DEFAULT_LIFETIME_DAYS, Authority
 from coordinator.registrar.folder import init_folder, issue_logged, open_folder
@@ -27,9 +24,7 @@ from edge_sdk.identity import Identity, Role, make_identity
 from edge_sdk.runtime.home_lock import LOCK_FILE, only_process_in
 from edge_sdk.signing import new_private_key, public_key_to_pem
 from edge_sdk.training.examples import ExampleStore
-
-Shard = tuple[NDArray[Any], NDArray[Any]]
-"""One device's (x, y)."""
+from edge_sdk.training.trainer import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +88,7 @@ def make_authorities(folders: FleetFolders, now: float) -> None:
     save_identity(folders.coordinator / IDENTITY_FOLDER, _issue(folders, authority, "coordinator", "coordinator", now))
 
 
-def make_devices(folders: FleetFolders, shards: Mapping[str, Shard], now: float) -> None:
+def make_devices(folders: FleetFolders, shards: Mapping[str, Rows], now: float) -> None:
     """Make each device's folder: its own key and certificate, the pinned signer, and its examples.
 
     Raises:
@@ -102,13 +97,13 @@ def make_devices(folders: FleetFolders, shards: Mapping[str, Shard], now: float)
     authority = open_folder(folders.registrar)
     signer = folders.signer_public.read_bytes()
 
-    def make(identity: Identity, shard: Shard) -> None:
+    def make(identity: Identity, shard: Rows) -> None:
         home = folders.device(identity.id)
         home.mkdir(parents=True, exist_ok=True)
         save_identity(home / IDENTITY_FOLDER, identity)
         (home / SIGNER_FILE).write_bytes(signer)
-        with ExampleStore.create_for(home / EXAMPLES_FILE, *shard) as store:
-            store.add_many(*shard)
+        with ExampleStore.create_for(home / EXAMPLES_FILE, shard) as store:
+            store.add_many(shard)
 
     # Nearly all of it is waiting for the disk, which serves many as fast as one.
     pool = ThreadPoolExecutor(16)

@@ -121,7 +121,7 @@ def _write_sent(folders: FleetFolders, settings: DemoSettings) -> list[str]:
 
 def _prediction(folders: FleetFolders, settings: DemoSettings, dataset: FederatedDataset) -> tuple[str, ...]:
     """A real prediction, through the public API, on digits that no device has seen."""
-    x, y = dataset.test
+    x, y = dataset.test["x"], dataset.test["y"]
     for device_id in device_ids(settings.devices):
         with EdgeClient(folders.device(device_id), population=job.TASK) as client:
             try:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_sdk.client import EdgeClient as EdgeClient
     from edge_sdk.protocol.policy import DevicePolicy as DevicePolicy
-    from edge_sdk.training.examples import ExampleSchema as ExampleSchema
     from edge_sdk.training.examples import Field as Field
 
 __version__ = "0.1.0"
@@ -15,11 +14,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "DevicePolicy": "edge_sdk.protocol.policy",
     "EdgeClient": "edge_sdk.client",
-    "ExampleSchema": "edge_sdk.training.examples",
     "Field": "edge_sdk.training.examples",
 }
 
-__all__ = ["DevicePolicy", "EdgeClient", "ExampleSchema", "Field", "__version__"]
+__all__ = ["DevicePolicy", "EdgeClient", "Field", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

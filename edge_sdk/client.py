@@ -1,6 +1,6 @@
 """The app developer's door: one object that owns a device's folder and wires the agent to its ports.
 
-    schema = ExampleSchema(x=Field("float32", (1, 8, 8)), y=Field("int64", ()))
+    schema = {"x": Field("float32", (1, 8, 8)), "y": Field("int64")}
     client = EdgeClient(Path("~/.myapp/edge").expanduser(), population="digits", schema=schema)
     client.examples.add(x=image, y=label)
     client.predict(images)
@@ -31,8 +31,9 @@ from edge_sdk.runtime.broker_url import parse_broker_url
 from edge_sdk.runtime.device_store import DeviceStore, Participation
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.home_lock import only_process_in
-from edge_sdk.training.examples import ExampleSchema, ExampleStore
+from edge_sdk.training.examples import ExampleStore, Schema
 from edge_sdk.training.learner import LocalLearner
+from edge_sdk.training.trainer import Rows
 
 IDENTITY_FOLDER = "identity"
 SIGNER_FILE = "signer.pub"
@@ -46,7 +47,8 @@ class EdgeClient:
     Args:
         home: the device's folder, with `identity/` and `signer.pub` in it.
         population: whose tasks it takes part in.
-        schema: what its examples look like; without it the example store that is there is used, if there is one.
+        schema: the fields of its examples, as models name them; without it the example store that is there is used,
+            if there is one.
         policy: the device's own floors; the defaults ask for noise, secure aggregation and a cohort.
         analytics: whether it answers signed questions about its examples, as it trains: clipped, noised and masked.
         pace: how patient it is.
@@ -62,7 +64,7 @@ class EdgeClient:
         home: Path,
         *,
         population: str,
-        schema: ExampleSchema | None = None,
+        schema: Schema | None = None,
         policy: DevicePolicy | None = None,
         analytics: bool = False,
         pace: Pace | None = None,
@@ -111,13 +113,13 @@ class EdgeClient:
             raise StoreError(f"{self.home} holds no examples", hint="pass a schema to make an example store")
         return self._examples
 
-    def predict(self, x: NDArray[Any]) -> NDArray[Any]:
-        """The newest installed model's output for a batch.
+    def predict(self, inputs: NDArray[Any] | Rows | None = None, /, **named: NDArray[Any]) -> NDArray[Any]:
+        """The newest installed model's output for a batch: an array for a model of one input, else arrays by name.
 
         Raises:
             ArtifactError: no model is installed yet, or it cannot be used.
         """
-        return self.learner.predict(x)
+        return self.learner.predict(inputs, **named)
 
     def participations(self) -> list[Participation]:
         """What left this device, when, for which task, and what it cost."""

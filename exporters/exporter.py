@@ -42,6 +42,7 @@ from edge_sdk.training.manifest import (
     Tool,
 )
 from edge_sdk.training.onnx_sessions import load_model, runtime_version
+from exporters.arguments import ExampleInputs
 from exporters.graph import BatchSize, Graph, TensorType
 from exporters.lowering import RULES, Lowered
 from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
@@ -50,19 +51,7 @@ from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
 from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, prepare_step
 from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
-from exporters.step import (
-    INPUT,
-    LEARNING_RATE,
-    LOSS,
-    MODEL_ERRORS,
-    NEXT,
-    OUTPUT,
-    PROXIMAL,
-    SEED,
-    TARGET,
-    Step,
-    Tensors,
-)
+from exporters.step import LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, PROXIMAL, SEED, TARGET, Step, Tensors
 
 _TRACED_BATCHES = (4, 7)
 
@@ -73,7 +62,7 @@ def export(
     model: torch.nn.Module,
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     *,
-    example_inputs: tuple[torch.Tensor, ...],
+    example_inputs: ExampleInputs,
     example_target: torch.Tensor,
     path: str | os.PathLike[str],
     signer: Signer,
@@ -92,10 +81,11 @@ def export(
     too. Modules that are in evaluation mode inside a model in training mode stay so in training.
 
     Args:
-        model: takes one tensor of examples, first dimension the batch, and gives one tensor.
+        model: takes tensors of examples, first dimension the batch, and gives one tensor.
         loss: takes (output, target), gives a scalar.
-        example_inputs: one tensor of a few real examples.
-        example_target: their targets.
+        example_inputs: a few real examples: one tensor, a tuple of forward's arguments or a dict of its keyword
+            arguments, which may be tuples or dicts of tensors themselves.
+        example_target: their targets, one tensor.
         path: where the bundle goes; replaced in one step, and only by a whole bundle.
         signer: the model signer's P-256 private key, or the PEM file that holds it.
         optimizer: "sgd", "momentum", "nesterov", "adam", "adamw", "adagrad", "rmsprop", with settings after a colon
@@ -122,13 +112,16 @@ def export(
     for what, text in labels.items():
         if not isinstance(text, str) or not text:
             raise ExportError(f"the model's {what} is {text!r}, which is no text", hint=f'pass one, as in {what}="1"')
-    x, y = prepare_examples(example_inputs, example_target, batch_max)
+    if batch_max < 1:
+        raise ExportError(f"batch_max is {batch_max}", hint="pass at least 1")
+    arguments, examples = prepare_examples(model, example_inputs, example_target)
     rate = chosen.default_learning_rate if learning_rate is None else learning_rate
     if not (math.isfinite(rate) and rate > 0):
         raise ExportError(f"learning rate {rate} is not a positive number", hint="pass a positive one, or none")
     with _plainly():
-        step = replace(prepare_step(model, loss, chosen, x, y, batch_norm), corrected=correction)
-        manifest, parts = _build(step, x, y, name, version, rate, batch_max)
+        step = prepare_step(model, loss, chosen, arguments, examples, batch_norm)
+        step = replace(step, corrected=correction)
+        manifest, parts = _build(step, examples, name, version, rate, batch_max)
     content = pack_bundle(
         manifest, parts, signer_key_id=key_id(key.public_key()), sign=lambda message: sign_raw(key, message)
     )
@@ -138,13 +131,14 @@ def export(
 
 
 def _build(
-    step: Step, x: torch.Tensor, y: torch.Tensor, name: str, version: str, rate: float, batch_max: int
+    step: Step, examples: Tensors, name: str, version: str, rate: float, batch_max: int
 ) -> tuple[Manifest, dict[str, bytes]]:
-    traced = _trace(step, step.train, x, y)
+    traced = _trace(step, step.train, examples)
     batch = BatchRange(2 if joins_examples(traced) else 1, batch_max)
     if batch.minimum > batch.maximum:
         raise ExportError(f"batch_max is {batch_max}, but batch norm needs two examples", hint="pass at least 2")
-    trained, served = Lowered(traced, INPUT), Lowered(_trace(step, step.serve, x, y), INPUT)
+    source = step.arguments.names[0]
+    trained, served = Lowered(traced, source), Lowered(_trace(step, step.serve, examples), source)
     cut = [_cut(trained, step, "train"), _cut(served, step, "evaluate"), _cut(served, step, "infer")]
     specs = tuple(spec for spec, _, _ in cut)
     frozen = {f"frozen:{key}": tensor.numpy() for key, tensor in step.frozen.items()}
@@ -156,9 +150,9 @@ def _build(
             hint="please report the model, since the exporter gets one of its operators wrong",
         ) from error
     labels = trained.labels(TARGET)
-    examples = Examples(x.numpy(), y.numpy(), labels)
+    drawn = Examples({key: tensor.numpy() for key, tensor in examples.items()}, labels)
     layout = _layout(step.learned)
-    certificate = certify(step, Graphs(*opened), examples, learning_rate=rate, layout=layout, batch=batch)
+    certificate = certify(step, Graphs(*opened), drawn, learning_rate=rate, layout=layout, batch=batch)
     parts = {spec.part: content for spec, content, _ in cut}
     parts[CHECKPOINT_PART] = _flat(step.learned)
     parts[PARITY_PART] = certificate.parity_part
@@ -171,12 +165,12 @@ def _build(
         version=version,
         layout=layout,
         frozen=_layout({f"frozen:{key}": tensor for key, tensor in step.frozen.items()}),
-        input=_only(train.inputs, "input"),
+        inputs=tuple(tensor for tensor in train.inputs if tensor.role == "input"),
         target=_only(train.inputs, "target"),
         output=_only(infer.outputs, "output"),
         classes=labels.classes if labels else None,
         ignored_label=labels.ignored if labels else None,
-        loss=LossSpec(_loss_name(step.loss), find_reduction(step, x, y)),
+        loss=LossSpec(_loss_name(step.loss), find_reduction(step, examples)),
         optimizer=OptimizerSpec(
             optimizer.kind,
             hyperparameters(optimizer),
@@ -201,11 +195,11 @@ def _build(
     return manifest, parts
 
 
-def _trace(step: Step, run: Callable[[Tensors], Tensors], x: torch.Tensor, y: torch.Tensor) -> Graph:
+def _trace(step: Step, run: Callable[[Tensors], Tensors], examples: Tensors) -> Graph:
     def inputs(batch: int) -> dict[str, torch.Tensor]:
-        rows = torch.arange(batch) % len(x)
-        named = step.initial_state() | {INPUT: x[rows].clone(), TARGET: y[rows].clone()}
-        return named | {LEARNING_RATE: torch.tensor(0.1), SEED: torch.tensor(1)}
+        rows = torch.arange(batch) % len(examples[TARGET])
+        drawn = {name: tensor[rows].clone() for name, tensor in examples.items()}
+        return step.initial_state() | drawn | {LEARNING_RATE: torch.tensor(0.1), SEED: torch.tensor(1)}
 
     one, two = _TRACED_BATCHES
     try:
@@ -222,11 +216,13 @@ def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, byte
     state = [key for key in step.initial_state() if key.partition(":")[0] in ("parameter", "buffer", "slot")]
     outputs = {"train": (*(NEXT + key for key in state), LOSS), "evaluate": (LOSS, OUTPUT), "infer": (OUTPUT,)}[kind]
     read = lowered.inputs_of(outputs)
-    if INPUT not in read or (kind != "infer" and TARGET not in read):
-        missing = "input" if INPUT not in read else "target"
+    unread = [name for name in step.arguments.names if name not in read] if kind == "train" else []
+    unread += [TARGET] if kind != "infer" and TARGET not in read else []
+    if unread or not set(step.arguments.names).intersection(read):
+        missing = "the target" if unread == [TARGET] else f"input {(unread or step.arguments.names)[0]}"
         raise ExportError(
-            f"the {'loss' if kind != 'infer' else 'output'} does not depend on the {missing}",
-            hint="check the model's forward and the loss",
+            f"the {'loss' if kind != 'infer' else 'output'} does not depend on {missing}",
+            hint="check the model's forward and the loss, and leave out inputs that are not used",
         )
     inputs = tuple(key for key in lowered.inputs if key in read or (kind == "train" and key in state))
     proto = lowered.model(outputs, inputs)
@@ -234,14 +230,14 @@ def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, byte
     spec = GraphSpec(
         kind,
         f"{kind}.onnx",
-        tuple(_tensor_spec(key, lowered.input_type(key)) for key in inputs),
-        tuple(_tensor_spec(key, lowered.output_type(key)) for key in outputs),
+        tuple(_tensor_spec(key, lowered.input_type(key), step) for key in inputs),
+        tuple(_tensor_spec(key, lowered.output_type(key), step) for key in outputs),
         feedback,
     )
     return spec, proto.SerializeToString(deterministic=True), {node.op_type for node in proto.graph.node}
 
 
-def _tensor_spec(name: str, kind: TensorType) -> TensorSpec:
+def _tensor_spec(name: str, kind: TensorType, step: Step) -> TensorSpec:
     roles: dict[str, Role] = {
         "parameter": "parameter",
         "buffer": "buffer",
@@ -249,14 +245,13 @@ def _tensor_spec(name: str, kind: TensorType) -> TensorSpec:
         "slot": "slot",
         "correction": "correction",
         PROXIMAL: "proximal",
-        INPUT: "input",
         TARGET: "target",
         LEARNING_RATE: "learning_rate",
         SEED: "seed",
         LOSS: "loss",
         OUTPUT: "output",
     }
-    role = roles[name.removeprefix(NEXT).split(":")[0]]
+    role = "input" if name in step.arguments.names else roles[name.removeprefix(NEXT).split(":")[0]]
     batch = BatchSize(1, 0)
     if any(isinstance(dim, BatchSize) and (dim != batch or axis) for axis, dim in enumerate(kind.shape)):
         raise ExportError(

@@ -12,8 +12,21 @@ import torch
 from edge_sdk.errors import ExportError
 from edge_sdk.training.manifest import Reduction
 from exporters.align import DTYPE_NAMES
+from exporters.arguments import Arguments, ExampleInputs, read_arguments
 from exporters.optimizers import Optimizer
-from exporters.step import INPUT, LEARNING_RATE, LOSS, MODEL_ERRORS, SEED, TARGET, Loss, Step, Tensors, evaluating
+from exporters.step import (
+    LEARNING_RATE,
+    LOSS,
+    MODEL_ERRORS,
+    OUTPUT,
+    PROXIMAL,
+    SEED,
+    TARGET,
+    Loss,
+    Step,
+    Tensors,
+    evaluating,
+)
 from exporters.wide import in_float64
 
 BatchNormMode = Literal["train", "frozen"]
@@ -21,20 +34,29 @@ BatchNormMode = Literal["train", "frozen"]
 
 
 def prepare_examples(
-    inputs: tuple[torch.Tensor, ...], target: torch.Tensor, batch_max: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check the examples and give them back on the CPU.
+    model: torch.nn.Module, inputs: ExampleInputs, target: torch.Tensor
+) -> tuple[Arguments, dict[str, torch.Tensor]]:
+    """Check the examples, name them, and give them back on the CPU with how forward is called with them.
 
     Raises:
         ExportError: it says what is wrong with them.
     """
-    if len(inputs) != 1:
+    arguments, tensors = read_arguments(model, inputs)
+    if reserved := sorted({TARGET, LEARNING_RATE, SEED, PROXIMAL, LOSS, OUTPUT}.intersection(tensors)):
         raise ExportError(
-            f"the model takes {len(inputs)} inputs, a bundle holds one",
-            hint="pass example_inputs=(x,), and join several inputs into one tensor",
+            f"an input of the model is called {reserved[0]!r}, which has a meaning of its own",
+            hint="rename forward's parameter",
         )
-    x, y = inputs[0].detach().cpu().contiguous(), target.detach().cpu().contiguous()
-    for what, tensor in (("input", x), ("target", y)):
+    if not tensors:
+        raise ExportError("there are no example inputs", hint="pass what forward takes, a batch of examples")
+    if not isinstance(target, torch.Tensor):
+        raise ExportError(
+            f"the example target is a {type(target).__name__}, not a tensor",
+            hint="join several targets into one tensor, which the loss takes apart",
+        )
+    examples = {name: tensor.detach().cpu().contiguous() for name, tensor in {**tensors, TARGET: target}.items()}
+    for name, tensor in examples.items():
+        what = "target" if name == TARGET else f"input {name}"
         if tensor.dtype not in DTYPE_NAMES or tensor.dtype == torch.float64:
             raise ExportError(
                 f"the example {what} has dtype {tensor.dtype}",
@@ -42,19 +64,21 @@ def prepare_examples(
             )
         if tensor.ndim == 0 or len(tensor) == 0:
             raise ExportError(f"the example {what} is empty or has no batch dimension", hint="pass a batch")
-    if len(x) != len(y):
-        raise ExportError(f"{len(x)} example inputs but {len(y)} targets", hint="pass a target for each")
-    if batch_max < 1:
-        raise ExportError(f"batch_max is {batch_max}", hint="pass at least 1")
-    return x, y
+    for name, tensor in examples.items():
+        if len(tensor) != len(target):
+            raise ExportError(
+                f"{len(tensor)} examples in {name}, but {len(target)} targets",
+                hint="let every input have the batch as its first dimension, and give each example a target",
+            )
+    return arguments, examples
 
 
 def prepare_step(
     model: torch.nn.Module,
     loss: Loss,
     optimizer: Optimizer,
-    x: torch.Tensor,
-    y: torch.Tensor,
+    arguments: Arguments,
+    examples: Tensors,
     batch_norm: BatchNormMode = "train",
 ) -> Step:
     """Make the step of a copy of the model, and run it on the example to see that it works.
@@ -65,8 +89,8 @@ def prepare_step(
     copied = _copied(model)
     _set_modes(copied, batch_norm)
     _check_modules(copied)
-    step = Step(copied, loss, optimizer)
-    named = step.initial_state() | {INPUT: x, TARGET: y, LEARNING_RATE: torch.tensor(0.0), SEED: torch.tensor(0)}
+    step = Step(copied, loss, optimizer, arguments=arguments)
+    named = {**step.initial_state(), **examples, LEARNING_RATE: torch.tensor(0.0), SEED: torch.tensor(0)}
     try:
         changing = _changed_buffers(step, named)
         with evaluating(copied):
@@ -91,17 +115,17 @@ def prepare_step(
     return replace(step, changing=tuple(changing))
 
 
-def find_reduction(step: Step, x: torch.Tensor, y: torch.Tensor) -> Reduction:
+def find_reduction(step: Step, examples: Tensors) -> Reduction:
     """Find out how the loss joins examples, in evaluation mode."""
-    rows = torch.arange(min(4, len(x)))
+    rows = torch.arange(min(4, len(examples[TARGET])))
     reference = step.double()
     state = reference.initial_state()
 
     def measure(chosen: torch.Tensor) -> float:
-        inputs = x[chosen].double() if x.is_floating_point() else x[chosen]
-        targets = y[chosen].double() if y.is_floating_point() else y[chosen]
+        drawn = {name: tensor[chosen] for name, tensor in examples.items()}
+        wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in drawn.items()}
         with in_float64():
-            return float(reference.serve({**state, INPUT: inputs, TARGET: targets})[LOSS])
+            return float(reference.serve({**state, **wide})[LOSS])
 
     whole, single = measure(rows), [measure(row[None]) for row in rows]
     if np.isclose(whole, np.mean(single), rtol=1e-9):

@@ -25,19 +25,7 @@ from edge_sdk.training.parity import ParityValues, encode_parity
 from edge_sdk.training.plan import SEED_LIMIT
 from exporters.lowering import Labels
 from exporters.optimizers import Stepped
-from exporters.step import (
-    INPUT,
-    LEARNING_RATE,
-    LOSS,
-    MODEL_ERRORS,
-    NEXT,
-    OUTPUT,
-    PROXIMAL,
-    SEED,
-    TARGET,
-    Step,
-    Tensors,
-)
+from exporters.step import LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, PROXIMAL, SEED, TARGET, Step, Tensors
 from exporters.wide import in_float64
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -112,28 +100,38 @@ class _Reference:
 
 
 class Examples:
-    """Draws batches like the example: its rows in any order, shaken if they are floats."""
+    """Draws batches like the example: its rows in any order, inputs shaken if they are floats.
 
-    def __init__(self, x: npt.NDArray[Any], y: npt.NDArray[Any], labels: Labels | None) -> None:
-        self._x, self._y, self._labels = x, y, labels
+    Args:
+        arrays: inputs and target by name.
+        labels: what the loss says of the target, if that is class indices.
+    """
+
+    def __init__(self, arrays: Arrays, labels: Labels | None) -> None:
+        self._arrays, self._labels = arrays, labels
         self._random = np.random.default_rng(20190204)
 
-    def draw(self, batch: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def draw(self, batch: int) -> dict[str, npt.NDArray[Any]]:
         """A batch of that size; another one each time."""
-        rows = self._random.integers(len(self._x), size=batch)
-        x, y = self._x[rows], self._y[rows]
-        if x.dtype.kind == "f":
-            scale = 0.1 * (float(self._x.std()) or 1.0)
-            x = np.asarray(x + scale * self._random.standard_normal(x.shape), x.dtype)
+        rows = self._random.integers(len(self._arrays[TARGET]), size=batch)
+        drawn = {name: array[rows] for name, array in self._arrays.items()}
+        for name, array in drawn.items():
+            if name != TARGET and array.dtype.kind == "f":
+                scale = 0.1 * (float(self._arrays[name].std()) or 1.0)
+                drawn[name] = np.asarray(array + scale * self._random.standard_normal(array.shape), array.dtype)
         if self._labels is not None:
-            classes, ignored = self._labels.classes, self._labels.ignored
-            y = self._random.integers(classes, size=y.shape).astype(y.dtype)
-            if ignored in self._y:
-                y[self._random.random(y.shape) < _IGNORED] = ignored
-            # A loss that is left no label to average over is not a number.
-            first = (0,) * y.ndim
-            y[first] = (ignored + 1) % classes if y[first] == ignored else y[first]
-        return x, y
+            drawn[TARGET] = self._drawn_labels(drawn[TARGET], self._labels)
+        return drawn
+
+    def _drawn_labels(self, target: npt.NDArray[Any], labels: Labels) -> npt.NDArray[Any]:
+        """Any labels of the target's shape, not all of them ignored."""
+        drawn = self._random.integers(labels.classes, size=target.shape).astype(target.dtype)
+        if labels.ignored in self._arrays[TARGET]:
+            drawn[self._random.random(target.shape) < _IGNORED] = labels.ignored
+        # A loss that is left no label to average over is not a number.
+        first = (0,) * drawn.ndim
+        drawn[first] = (labels.ignored + 1) % labels.classes if drawn[first] == labels.ignored else drawn[first]
+        return drawn
 
 
 def certify(
@@ -168,6 +166,7 @@ class _Replayer:
         self._step = step.double()
         self._graphs = graphs
         self._examples = examples
+        self.input_names = step.arguments.names
         self._seeds = np.random.default_rng(20260501)
         self.worst = 0.0
 
@@ -238,13 +237,13 @@ class _Replayer:
             ExportError: they are not.
         """
         inputs = self._inputs(state, batch, learning_rate)
-        inputs[INPUT] = np.zeros_like(inputs[INPUT])
+        inputs |= {name: np.zeros_like(inputs[name]) for name in self._step.arguments.names}
         self._check_finite(inputs, self._trained(inputs, finite=False), "examples")
 
     def _check_finite(self, inputs: Arrays, reference: _Reference, what: str) -> None:
         if not all(np.isfinite(value).all() for value in reference.expected.values()):
             return  # The model itself is undefined there.
-        found = _run(self._graphs.train, inputs, len(inputs[INPUT]))
+        found = _run(self._graphs.train, inputs, len(inputs[TARGET]))
         finite = all(np.isfinite(value).all() for value in found.values())
         (loss,) = (share for share, name, _ in _shares(found, reference) if name == LOSS)
         if not finite or loss > 1.0:
@@ -254,9 +253,9 @@ class _Replayer:
             )
 
     def _inputs(self, state: Arrays, batch: int, learning_rate: float) -> dict[str, npt.NDArray[Any]]:
-        x, y = self._examples.draw(batch)
         seed = np.array(self._seeds.integers(SEED_LIMIT), np.int64)
-        return {**state, INPUT: x, TARGET: y, LEARNING_RATE: np.array(learning_rate, np.float32), SEED: seed}
+        rate = np.array(learning_rate, np.float32)
+        return {**state, **self._examples.draw(batch), LEARNING_RATE: rate, SEED: seed}
 
     def _trained(self, inputs: Arrays, *, finite: bool = True) -> _Reference:
         """What float64 says of a training step, and by how much each value may differ."""
@@ -323,8 +322,7 @@ def _parity(
         )
         values.append(
             ParityValues(
-                compared.inputs[INPUT],
-                compared.inputs[TARGET],
+                {name: compared.inputs[name] for name in (*replayer.input_names, TARGET)},
                 expected[::stride].astype(np.float32),
                 (_DEVICE_SLACK * allowance[::stride]).astype(np.float32),
             )
@@ -385,7 +383,7 @@ def _in_float64(inputs: Arrays) -> Iterator[None]:
             yield
     except MODEL_ERRORS as error:
         raise ExportError(
-            f"the model or the loss fails on a batch of {len(inputs[INPUT])} in float64: {error}", hint=_ANY_BATCH
+            f"the model or the loss fails on a batch of {len(inputs[TARGET])} in float64: {error}", hint=_ANY_BATCH
         ) from error
 
 

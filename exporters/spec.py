@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from exporters.arguments import ExampleInputs
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelSpec:
@@ -17,8 +19,9 @@ class ModelSpec:
     Attributes:
         model: its present parameters become the bundle's first checkpoint.
         loss: takes (output, target) of a batch, gives a scalar.
-        example_inputs: one tensor of examples, first dimension the batch.
-        example_target: their targets, same first dimension.
+        example_inputs: examples, first dimension the batch: one tensor, a tuple of forward's arguments, or a dict of
+            its keyword arguments.
+        example_target: their targets, one tensor of the same first dimension.
         name: names the model, as in "digits".
         version: names this export of it.
         learning_rate: what plans start from; the optimizer's usual one by default.
@@ -27,7 +30,7 @@ class ModelSpec:
 
     model: torch.nn.Module
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    example_inputs: tuple[torch.Tensor, ...]
+    example_inputs: ExampleInputs
     example_target: torch.Tensor
     name: str
     version: str = "1"

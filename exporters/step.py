@@ -1,12 +1,13 @@
 """A model's training step and its evaluation as functions of named tensors, and their float64 reference.
 
-    train: parameters, buffers, frozen parameters, slots, x, y, learning rate, seed, proximal, corrections
+    train: parameters, buffers, frozen parameters, slots, inputs, y, learning rate, seed, proximal, corrections
            -> next parameters, buffers, slots; loss
-    serve: parameters, buffers, frozen parameters, x, y -> loss, output
+    serve: parameters, buffers, frozen parameters, inputs, y -> loss, output
 
 A step runs the model in training mode, serving in evaluation mode. Tensors are named as in manifests:
-"parameter:fc.weight", "buffer:bn.running_mean", "slot:velocity:fc.weight", "slot:mean_correction", "x", "y",
-"learning_rate", "seed"; what becomes an input of the next step has "next:" before it.
+"parameter:fc.weight", "buffer:bn.running_mean", "slot:velocity:fc.weight", "slot:mean_correction", "x" or what
+`arguments` calls the inputs, "y", "learning_rate", "seed"; what becomes an input of the next step has "next:" before
+it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.func import functional_call
 
 from edge_sdk.errors import ExportError
+from exporters.arguments import Arguments
 from exporters.optimizers import Optimizer, Stepped
 from exporters.randomness import Seeded
 
@@ -30,7 +32,7 @@ Tensors = Mapping[str, torch.Tensor]
 MODEL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 Loss = Callable[[torch.Tensor, torch.Tensor], Any]
 
-INPUT, TARGET, LEARNING_RATE, SEED, PROXIMAL = "x", "y", "learning_rate", "seed", "proximal"
+TARGET, LEARNING_RATE, SEED, PROXIMAL = "y", "learning_rate", "seed", "proximal"
 LOSS, OUTPUT = "loss", "output"
 NEXT = "next:"
 
@@ -56,13 +58,15 @@ class Step:
     """A model, its loss and its optimizer, ready to be traced or run.
 
     `changing` names the buffers that the model's forward pass changes in training: they are state, as parameters are.
-    With `corrected`, the optimizer is given gradient + proximal * parameter + correction, the latter two being inputs.
+    `arguments` says how forward is called with the inputs. With `corrected`, the optimizer is given gradient +
+    proximal * parameter + correction, the latter two being inputs.
     """
 
     model: torch.nn.Module
     loss: Loss
     optimizer: Optimizer
     changing: tuple[str, ...] = ()
+    arguments: Arguments = field(default_factory=Arguments)
     corrected: bool = False
 
     @property
@@ -114,7 +118,7 @@ class Step:
         tensors |= {name: inputs[f"buffer:{name}"].clone() for name in self.changing}
         # Leaves the buffers in `tensors` as the model leaves its own, whether it writes to them or replaces them.
         with Seeded(inputs[SEED]) if SEED in inputs else nullcontext():
-            output: Any = functional_call(self.model, tensors, (inputs[INPUT],))
+            output: Any = functional_call(self.model, tensors, *self.arguments.fill(inputs))
         if not isinstance(output, torch.Tensor):
             raise ExportError(
                 f"the model gives a {type(output).__name__}, not a tensor",

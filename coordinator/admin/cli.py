@@ -252,9 +252,9 @@ def _check_fit(arguments: argparse.Namespace, artifact: Artifact) -> None:
             hint="export it with edge export --correction, or leave --proximal out",
         )
     if arguments.evaluation is not None:
-        x, y = read_examples(arguments.evaluation)
+        examples = read_examples(arguments.evaluation)
         try:
-            evaluate(artifact, artifact.checkpoint(), x, y)
+            evaluate(artifact, artifact.checkpoint(), examples)
         except TrainingError as error:
             raise ConfigError(
                 f"{arguments.evaluation} does not fit the bundle: {error}", hint=error.hint or "convert the examples"

@@ -170,8 +170,8 @@ def evaluate(
     from edge_sdk.training.evaluation import evaluate as run
 
     with np.load(path) as data:
-        x, y = data["x"], data["y"]
+        examples = dict(data)
     head, *parts = bundle
     artifact = parse_head(head, signer=public_key_from_pem(signer.encode())).with_parts(parts)
-    found = run(artifact, parameters, x, y)
+    found = run(artifact, parameters, examples)
     return found.loss, found.accuracy

@@ -51,14 +51,14 @@ class Analyst:
             TrainingError: the examples cannot be used.
         """
         query, examples = self._query(content)
-        x, y = examples.arrays()
+        rows = examples.arrays()
         if query.kind != "evaluate":
-            return answer(query, {"x": x, "y": y}).astype("<f4").tobytes()
+            return answer(query, rows).astype("<f4").tobytes()
         head, *parts, checkpoint = (read(_blob(reference)) for reference in query.model)
         artifact = parse_head(head, signer=self._signer).with_parts(parts)
-        count = min(len(x), query.max_rows)
-        found = evaluate(artifact, artifact.layout.decode(checkpoint), x[-count:], y[-count:])
-        return answer_evaluation(query, found.loss, found.accuracy, count).astype("<f4").tobytes()
+        newest = {name: array[-query.max_rows :] for name, array in rows.items()}
+        found = evaluate(artifact, artifact.layout.decode(checkpoint), newest)
+        return answer_evaluation(query, found.loss, found.accuracy, found.examples).astype("<f4").tobytes()
 
     def _query(self, content: bytes) -> tuple[Query, ExampleStore]:
         query = read_query(content, signer=self._signer)
@@ -66,8 +66,7 @@ class Analyst:
             raise ArtifactError("this device answers no queries", hint="its owner allows them with analytics=True")
         if self._examples is None:
             raise ArtifactError("this device holds no examples")
-        schema = self._examples.schema
-        check_query(query, {name: (f.dtype, f.shape) for name, f in (("x", schema.x), ("y", schema.y))})
+        check_query(query, {name: (field.dtype, field.shape) for name, field in self._examples.schema.items()})
         return query, self._examples
 
 

@@ -186,9 +186,12 @@ def _tried(artifact: Artifact, checkpoint: Vector) -> Predictor:
     """A predictor that has predicted: zeros in, finite values out."""
     try:
         predictor = Predictor(artifact, checkpoint)
-        spec = artifact.manifest.input
-        rows = (artifact.manifest.batch.minimum, *(dimension or 1 for dimension in spec.shape[1:]))
-        predictor.predict(np.zeros(rows, spec.dtype))
+        predictor.predict(
+            {
+                spec.name: np.zeros([1, *(dimension or 1 for dimension in spec.shape[1:])], spec.dtype)
+                for spec in artifact.manifest.inputs
+            }
+        )
         return predictor
     except TrainingError as error:
         raise ArtifactError(f"the model cannot predict: {error}", hint="the last good model keeps serving") from error

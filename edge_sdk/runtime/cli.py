@@ -207,6 +207,6 @@ def _import_examples(source: Path, target: Path) -> None:
             if len(store):
                 print(f"{target} holds {len(store)} examples; {source} is not added to them")
                 return
-    x, y = read_examples(source)
-    with ExampleStore.create_for(target, x, y) as store:
-        store.add_many(x, y)
+    rows = read_examples(source)
+    with ExampleStore.create_for(target, rows) as store:
+        store.add_many(rows)

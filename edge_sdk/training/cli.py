@@ -62,9 +62,10 @@ def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
     signer = f"key {artifact.signer_key_id.hex()[:16]}"
     yield "signature", f"valid, by {signer}" if artifact.verified else f"NOT CHECKED (says {signer}); pass --signer"
     yield "model", f"{manifest.name} version {manifest.version}"
-    yield "input", _tensor(manifest.input)
+    for spec in manifest.inputs:
+        yield "input", f"{spec.name}: {_tensor(spec)}"
     classes = "" if manifest.classes is None else f", {manifest.classes} classes"
-    yield "target", _tensor(manifest.target) + classes
+    yield "target", f"{manifest.target.name}: {_tensor(manifest.target)}{classes}"
     yield "output", _tensor(manifest.output)
     yield "loss", f"{manifest.loss.name}, {manifest.loss.reduction} over the batch"
     optimizer = manifest.optimizer

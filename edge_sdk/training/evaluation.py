@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy.typing as npt
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.onnx_sessions import open_graph
-from edge_sdk.training.trainer import check_examples
+from edge_sdk.training.trainer import Rows, check_examples
 
 _BATCH = 256
 
@@ -26,7 +23,7 @@ class Evaluation:
     examples: int
 
 
-def evaluate(artifact: Artifact, checkpoint: Vector, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Evaluation:
+def evaluate(artifact: Artifact, checkpoint: Vector, examples: Rows) -> Evaluation:
     """Evaluate a checkpoint (1-D float32, layout order) on examples.
 
     The loss is the mean over examples; where the model's loss is a sum, the sum over examples.
@@ -37,19 +34,20 @@ def evaluate(artifact: Artifact, checkpoint: Vector, x: npt.NDArray[Any], y: npt
     """
     manifest = artifact.manifest
     graph = open_graph(artifact, "evaluate")
-    x, y = check_examples(manifest, (x, y))
+    rows = check_examples(manifest, examples)
+    y = rows[manifest.target.name]
     feeds = graph.state(artifact.layout.unflatten(checkpoint))
-    roles = {tensor.role: tensor.name for tensor in graph.spec.inputs}
+    fields = [tensor.name for tensor in graph.spec.inputs if tensor.role in ("input", "target")]
     places = {tensor.role: index for index, tensor in enumerate(graph.spec.outputs)}
     labels = manifest.classes is not None and len(manifest.output.shape) == 2 and y.ndim == 1
 
     loss, right, counted = 0.0, 0, 0
     batch = min(_BATCH, manifest.batch.maximum)
-    for start in range(0, len(x), batch):
-        rows, targets = x[start : start + batch], y[start : start + batch]
-        feeds[roles["input"]], feeds[roles["target"]] = rows, targets
+    for start in range(0, len(y), batch):
+        feeds |= {name: rows[name][start : start + batch] for name in fields}
+        targets = y[start : start + batch]
         outputs = graph.run(feeds)
-        weight = 1.0 if manifest.loss.reduction == "sum" else len(rows) / len(x)
+        weight = 1.0 if manifest.loss.reduction == "sum" else len(targets) / len(y)
         loss += float(outputs[places["loss"]]) * weight
         if labels:
             known = targets != manifest.ignored_label
@@ -57,4 +55,4 @@ def evaluate(artifact: Artifact, checkpoint: Vector, x: npt.NDArray[Any], y: npt
             counted += int(known.sum())
     if not math.isfinite(loss):
         raise TrainingError(f"the evaluation loss is {loss}", hint="roll back to the last good checkpoint")
-    return Evaluation(loss, right / counted if counted else None, len(x))
+    return Evaluation(loss, right / counted if counted else None, len(y))

@@ -1,44 +1,46 @@
 """The app's examples on the device: one SQLite file with a fixed schema, capped by rows.
 
-Examples never leave this file but for training on the device. The schema (dtype and shape of x and y) is fixed when the
-store is made and checked on every add. Foreign exceptions end here as StoreError.
+Examples never leave this file but for training on the device. An example has named fields, inputs and the target "y";
+the schema (dtype and shape of each) is fixed when the store is made and checked on every add. Foreign exceptions end
+here as StoreError.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edge_sdk.errors import ConfigError, StoreError
+from edge_sdk.training.trainer import Rows
 
 SCHEMA_VERSION = 1
 DEFAULT_MAX_ROWS = 10_000
 
 _NUMBERS = "biuf"
-_NPZ = "give an .npz file with arrays x and y of numbers, a row for each example"
+_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
+_NPZ = "give an .npz file with arrays y and x, or what the model calls its inputs, a row for each example"
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS examples (id INTEGER PRIMARY KEY AUTOINCREMENT, x BLOB NOT NULL, y BLOB NOT NULL);
-"""
+_META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One side of an example: the dtype's name, such as "float32", and the shape of one row."""
+    """One field of an example: the dtype's name, such as "float32", and the shape of one row."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
 
     @staticmethod
     def of_rows(rows: NDArray[Any]) -> Field:
@@ -46,12 +48,8 @@ class Field:
         return Field(rows.dtype.name, tuple(rows.shape[1:]))
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleSchema:
-    """What an example looks like."""
-
-    x: Field
-    y: Field
+Schema: TypeAlias = Mapping[str, Field]
+"""What an example looks like: its fields by name."""
 
 
 class ExampleStore:
@@ -66,9 +64,9 @@ class ExampleStore:
         StoreError: it cannot be opened, or holds another schema.
     """
 
-    def __init__(self, path: Path, schema: ExampleSchema | None, max_rows: int | None = None) -> None:
+    def __init__(self, path: Path, schema: Schema | None, max_rows: int | None = None) -> None:
         if schema is not None:
-            _check_dtypes(schema)
+            _check_schema(schema)
         self._path = path
         self._lock = threading.Lock()
         try:
@@ -77,33 +75,37 @@ class ExampleStore:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "busy_timeout=5000"):
                 self._connection.execute(f"PRAGMA {pragma}")
-            self._connection.executescript(_TABLES)
+            self._connection.execute(_META)
             stored = self._connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
         except (OSError, sqlite3.Error) as error:
             raise self._failed("open", error) from error
         if stored is None:
             if schema is None:
                 raise StoreError(f"{path} holds no examples' schema", hint="create the store before opening it")
-            self.schema, self.max_rows = schema, max_rows or DEFAULT_MAX_ROWS
-            self._write(("INSERT INTO meta VALUES ('schema', ?)", [(self._schema_text(),)]))
+            self.schema, self.max_rows = dict(schema), max_rows or DEFAULT_MAX_ROWS
+            columns = "".join(f", {_quoted(name)} BLOB NOT NULL" for name in self.schema)
+            self._write(
+                (f'CREATE TABLE examples ("#" INTEGER PRIMARY KEY AUTOINCREMENT{columns})', [()]),
+                ("INSERT INTO meta VALUES ('schema', ?)", [(self._schema_text(),)]),
+            )
             return
         self.schema, kept = self._read_schema(str(stored[0]))
         self.max_rows = max_rows or kept
-        if schema is not None and schema != self.schema:
+        if schema is not None and dict(schema) != self.schema:
             raise StoreError(
                 f"{path} holds examples of {_words(self.schema)}, not of {_words(schema)}",
                 hint="use another file for other examples",
             )
 
     @classmethod
-    def create(cls, path: Path, schema: ExampleSchema, *, max_rows: int = DEFAULT_MAX_ROWS) -> Self:
+    def create(cls, path: Path, schema: Schema, *, max_rows: int = DEFAULT_MAX_ROWS) -> Self:
         """Make a store, or open one with the same schema."""
         return cls(path, schema, max_rows)
 
     @classmethod
-    def create_for(cls, path: Path, x: NDArray[Any], y: NDArray[Any], *, max_rows: int = DEFAULT_MAX_ROWS) -> Self:
+    def create_for(cls, path: Path, rows: Rows, *, max_rows: int = DEFAULT_MAX_ROWS) -> Self:
         """Make a store for rows like these, without adding them."""
-        return cls(path, ExampleSchema(Field.of_rows(x), Field.of_rows(y)), max_rows)
+        return cls(path, {name: Field.of_rows(array) for name, array in rows.items()}, max_rows)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -125,35 +127,43 @@ class ExampleStore:
     def __len__(self) -> int:
         return int(self._read("SELECT count(*) FROM examples")[0][0])
 
-    def add(self, *, x: NDArray[Any], y: NDArray[Any] | float | int) -> None:
+    def add(self, **fields: ArrayLike) -> None:
         """Add one example.
 
         Raises:
             StoreError: it does not fit the schema, or cannot be written.
         """
-        self.add_many(np.asarray(x)[np.newaxis], np.asarray(y, self.schema.y.dtype)[np.newaxis])
+        self._check_names(fields)
+        self.add_many({name: _one(name, value, self.schema[name])[np.newaxis] for name, value in fields.items()})
 
-    def add_many(self, x: NDArray[Any], y: NDArray[Any]) -> None:
+    def add_many(self, rows: Rows) -> None:
         """Add examples, all or none; the oldest beyond `max_rows` go.
 
         Raises:
             StoreError: they do not fit the schema, or cannot be written.
         """
-        if len(x) != len(y):
-            raise StoreError(f"{len(x)} inputs came with {len(y)} targets", hint="give one target for each input")
-        rows = list(zip(_rows("x", x, self.schema.x), _rows("y", y, self.schema.y), strict=True))
+        self._check_names(rows)
+        if len({len(array) for array in rows.values()}) > 1:
+            counts = ", ".join(f"{len(rows[name])} of {name}" for name in self.schema)
+            raise StoreError(
+                f"the fields have different numbers of rows: {counts}", hint="give each example all fields"
+            )
+        columns = [_rows(name, rows[name], field) for name, field in self.schema.items()]
+        places = ", ".join("?" for _ in columns)
         self._write(
-            ("INSERT INTO examples (x, y) VALUES (?, ?)", rows),
+            (f"INSERT INTO examples ({self._columns()}) VALUES ({places})", list(zip(*columns, strict=True))),  # noqa: S608 - names are checked
             (
-                "DELETE FROM examples WHERE id <= (SELECT id FROM examples ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                'DELETE FROM examples WHERE "#" <= (SELECT "#" FROM examples ORDER BY "#" DESC LIMIT 1 OFFSET ?)',
                 [(self.max_rows,)],
             ),
         )
 
-    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """All examples, oldest first: (x, y), the first dimension being the rows."""
-        rows = self._read("SELECT x, y FROM examples ORDER BY id")
-        return _array([r[0] for r in rows], self.schema.x), _array([r[1] for r in rows], self.schema.y)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All examples, oldest first, by field; the first dimension is the rows."""
+        rows = self._read(f'SELECT {self._columns()} FROM examples ORDER BY "#"')  # noqa: S608 - names are checked
+        return {
+            name: _array([row[index] for row in rows], field) for index, (name, field) in enumerate(self.schema.items())
+        }
 
     def clear(self) -> None:
         """Erase all examples; their pages are overwritten."""
@@ -163,13 +173,21 @@ class ExampleStore:
         """Close the file."""
         self._connection.close()
 
-    def _schema_text(self) -> str:
-        fields = {
-            name: {"dtype": f.dtype, "shape": f.shape} for name, f in (("x", self.schema.x), ("y", self.schema.y))
-        }
-        return json.dumps({"version": SCHEMA_VERSION, "max_rows": self.max_rows, **fields})
+    def _columns(self) -> str:
+        return ", ".join(_quoted(name) for name in self.schema)
 
-    def _read_schema(self, text: str) -> tuple[ExampleSchema, int]:
+    def _check_names(self, fields: Mapping[str, Any]) -> None:
+        if set(fields) != set(self.schema):
+            raise StoreError(
+                f"an example has the fields {', '.join(self.schema)}; given are {', '.join(fields) or 'none'}",
+                hint="give every field by its name",
+            )
+
+    def _schema_text(self) -> str:
+        fields = {name: asdict(field) for name, field in self.schema.items()}
+        return json.dumps({"version": SCHEMA_VERSION, "max_rows": self.max_rows, "fields": fields})
+
+    def _read_schema(self, text: str) -> tuple[dict[str, Field], int]:
         try:
             data = json.loads(text)
             if data["version"] != SCHEMA_VERSION:
@@ -177,9 +195,10 @@ class ExampleStore:
                     f"{self._path} has schema version {data['version']}; this SDK reads {SCHEMA_VERSION}",
                     hint="update edge-sdk",
                 )
-            x, y = (Field(data[name]["dtype"], tuple(data[name]["shape"])) for name in ("x", "y"))
-            return ExampleSchema(x, y), int(data["max_rows"])
-        except (KeyError, TypeError, ValueError) as error:
+            fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in data["fields"].items()}
+            _check_schema(fields)
+            return fields, int(data["max_rows"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._failed("read the schema of", error) from error
 
     def _read(self, sql: str) -> list[tuple[Any, ...]]:
@@ -212,43 +231,46 @@ class ExampleStore:
         )
 
 
-def read_examples(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Read examples from an .npz file: arrays x and y with a row for each example.
+def read_examples(path: Path) -> dict[str, NDArray[Any]]:
+    """Read examples from an .npz file: an array for each field, the target called y, with a row for each example.
 
     Raises:
-        ConfigError: it cannot be read, lacks one of them, or they are not rows of finite numbers.
+        ConfigError: it cannot be read, lacks y or an input, or they are not rows of finite numbers.
     """
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 raise ValueError("it holds one array without a name")
-            arrays = {name: np.asarray(loaded[name]) for name in ("x", "y")}
+            arrays = {str(name): np.asarray(array) for name, array in loaded.items()}
     except OSError as error:
         raise ConfigError(f"cannot read examples from {path}: {error.strerror or error}", hint=_NPZ) from error
-    except KeyError as error:
-        raise ConfigError(f"{path} lacks an array x or y", hint=_NPZ) from error
     except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} is not an .npz file of numbers", hint=_NPZ) from error
-    x, y = arrays["x"], arrays["y"]
-    if x.ndim == 0 or y.ndim == 0 or not 0 < len(x) == len(y):
-        raise ConfigError(f"{path} holds x of shape {x.shape} and y of shape {y.shape}", hint=_NPZ)
+    if "y" not in arrays or len(arrays) < 2:
+        raise ConfigError(f"{path} lacks an array x or y: it holds {', '.join(arrays) or 'none'}", hint=_NPZ)
+    lengths = {len(rows) if rows.ndim else 0 for rows in arrays.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        shapes = ", ".join(f"{name} of shape {rows.shape}" for name, rows in arrays.items())
+        raise ConfigError(f"{path} holds {shapes}", hint=_NPZ)
     for name, rows in arrays.items():
         if rows.dtype.kind not in _NUMBERS:
             raise ConfigError(f"{name} in {path} holds {rows.dtype}, not numbers", hint=_NPZ)
         if rows.dtype.kind == "f" and not np.all(np.isfinite(rows)):
             raise ConfigError(f"{name} in {path} holds NaN or infinity", hint="leave such examples out")
-    return x, y
+    return arrays
 
 
-def _words(schema: ExampleSchema) -> str:
-    return " and ".join(
-        f"{name} {field.dtype}{list(field.shape)}" for name, field in (("x", schema.x), ("y", schema.y))
-    )
+def _words(schema: Schema) -> str:
+    return " and ".join(f"{name} {field.dtype}{list(field.shape)}" for name, field in schema.items())
 
 
-def _check_dtypes(schema: ExampleSchema) -> None:
-    for name, field in (("x", schema.x), ("y", schema.y)):
+def _check_schema(schema: Schema) -> None:
+    if not schema or len({name.lower() for name in schema}) != len(schema):
+        raise StoreError("an example has no fields, or two of one name", hint='name its fields, such as "x" and "y"')
+    for name, field in schema.items():
+        if not _NAME.fullmatch(name):
+            raise StoreError(f"a field cannot be called {name!r}", hint="use letters, digits, underscores and points")
         try:
             dtype = np.dtype(field.dtype)
         except TypeError:
@@ -257,6 +279,18 @@ def _check_dtypes(schema: ExampleSchema) -> None:
             raise StoreError(
                 f"{name} cannot be of the type {field.dtype!r}", hint='name a type of numbers, such as "float32"'
             )
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _one(name: str, value: ArrayLike, field: Field) -> NDArray[Any]:
+    """One value of a field; single numbers are converted where nothing is lost in kind."""
+    array = np.asarray(value)
+    if field.shape == () == array.shape and np.can_cast(array.dtype, field.dtype, "same_kind"):
+        return array.astype(field.dtype)
+    return array
 
 
 def _rows(name: str, rows: NDArray[Any], field: Field) -> list[bytes]:

@@ -27,6 +27,7 @@ from edge_sdk.training.onnx_sessions import runtime_version
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan
+from edge_sdk.training.trainer import Rows
 
 # Held-out examples are evaluated where models are released; a device does without that graph.
 _GRAPHS: Final[tuple[GraphKind, ...]] = ("train", "infer")
@@ -109,9 +110,9 @@ class LocalLearner:
             return
         self._models.install(self._artifact(bundle), version, np.frombuffer(checkpoint, "<f4").astype(np.float32))
 
-    def predict(self, x: NDArray[Any]) -> NDArray[Any]:
-        """The newest installed model's output for a batch."""
-        return self._models.predictor().predict(x)
+    def predict(self, inputs: NDArray[Any] | Rows | None = None, /, **named: NDArray[Any]) -> NDArray[Any]:
+        """The newest installed model's output for a batch: an array for a model of one input, else arrays by name."""
+        return self._models.predictor().predict(inputs, **named)
 
     def _artifact(self, bundle: Bundle) -> Artifact:
         """The bundle, checked in every way; the one used last is kept, so that a round reads it once."""

@@ -166,8 +166,8 @@ class ParityStep:
 class ParitySpec:
     """The parity vector: steps run one after another from the bundle's checkpoint, with zero slots.
 
-    The part holds for each step x, y, then every `stride`-th parameter expected after it, then as many allowed
-    absolute errors, all little-endian and the latter two float32.
+    The part holds for each step the inputs in order, the target, then every `stride`-th parameter expected after it,
+    then as many allowed absolute errors, all little-endian and the latter two float32.
     """
 
     stride: int
@@ -188,16 +188,16 @@ class PartSpec:
 class Manifest:
     """Everything about a bundle but its parts' bytes.
 
-    `layout` orders what is learned, trainable parameters and then buffers, by their `state_dict` names, and `frozen`
-    the parameters that are not; `classes` is the number of labels where the target is a class index, else None;
-    `ignored_label` is the target value that such a loss leaves out.
+    `inputs` and `target` are the fields of an example. `layout` orders what is learned, trainable parameters and then
+    buffers, by their `state_dict` names, and `frozen` the parameters that are not; `classes` is the number of labels
+    where the target is a class index, else None; `ignored_label` is the target value that such a loss leaves out.
     """
 
     name: str
     version: str
     layout: Layout
     frozen: Layout
-    input: TensorSpec
+    inputs: tuple[TensorSpec, ...]
     target: TensorSpec
     output: TensorSpec
     classes: int | None
@@ -311,6 +311,9 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
     wanted = [(f"correction:{entry.name}", entry.shape) for entry in parameters if graph.takes("proximal")]
     if corrections != wanted:
         raise _malformed(f"graph {graph.kind} does not take a proximal and a correction for each parameter, or neither")
+    fields = {*manifest.inputs, manifest.target}
+    if any(tensor.role in ("input", "target") and tensor not in fields for tensor in graph.inputs):
+        raise _malformed(f"graph {graph.kind} takes an input that is no field of the examples")
     for feedback in graph.feedback:
         source, target = outputs.get(feedback.output), inputs.get(feedback.input)
         if source is None or target is None or source.shape != target.shape or source.role != target.role:
@@ -329,7 +332,7 @@ def _check_parity(manifest: Manifest) -> None:
         raise _malformed("its parity vector has an empty batch")
     sampled = -(-manifest.layout.size // manifest.parity.stride)
     size_bytes = sum(
-        row_bytes(manifest.input) * step.batch + row_bytes(manifest.target) * step.batch + 8 * sampled
+        sum(row_bytes(spec) for spec in (*manifest.inputs, manifest.target)) * step.batch + 8 * sampled
         for step in manifest.parity.steps
     )
     if manifest.part(PARITY_PART).size_bytes != size_bytes:

@@ -14,7 +14,7 @@ from edge_sdk.training.layout import Vector
 from edge_sdk.training.onnx_sessions import open_graph
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan, TrainingResult, batches, step_seed
-from edge_sdk.training.trainer import Batch, TrainingInterrupted, check_examples
+from edge_sdk.training.trainer import Rows, TrainingInterrupted, check_examples
 
 
 class OnnxTrainer:
@@ -33,7 +33,7 @@ class OnnxTrainer:
         require_parity(artifact)
         spec = self._graph.spec
         roles = {tensor.role: tensor.name for tensor in spec.inputs}
-        self._x, self._y, self._learning_rate = roles["input"], roles["target"], roles["learning_rate"]
+        self._learning_rate = roles["learning_rate"]
         self._seed = roles.get("seed")
         places = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
         self._feedback = [(places[pair.output], pair.input) for pair in spec.feedback]
@@ -42,7 +42,7 @@ class OnnxTrainer:
     def train(
         self,
         checkpoint: Vector,
-        examples: Batch,
+        examples: Rows,
         plan: TrainingPlan,
         *,
         seed: bytes,
@@ -58,20 +58,21 @@ class OnnxTrainer:
             TrainingError: unusable checkpoint, examples, plan or correction, or a loss or update that is not finite.
         """
         layout, graph = self._artifact.layout, self._graph
-        x, y = check_examples(self._artifact.manifest, examples)
+        rows = check_examples(self._artifact.manifest, examples)
+        count = len(rows[self._artifact.manifest.target.name])
         smallest = self._artifact.manifest.batch.minimum
-        self._check_plan(plan, len(x))
+        self._check_plan(plan, count)
         feeds = graph.state(layout.unflatten(checkpoint))
         feeds[self._learning_rate] = np.array(plan.learning_rate, np.float32)
         if plan.proximal or correction is not None:
             feeds |= self._corrected(checkpoint, plan.proximal, correction)
 
-        steps, rows, loss_sum = 0, 0, 0.0
-        used = np.zeros(len(x), np.bool_)
-        for chosen in batches(plan, len(x), seed, smallest):
+        steps, seen, loss_sum = 0, 0, 0.0
+        used = np.zeros(count, np.bool_)
+        for chosen in batches(plan, count, seed, smallest):
             if should_stop is not None and should_stop():
                 raise TrainingInterrupted(f"training was stopped after {steps} steps", hint="it can start again later")
-            feeds[self._x], feeds[self._y] = x[chosen], y[chosen]
+            feeds |= {name: field[chosen] for name, field in rows.items()}
             if self._seed is not None:
                 feeds[self._seed] = np.array(step_seed(seed, steps), np.int64)
             outputs = graph.run(feeds)
@@ -80,13 +81,13 @@ class OnnxTrainer:
             loss = float(outputs[self._loss])
             if not math.isfinite(loss):
                 raise _diverged(f"the loss of step {steps + 1} is {loss}", plan)
-            steps, rows, loss_sum = steps + 1, rows + len(chosen), loss_sum + loss * len(chosen)
+            steps, seen, loss_sum = steps + 1, seen + len(chosen), loss_sum + loss * len(chosen)
             used[chosen] = True
 
         update = layout.flatten(feeds) - checkpoint
         if not np.isfinite(update).all():
             raise _diverged("the update holds NaN or infinity", plan)
-        return TrainingResult(update, steps, int(used.sum()), loss_sum / rows)
+        return TrainingResult(update, steps, int(used.sum()), loss_sum / seen)
 
     def _corrected(
         self, checkpoint: Vector, proximal: float, correction: Vector | None

@@ -19,6 +19,7 @@ from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.manifest import PARITY_PART, Manifest, row_bytes
 from edge_sdk.training.onnx_sessions import OnnxGraph, open_graph, runtime_version
+from edge_sdk.training.trainer import Rows
 
 _certified: set[bytes] = set()
 _lock = threading.Lock()
@@ -28,8 +29,7 @@ _lock = threading.Lock()
 class ParityValues:
     """The arrays of one step: its examples, and sampled parameters after it with their allowed errors."""
 
-    x: npt.NDArray[Any] = field(repr=False)
-    y: npt.NDArray[Any] = field(repr=False)
+    examples: Rows = field(repr=False)
     expected: Vector = field(repr=False)
     allowed: Vector = field(repr=False)
 
@@ -48,11 +48,11 @@ class ParityReport:
 
 
 def encode_parity(steps: list[ParityValues]) -> bytes:
-    """Write the parity part."""
+    """Write the parity part; the steps' examples are in the order of the manifest's inputs, then the target."""
     return b"".join(
         array.astype(array.dtype.newbyteorder("<")).tobytes()
         for step in steps
-        for array in (step.x, step.y, step.expected, step.allowed)
+        for array in (*step.examples.values(), step.expected, step.allowed)
     )
 
 
@@ -68,16 +68,16 @@ def decode_parity(manifest: Manifest, content: bytes) -> Iterator[ParityValues]:
         return np.frombuffer(content[offset - size_bytes : offset], little).astype(dtype).reshape(shape)
 
     for step in manifest.parity.steps:
-        x, y = (
-            take(
+        examples = {
+            spec.name: take(
                 spec.dtype,
                 (step.batch, *(dimension or 0 for dimension in spec.shape[1:])),
                 step.batch * row_bytes(spec),
             )
-            for spec in (manifest.input, manifest.target)
-        )
+            for spec in (*manifest.inputs, manifest.target)
+        }
         expected, allowed = (take("float32", (sampled,), 4 * sampled) for _ in range(2))
-        yield ParityValues(x, y, expected, allowed)
+        yield ParityValues(examples, expected, allowed)
 
 
 def replay_parity(artifact: Artifact) -> ParityReport:
@@ -118,7 +118,7 @@ def _replay(artifact: Artifact, graph: OnnxGraph) -> ParityReport:
     worst = 0.0
     values = decode_parity(manifest, artifact.part(PARITY_PART))
     for step, arrays in zip(manifest.parity.steps, values, strict=True):
-        feeds[roles["input"]], feeds[roles["target"]] = arrays.x, arrays.y
+        feeds |= arrays.examples
         feeds[roles["learning_rate"]] = np.array(step.learning_rate, np.float32)
         if "seed" in roles:
             feeds[roles["seed"]] = np.array(step.seed, np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -13,8 +13,8 @@ from edge_sdk.training.layout import Vector
 from edge_sdk.training.manifest import Manifest, TensorSpec
 from edge_sdk.training.plan import TrainingPlan, TrainingResult
 
-Batch: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
-"""Examples as two arrays (x, y) whose rows belong together."""
+Rows: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""Examples by field, inputs and target "y"; the first dimension of each array is the rows, which belong together."""
 
 
 class TrainingInterrupted(TrainingError):
@@ -27,7 +27,7 @@ class Trainer(Protocol):
     def train(
         self,
         checkpoint: Vector,
-        examples: Batch,
+        examples: Rows,
         plan: TrainingPlan,
         *,
         seed: bytes,
@@ -47,35 +47,52 @@ class Trainer(Protocol):
         ...
 
 
-def check_examples(manifest: Manifest, examples: Batch) -> Batch:
-    """Check (x, y) against what the model takes; give them back as contiguous arrays.
+def check_examples(manifest: Manifest, examples: Rows) -> dict[str, npt.NDArray[Any]]:
+    """Check examples against what the model takes; give the fields that it takes back as contiguous arrays.
 
     Raises:
-        TrainingError: no examples, wrong dtype or shape, lengths that differ, values that are not finite, or a
-            label outside the classes.
+        TrainingError: no examples, a field missing, wrong dtype or shape, lengths that differ, values that are not
+            finite, or a label outside the classes.
     """
-    x, y = examples
-    x, y = check_rows(manifest.input, x), check_rows(manifest.target, y)
-    if len(x) != len(y):
-        raise TrainingError(f"{len(x)} rows of x but {len(y)} of y", hint="give every example its target")
-    if len(x) == 0:
+    target = manifest.target
+    found = check_inputs((*manifest.inputs, target), examples)
+    count = len(found[target.name])
+    for name, rows in found.items():
+        if len(rows) != count:
+            raise TrainingError(
+                f"{len(rows)} rows of {name} but {count} of {target.name}", hint="give every example its target"
+            )
+    if count == 0:
         raise TrainingError("there are no examples", hint="add examples to the store before training")
     if manifest.classes is not None:
-        labels = y if manifest.ignored_label is None else y[y != manifest.ignored_label]
+        labels = found[target.name]
+        labels = labels if manifest.ignored_label is None else labels[labels != manifest.ignored_label]
         if labels.size and (labels.min() < 0 or labels.max() >= manifest.classes):
             raise TrainingError(
                 f"labels must lie in 0..{manifest.classes - 1}, here are {labels.min()}..{labels.max()}",
                 hint="map labels to class indices as in the model's training data",
             )
-    return x, y
+    return found
 
 
-def check_rows(spec: TensorSpec, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Check an array of rows against a batched tensor; give it back contiguous.
+def check_inputs(specs: Sequence[TensorSpec], rows: Rows) -> dict[str, npt.NDArray[Any]]:
+    """Check the fields that the specs name, and give them back contiguous; others are left out.
 
     Raises:
-        TrainingError: wrong dtype or shape, or values that are not finite.
+        TrainingError: a field is missing, has the wrong dtype or shape, or values that are not finite.
     """
+    missing = [spec.name for spec in specs if spec.name not in rows]
+    if missing:
+        raise TrainingError(
+            f"the model takes {', '.join(spec.name for spec in specs)}; {', '.join(missing)} is not among the fields "
+            f"{', '.join(rows) or '(none)'}",
+            hint="name the fields as the model was exported with them: see `edge inspect`",
+        )
+    return {spec.name: _check_rows(spec, rows[spec.name]) for spec in specs}
+
+
+def _check_rows(spec: TensorSpec, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Check an array of rows against a batched tensor; give it back contiguous."""
     if rows.dtype != np.dtype(spec.dtype) or rows.ndim == 0 or rows.shape[1:] != spec.shape[1:]:
         wanted = ", ".join(["batch", *(str(dimension) for dimension in spec.shape[1:])])
         raise TrainingError(

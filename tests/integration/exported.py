@@ -17,16 +17,18 @@ from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.plan import TrainingPlan, batches
 from exporters import export
+from exporters.arguments import ExampleInputs
 from exporters.optimizers import Optimizer
 
 SIGNER = new_private_key()
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Array = np.ndarray[Any, Any]
 
 
 def exported(
     model: nn.Module,
-    x: torch.Tensor,
+    x: ExampleInputs,
     y: torch.Tensor,
     loss: Loss = nn.functional.cross_entropy,
     optimizer: str | Optimizer = "sgd",
@@ -37,7 +39,7 @@ def exported(
         return export(
             model,
             loss,
-            example_inputs=(x,),
+            example_inputs=x,
             example_target=y,
             path=Path(folder, "model.edge"),
             signer=SIGNER,
@@ -71,6 +73,11 @@ def images(count: int, seed: int = 1) -> tuple[np.ndarray[Any, Any], np.ndarray[
         random.standard_normal((count, 1, 8, 8)).astype(np.float32),
         random.integers(10, size=count).astype(np.int64),
     )
+
+
+def rows(x: torch.Tensor | Array, y: torch.Tensor | Array) -> dict[str, Array]:
+    """Examples for a model of one input."""
+    return {"x": np.asarray(x), "y": np.asarray(y)}
 
 
 def trained_eagerly(

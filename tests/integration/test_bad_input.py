@@ -366,7 +366,7 @@ X, Y = np.zeros((5, 1, 8, 8), np.float32), np.zeros(5, np.int64)
     ("arrays", "said"),
     [
         ({"x": X}, "lacks an array x or y"),
-        ({"x": X, "y": Y[:4]}, "x of shape (5, 1, 8, 8) and y of shape (4,)"),
+        ({"x": X, "y": Y[:4]}, "x of shape (5, 1, 8, 8), y of shape (4,)"),
         ({"x": X[:0], "y": Y[:0]}, "x of shape (0, 1, 8, 8)"),
         ({"x": np.float32(1), "y": np.int64(1)}, "x of shape ()"),
         ({"x": np.array(["a", "b"]), "y": Y[:2]}, "holds <U1, not numbers"),
@@ -395,7 +395,7 @@ def test_a_file_that_holds_no_examples(content: bytes, home: Path, tmp_path: Pat
 
 def test_a_store_that_was_left_empty_is_filled(home: Path, tmp_path: Path, refused: Refused) -> None:
     (home / "examples.sqlite").unlink()
-    ExampleStore.create_for(home / "examples.sqlite", X, Y).close()
+    ExampleStore.create_for(home / "examples.sqlite", {"x": X, "y": Y}).close()
     np.savez(tmp_path / "given.npz", x=X, y=Y)
     (home / "device.sqlite").write_bytes(b"not a database, so that the command ends")
     refused(*run_device(home, "--examples", tmp_path / "given.npz"))

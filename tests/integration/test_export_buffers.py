@@ -17,7 +17,7 @@ from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan, batches
-from tests.integration.exported import exported, labels
+from tests.integration.exported import exported, labels, rows
 
 # 21 examples in batches of 5: the one that is left over is no batch for a batch norm.
 PLAN = TrainingPlan(epochs=5, batch_size=5, learning_rate=0.05)
@@ -97,12 +97,12 @@ def test_state_follows_pytorch_for_twenty_steps(name: str) -> None:
     smallest = artifact.manifest.batch.minimum
     assert smallest == (2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1)
 
-    result = OnnxTrainer(artifact).train(checkpoint, (x.numpy(), y.numpy()), PLAN, seed=b"s")
+    result = OnnxTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"s")
     optimizer = torch.optim.SGD(model.parameters(), PLAN.learning_rate)
     steps = 0
-    for rows in batches(PLAN, COUNT, b"s", smallest):
+    for chosen in batches(PLAN, COUNT, b"s", smallest):
         optimizer.zero_grad()
-        F.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(model(x[chosen]), y[chosen]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         steps += 1
     assert result.steps == steps >= 20
@@ -113,7 +113,7 @@ def test_state_follows_pytorch_for_twenty_steps(name: str) -> None:
     with torch.no_grad():
         served = model(x)
     np.testing.assert_allclose(Predictor(artifact, after).predict(x.numpy()), served.numpy(), atol=2e-4)
-    found = evaluate(artifact, after, x.numpy(), y.numpy())
+    found = evaluate(artifact, after, rows(x, y))
     np.testing.assert_allclose(found.loss, float(F.cross_entropy(served, y)), rtol=1e-4)
 
 
@@ -129,7 +129,7 @@ def test_all_batch_norms_can_be_frozen() -> None:
     with torch.no_grad():
         expected = float(F.cross_entropy(model(x), y))
     plan = TrainingPlan(epochs=1, batch_size=8, learning_rate=0.1)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), (x.numpy(), y.numpy()), plan, seed=b"")
+    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
     assert result.loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_training_normalises_by_the_batch() -> None:
     model, x, y = _conv(nn.BatchNorm2d(8)), 5 * torch.randn(8, 3, 6, 6) + 3, labels(8)
     artifact = exported(model, x, y)
     plan = TrainingPlan(epochs=1, batch_size=8, learning_rate=0.1)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), (x.numpy(), y.numpy()), plan, seed=b"")
+    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
     with torch.no_grad():
         served = float(F.cross_entropy(model.eval()(x), y))
         trained = float(F.cross_entropy(model.train()(x), y))
@@ -180,9 +180,9 @@ def test_one_example_is_no_batch() -> None:
     artifact = exported(_conv(nn.BatchNorm2d(8)), x, y)
     trainer, checkpoint = OnnxTrainer(artifact), artifact.checkpoint()
     with pytest.raises(TrainingError, match=r"batches of 2 or more.*there are 1 examples"):
-        trainer.train(checkpoint, (x[:1].numpy(), y[:1].numpy()), PLAN, seed=b"")
+        trainer.train(checkpoint, rows(x[:1], y[:1]), PLAN, seed=b"")
     with pytest.raises(TrainingError, match="batches of 1 are asked for"):
-        trainer.train(checkpoint, (x.numpy(), y.numpy()), TrainingPlan(1, 1, 0.1), seed=b"")
+        trainer.train(checkpoint, rows(x, y), TrainingPlan(1, 1, 0.1), seed=b"")
     with pytest.raises(ExportError, match="batch_max is 1"):
         exported(_conv(nn.BatchNorm2d(8)), x, y, batch_max=1)
     assert Predictor(artifact, checkpoint).predict(x[:1].numpy()).shape == (1, 10)

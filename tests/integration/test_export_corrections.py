@@ -25,7 +25,7 @@ from edge_sdk.training.layout import Vector
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan, batches
-from tests.integration.exported import SIGNER, exported, flat, images, labels, small, small_net
+from tests.integration.exported import SIGNER, exported, flat, images, labels, rows, small, small_net
 from tests.unit.cohort import planned
 
 PLAN = TrainingPlan(epochs=4, batch_size=4, learning_rate=0.1)
@@ -52,10 +52,10 @@ def penalised(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], penal
     start = torch.cat([parameter.detach().clone().reshape(-1) for parameter in parameters])
     optimizer = make(parameters)
     x, y = images(20)
-    for rows in batches(PLAN, 20, b"s"):
+    for chosen in batches(PLAN, 20, b"s"):
         optimizer.zero_grad()
         whole = torch.cat([parameter.reshape(-1) for parameter in parameters])
-        loss = F.cross_entropy(model(torch.from_numpy(x[rows])), torch.from_numpy(y[rows]))
+        loss = F.cross_entropy(model(torch.from_numpy(x[chosen])), torch.from_numpy(y[chosen]))
         (loss + penalty(whole, whole - start)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return flat(model)
@@ -64,7 +64,7 @@ def penalised(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], penal
 def trained(artifact: Artifact, proximal: float = 0.0, correction: Vector | None = None) -> Vector:
     plan = replace(PLAN, proximal=proximal)
     checkpoint = artifact.checkpoint()
-    result = OnnxTrainer(artifact).train(checkpoint, images(20), plan, seed=b"s", correction=correction)
+    result = OnnxTrainer(artifact).train(checkpoint, rows(*images(20)), plan, seed=b"s", correction=correction)
     assert result.steps == 20
     return checkpoint + result.update
 
@@ -91,8 +91,8 @@ def test_corrected_steps_follow_pytorch_for_twenty(name: str, proximal: float, s
 def test_a_rounds_plan_reaches_the_trainer(tmp_path: Path) -> None:
     artifact, (x, y) = corrected(), images(20)
     checkpoint = artifact.checkpoint()
-    with ExampleStore.create_for(tmp_path / "examples.sqlite", x, y) as store:
-        store.add_many(x, y)
+    with ExampleStore.create_for(tmp_path / "examples.sqlite", rows(x, y)) as store:
+        store.add_many(rows(x, y))
         learner = LocalLearner(SIGNER.public_key(), store, InstalledModels(tmp_path, signer=SIGNER.public_key()))
         contents = {hashlib.sha256(content).digest(): content for content in artifact.parts.values()}
         bundle = Bundle(artifact.head, lambda part: contents[part.sha256])
@@ -118,7 +118,7 @@ def test_buffers_are_not_corrected() -> None:
     artifact = exported(model, x, y, correction=True)
     plan = TrainingPlan(epochs=1, batch_size=8, learning_rate=0.1)
     ones = np.ones(artifact.layout.size, np.float32)
-    examples = (x.numpy(), y.numpy())
+    examples = rows(x, y)
     plain, shifted = (
         OnnxTrainer(artifact).train(artifact.checkpoint(), examples, plan, seed=b"", correction=correction).update
         for correction in (None, ones)
@@ -131,10 +131,10 @@ def test_buffers_are_not_corrected() -> None:
 def test_a_bundle_that_takes_no_correction_says_so() -> None:
     trainer, checkpoint = OnnxTrainer(small()), small().checkpoint()
     with pytest.raises(TrainingError, match="which this bundle does not take") as caught:
-        trainer.train(checkpoint, images(8), replace(PLAN, proximal=0.1), seed=b"")
+        trainer.train(checkpoint, rows(*images(8)), replace(PLAN, proximal=0.1), seed=b"")
     assert "--correction" in caught.value.hint
     with pytest.raises(TrainingError, match="does not take"):
-        trainer.train(checkpoint, images(8), PLAN, seed=b"", correction=np.zeros_like(checkpoint))
+        trainer.train(checkpoint, rows(*images(8)), PLAN, seed=b"", correction=np.zeros_like(checkpoint))
 
 
 def test_a_correction_must_fit() -> None:
@@ -142,7 +142,7 @@ def test_a_correction_must_fit() -> None:
     wrongs: list[Any] = [checkpoint[1:], checkpoint.astype(np.float64), np.full_like(checkpoint, np.nan)]
     for wrong in wrongs:
         with pytest.raises(TrainingError, match="the correction"):
-            trainer.train(checkpoint, images(8), PLAN, seed=b"", correction=wrong)
+            trainer.train(checkpoint, rows(*images(8)), PLAN, seed=b"", correction=wrong)
 
 
 def test_a_manifest_names_a_correction_for_every_parameter() -> None:

@@ -19,7 +19,7 @@ from edge_sdk.training.plan import SEED_LIMIT, TrainingPlan, batches, step_seed
 from exporters.lowering import RULES, Lowered
 from exporters.randomness import Seeded, keep
 from exporters.record import record
-from tests.integration.exported import exported, flat, labels
+from tests.integration.exported import exported, flat, labels, rows
 
 PLAN = TrainingPlan(epochs=4, batch_size=4, learning_rate=0.05)
 
@@ -93,13 +93,13 @@ def test_twenty_steps_are_those_of_pytorch(name: str) -> None:
     assert [tensor.name for tensor in artifact.manifest.graph("train").inputs if tensor.role == "seed"] == ["seed"]
     assert not [tensor for tensor in artifact.manifest.graph("infer").inputs if tensor.role == "seed"]
     checkpoint = artifact.checkpoint()
-    result = OnnxTrainer(artifact).train(checkpoint, (x.numpy(), y.numpy()), PLAN, seed=b"s")
+    result = OnnxTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"s")
 
     optimizer = torch.optim.SGD(model.parameters(), PLAN.learning_rate)
-    for step, rows in enumerate(batches(PLAN, 20, b"s")):
+    for step, chosen in enumerate(batches(PLAN, 20, b"s")):
         optimizer.zero_grad()
         with Seeded(torch.tensor(step_seed(b"s", step))):
-            loss = F.cross_entropy(model(x[rows]), y[rows])
+            loss = F.cross_entropy(model(x[chosen]), y[chosen])
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert result.steps == 20
@@ -110,9 +110,7 @@ def test_twenty_steps_are_those_of_pytorch(name: str) -> None:
     with torch.no_grad():
         served = model(x)
     np.testing.assert_allclose(Predictor(artifact, after).predict(x.numpy()), served.numpy(), atol=1e-5)
-    assert evaluate(artifact, after, x.numpy(), y.numpy()).loss == pytest.approx(
-        float(F.cross_entropy(served, y)), rel=1e-5
-    )
+    assert evaluate(artifact, after, rows(x, y)).loss == pytest.approx(float(F.cross_entropy(served, y)), rel=1e-5)
 
 
 def test_another_seed_leaves_out_others() -> None:
@@ -121,7 +119,7 @@ def test_another_seed_leaves_out_others() -> None:
     artifact = exported(_dense(nn.Dropout(0.5)), x, y)
     plan = TrainingPlan(epochs=1, batch_size=8, learning_rate=0.1)
     updates = [
-        OnnxTrainer(artifact).train(artifact.checkpoint(), (x.numpy(), y.numpy()), plan, seed=seed).update
+        OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=seed).update
         for seed in (b"a", b"a", b"b")
     ]
     assert np.array_equal(updates[0], updates[1])

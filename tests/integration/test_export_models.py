@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
-from tests.integration.exported import exported, flat, labels, small, trained_eagerly
+from tests.integration.exported import exported, flat, labels, rows, small, trained_eagerly
 
 PLAN = TrainingPlan(epochs=2, batch_size=5, learning_rate=0.02)
 
@@ -198,7 +198,7 @@ def test_a_model_trains_as_in_pytorch(name: str) -> None:
 
     checkpoint = artifact.checkpoint()
     assert np.array_equal(checkpoint, flat(model))
-    result = OnnxTrainer(artifact).train(checkpoint, (x.numpy(), y.numpy()), PLAN, seed=b"order")
+    result = OnnxTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"order")
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         momentum = 0.9 if case.optimizer == "momentum" else 0.0
@@ -213,7 +213,7 @@ def test_a_model_trains_as_in_pytorch(name: str) -> None:
 
     with torch.no_grad():
         expected = float(case.loss(model(x), y))
-    measured = evaluate(artifact, after, x.numpy(), y.numpy())
+    measured = evaluate(artifact, after, rows(x, y))
     assert measured.loss == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -290,7 +290,7 @@ def test_any_batch_size_runs(batch: int) -> None:
     random = np.random.default_rng(batch)
     x, y = random.standard_normal((batch, 1, 8, 8)).astype(np.float32), random.integers(10, size=batch)
     plan = TrainingPlan(epochs=1, batch_size=batch, learning_rate=0.1)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), (x, y), plan, seed=b"")
+    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
     assert result.steps == 1
     assert float(np.abs(result.update).max()) > 0
 
@@ -305,7 +305,7 @@ def test_frozen_parameters_stay_out_of_the_layout() -> None:
     assert [entry.name for entry in artifact.layout.entries] == ["2.weight", "2.bias"]
     assert [entry.name for entry in artifact.manifest.frozen.entries] == ["0.weight", "0.bias"]
     assert np.array_equal(artifact.frozen()[:192], model[0].weight.numpy().reshape(-1))  # type: ignore[operator]
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), (x.numpy(), y.numpy()), PLAN, seed=b"")
+    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"")
     after, _ = trained_eagerly(
         model, F.cross_entropy, lambda p: torch.optim.SGD(p, PLAN.learning_rate), x.numpy(), y.numpy(), PLAN, b""
     )
@@ -321,7 +321,7 @@ def test_what_the_manifest_says() -> None:
         ("4.weight", (10, 64)),
         ("4.bias", (10,)),
     ]
-    assert manifest.input.shape == (None, 1, 8, 8)
+    assert manifest.inputs[0].shape == (None, 1, 8, 8)
     assert (manifest.classes, manifest.ignored_label) == (10, -100)
     assert (manifest.loss.name, manifest.loss.reduction) == ("cross_entropy", "mean")
     assert manifest.optimizer.kind == "sgd"

@@ -11,7 +11,7 @@ from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
-from tests.integration.exported import exported, labels, trained_eagerly
+from tests.integration.exported import exported, labels, rows, trained_eagerly
 
 PLAN = TrainingPlan(epochs=5, batch_size=5, learning_rate=0.05)
 
@@ -33,7 +33,7 @@ def test_each_graph_is_of_its_own_mode() -> None:
     torch.manual_seed(0)
     model, x, y = _TwoFaced(), torch.randn(20, 12), labels(20)
     artifact = exported(model, x, y)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), (x.numpy(), y.numpy()), PLAN, seed=b"s")
+    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"s")
     assert result.steps == 20
     after, _ = trained_eagerly(
         model, F.cross_entropy, lambda p: torch.optim.SGD(p, PLAN.learning_rate), x.numpy(), y.numpy(), PLAN, b"s"
@@ -43,5 +43,5 @@ def test_each_graph_is_of_its_own_mode() -> None:
     with torch.no_grad():
         served = model(x)
     np.testing.assert_allclose(Predictor(artifact, after).predict(x.numpy()), served.numpy(), atol=1e-6)
-    found = evaluate(artifact, after, x.numpy(), y.numpy())
+    found = evaluate(artifact, after, rows(x, y))
     np.testing.assert_allclose(found.loss, float(F.cross_entropy(served, y)), rtol=1e-5)

@@ -84,7 +84,7 @@ def test_the_code_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     now = SystemClock().now()
     make_authorities(folders, now)
     x = np.zeros((3, 1, 8, 8), np.float32)
-    make_devices(folders, {"phone": (x, np.arange(3))}, now)
+    make_devices(folders, {"phone": {"x": x, "y": np.arange(3)}}, now)
     (folders.device("phone") / "examples.sqlite").unlink()
     home = str(folders.device("phone"))
     code = code_blocks()[0].replace("~/.myapp/edge", home)
@@ -109,6 +109,7 @@ def test_the_code_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     make_authorities(folders, SystemClock().now())
     monkeypatch.chdir(folders.signer_key.parent)
     spec = build()
-    names = {"torch": torch, "model": spec.model, "x": spec.example_inputs[0], "y": spec.example_target}
+    (x,) = spec.example_inputs
+    names = {"torch": torch, "model": spec.model, "x": x, "y": spec.example_target}
     exec(compile(textwrap.dedent(code_blocks()[1]), "README", "exec"), names)  # noqa: S102
     assert (folders.signer_key.parent / "digits.edge").stat().st_size > 10_000

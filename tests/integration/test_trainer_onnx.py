@@ -19,7 +19,7 @@ from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity, require_parity
 from edge_sdk.training.plan import TrainingPlan
 from edge_sdk.training.trainer import Trainer, TrainingInterrupted
-from tests.integration.exported import SIGNER, images, small
+from tests.integration.exported import SIGNER, images, rows, small
 
 PLAN = TrainingPlan(epochs=2, batch_size=4, learning_rate=0.1)
 
@@ -46,9 +46,9 @@ def test_it_learns() -> None:
     checkpoint = artifact.checkpoint()
     kept = checkpoint.copy()
     plan = TrainingPlan(epochs=60, batch_size=10, learning_rate=0.2)
-    result = trainer.train(checkpoint, (x, y), plan, seed=b"s")
+    result = trainer.train(checkpoint, rows(x, y), plan, seed=b"s")
     assert np.array_equal(checkpoint, kept)
-    before, after = evaluate(artifact, checkpoint, x, y), evaluate(artifact, checkpoint + result.update, x, y)
+    before, after = (evaluate(artifact, c, rows(x, y)) for c in (checkpoint, checkpoint + result.update))
     assert after.loss < 0.5 * before.loss
     assert after.accuracy is not None
     assert after.accuracy > 0.9
@@ -58,14 +58,14 @@ def test_it_learns() -> None:
 
 
 def test_training_is_repeatable_and_follows_the_seed() -> None:
-    trainer, checkpoint, examples = OnnxTrainer(small()), small().checkpoint(), images(10)
+    trainer, checkpoint, examples = OnnxTrainer(small()), small().checkpoint(), rows(*images(10))
     one, two, other = (trainer.train(checkpoint, examples, PLAN, seed=seed).update for seed in (b"a", b"a", b"b"))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
 
 
 def test_slots_start_anew_each_time() -> None:
-    trainer, checkpoint, examples = OnnxTrainer(small()), small().checkpoint(), images(10)
+    trainer, checkpoint, examples = OnnxTrainer(small()), small().checkpoint(), rows(*images(10))
     first = trainer.train(checkpoint, examples, PLAN, seed=b"a").update
     trainer.train(checkpoint + first, examples, PLAN, seed=b"b")
     assert np.array_equal(trainer.train(checkpoint, examples, PLAN, seed=b"a").update, first)
@@ -73,7 +73,7 @@ def test_slots_start_anew_each_time() -> None:
 
 def test_max_steps_counts_the_examples_that_took_part() -> None:
     plan = TrainingPlan(epochs=9, batch_size=4, learning_rate=0.1, max_steps=2)
-    result = OnnxTrainer(small()).train(small().checkpoint(), images(10), plan, seed=b"")
+    result = OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
     assert (result.steps, result.examples) == (2, 8)
 
 
@@ -85,13 +85,13 @@ def test_it_stops_when_asked() -> None:
         return len(asked) > 3
 
     with pytest.raises(TrainingInterrupted, match="stopped after 3 steps"):
-        OnnxTrainer(small()).train(small().checkpoint(), images(10), PLAN, seed=b"", should_stop=should_stop)
+        OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), PLAN, seed=b"", should_stop=should_stop)
 
 
 def test_divergence_is_an_error() -> None:
     plan = TrainingPlan(epochs=5, batch_size=4, learning_rate=1e30)
     with pytest.raises(TrainingError, match="training diverged") as caught:
-        OnnxTrainer(small()).train(small().checkpoint(), images(10), plan, seed=b"")
+        OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
     assert "learning rate below 1e+30" in caught.value.hint
 
 
@@ -100,7 +100,7 @@ def test_an_update_that_is_not_finite_is_an_error() -> None:
     plan = TrainingPlan(epochs=1, batch_size=10, learning_rate=3e38)
     x, y = images(10)
     with pytest.raises(TrainingError, match="the update holds NaN or infinity"):
-        OnnxTrainer(small()).train(small().checkpoint(), (x * 1e3, y), plan, seed=b"")
+        OnnxTrainer(small()).train(small().checkpoint(), rows(x * 1e3, y), plan, seed=b"")
 
 
 def _changed(rows: Rows, place: int, value: float) -> Rows:
@@ -125,21 +125,21 @@ def _changed(rows: Rows, place: int, value: float) -> Rows:
     ],
 )
 def test_bad_examples_are_refused(spoil: Callable[[Rows, Rows], tuple[Rows, Rows]], words: str) -> None:
-    examples = spoil(*images(10))
+    examples = rows(*spoil(*images(10)))
     with pytest.raises(TrainingError, match=words) as caught:
         OnnxTrainer(small()).train(small().checkpoint(), examples, PLAN, seed=b"")
     assert caught.value.hint
     with pytest.raises(TrainingError, match=words):
-        evaluate(small(), small().checkpoint(), *examples)
+        evaluate(small(), small().checkpoint(), examples)
 
 
 def test_ignored_labels_are_allowed_and_count_for_nothing() -> None:
     x, y = images(10)
-    result = OnnxTrainer(small()).train(small().checkpoint(), (x, _changed(y, 5, -100)), PLAN, seed=b"")
+    result = OnnxTrainer(small()).train(small().checkpoint(), rows(x, _changed(y, 5, -100)), PLAN, seed=b"")
     assert result.steps == 6
     kept = np.delete(np.arange(10), 5)
-    every, some = evaluate(small(), small().checkpoint(), x, _changed(y, 5, -100)), (x[kept], y[kept])
-    assert every.accuracy == evaluate(small(), small().checkpoint(), *some).accuracy
+    every, some = evaluate(small(), small().checkpoint(), rows(x, _changed(y, 5, -100))), rows(x[kept], y[kept])
+    assert every.accuracy == evaluate(small(), small().checkpoint(), some).accuracy
 
 
 @pytest.mark.parametrize(
@@ -154,29 +154,29 @@ def test_ignored_labels_are_allowed_and_count_for_nothing() -> None:
 def test_bad_checkpoints_are_refused(spoil: Callable[[Rows], Rows], words: str) -> None:
     checkpoint = spoil(small().checkpoint())
     with pytest.raises(TrainingError, match=words):
-        OnnxTrainer(small()).train(checkpoint, images(10), PLAN, seed=b"")
+        OnnxTrainer(small()).train(checkpoint, rows(*images(10)), PLAN, seed=b"")
     with pytest.raises(TrainingError, match=words):
-        evaluate(small(), checkpoint, *images(10))
+        evaluate(small(), checkpoint, rows(*images(10)))
 
 
 def test_a_batch_beyond_the_bundle_is_refused() -> None:
     plan = TrainingPlan(epochs=1, batch_size=2000, learning_rate=0.1)
     with pytest.raises(TrainingError, match="batches of 2000, this bundle takes up to 1024"):
-        OnnxTrainer(small()).train(small().checkpoint(), images(10), plan, seed=b"")
+        OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
 
 
 def test_rows_that_do_not_lie_together_are_taken() -> None:
     x, y = images(20)
     trainer, checkpoint = OnnxTrainer(small()), small().checkpoint()
-    apart = trainer.train(checkpoint, (x[::2], y[::2]), PLAN, seed=b"")
-    together = trainer.train(checkpoint, (x[::2].copy(), y[::2].copy()), PLAN, seed=b"")
+    apart = trainer.train(checkpoint, rows(x[::2], y[::2]), PLAN, seed=b"")
+    together = trainer.train(checkpoint, rows(x[::2].copy(), y[::2].copy()), PLAN, seed=b"")
     assert np.array_equal(apart.update, together.update)
 
 
 def test_evaluation_in_pieces_is_evaluation_at_once() -> None:
     x, y = images(600)
-    whole = evaluate(small(), small().checkpoint(), x, y)
-    pieces = [evaluate(small(), small().checkpoint(), x[i : i + 100], y[i : i + 100]) for i in range(0, 600, 100)]
+    whole = evaluate(small(), small().checkpoint(), rows(x, y))
+    pieces = [evaluate(small(), small().checkpoint(), rows(x[i : i + 100], y[i : i + 100])) for i in range(0, 600, 100)]
     assert whole.loss == pytest.approx(np.mean([piece.loss for piece in pieces]), rel=1e-6)
     assert whole.accuracy == pytest.approx(np.mean([piece.accuracy or 0.0 for piece in pieces]))
 
@@ -184,7 +184,7 @@ def test_evaluation_in_pieces_is_evaluation_at_once() -> None:
 def test_an_overflowing_evaluation_is_an_error() -> None:
     x, y = images(4)
     with pytest.raises(TrainingError, match="evaluation loss is"):
-        evaluate(small(), np.full(small().layout.size, 3e38, np.float32), x, y)
+        evaluate(small(), np.full(small().layout.size, 3e38, np.float32), rows(x, y))
 
 
 def test_a_process_opens_each_graph_once() -> None:
@@ -227,7 +227,7 @@ def test_a_runtime_that_computes_otherwise_is_refused(place: str) -> None:
 
 def test_nothing_runs_from_a_bundle_that_was_not_verified() -> None:
     unverified = replace(small(), verified=False)
-    for use in (OnnxTrainer, replay_parity, lambda a: evaluate(a, a.checkpoint(), *images(4))):
+    for use in (OnnxTrainer, replay_parity, lambda a: evaluate(a, a.checkpoint(), rows(*images(4)))):
         with pytest.raises(ArtifactError, match="without checking its signature"):
             use(unverified)
 

@@ -47,9 +47,10 @@ def asked(
     key = SIGNER.public_key()
     stores = []
     for number in range(DEVICES):
-        rows = slice(number * ROWS, (number + 1) * ROWS)
-        stores.append(ExampleStore.create_for(folder / f"examples-{number}.sqlite", X[rows], Y[rows]))
-        stores[-1].add_many(X[rows], Y[rows])
+        chosen = slice(number * ROWS, (number + 1) * ROWS)
+        rows = {"x": X[chosen], "y": Y[chosen]}
+        stores.append(ExampleStore.create_for(folder / f"examples-{number}.sqlite", rows))
+        stores[-1].add_many(rows)
     learners = [
         LocalLearner(key, store, InstalledModels(folder / f"models-{number}", signer=key), analytics=allowed)
         for number, store in enumerate(stores)
@@ -80,7 +81,7 @@ def test_a_model_is_evaluated_where_the_examples_are(folder: Path) -> None:
     query = replace(parse_query(f"evaluate:high=10,max_rows={ROWS}"), model=references(model_parts(small())))
     with asked(folder, query) as world:
         loss, accuracy, examples = read_estimates(world.database, world.blobs, world.config)
-    expected = evaluate(small(), small().checkpoint(), X, Y)
+    expected = evaluate(small(), small().checkpoint(), {"x": X, "y": Y})
     # What rounding to integers leaves, of which the stated deviation tells too.
     assert loss.value == pytest.approx(expected.loss, abs=5 * loss.stddev)
     assert accuracy.value == pytest.approx(expected.accuracy, abs=5 * accuracy.stddev)

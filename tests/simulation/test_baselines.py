@@ -149,7 +149,7 @@ def test_baselines_are_read_back_or_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_without_classes_has_no_accuracy(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = evaluate(artifact, artifact.checkpoint(), *digits()[1])
+    found = evaluate(artifact, artifact.checkpoint(), digits()[1])
     monkeypatch.setattr(baselines, "evaluate", lambda *_: replace(found, accuracy=None))
     with pytest.raises(ConfigError, match="no accuracy"):
         train_centrally(artifact, *digits())

@@ -59,7 +59,7 @@ def manifest() -> Manifest:
         version="1",
         layout=LAYOUT,
         frozen=Layout(()),
-        input=_X,
+        inputs=(_X,),
         target=_Y,
         output=_OUTPUT,
         classes=2,

@@ -65,7 +65,7 @@ def _odd_role(tree: dict[str, Any]) -> None:
 
 
 def _text_shape(tree: dict[str, Any]) -> None:
-    tree["input"]["shape"] = "3"
+    tree["target"]["shape"] = "3"
 
 
 def _real_offset(tree: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from edge_sdk.errors import ConfigError
 
 
 def test_a_fifth_of_every_class_is_held_out() -> None:
-    (x, y), (test_x, test_y) = digits(seed=0)
+    train, test = digits(seed=0)
+    x, y, test_x, test_y = train["x"], train["y"], test["x"], test["y"]
     assert (len(x), len(test_x)) == (1438, 359)
     assert x.dtype == np.float32
     assert y.dtype == np.int64
@@ -22,13 +23,13 @@ def test_a_fifth_of_every_class_is_held_out() -> None:
 
 def test_the_seed_decides_everything() -> None:
     first, again, other = (federated_digits(20, seed=seed) for seed in (4, 4, 5))
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(first.shards, again.shards, strict=True))
-    assert not np.array_equal(first.test[0], other.test[0])
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(first.shards, again.shards, strict=True))
+    assert not np.array_equal(first.test["x"], other.test["x"])
 
 
 @pytest.mark.parametrize("devices", [1, 2, 40, 200, 205])
 def test_every_row_is_dealt_once(devices: int) -> None:
-    labels = digits()[0][1]
+    labels = digits()[0]["y"]
     parts = deal(labels, devices, alpha=0.7, seed=0)
     assert len(parts) == devices
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
@@ -36,7 +37,7 @@ def test_every_row_is_dealt_once(devices: int) -> None:
 
 
 def test_a_fleet_that_is_too_large_shares_rows() -> None:
-    labels = digits()[0][1]
+    labels = digits()[0]["y"]
     parts = deal(labels, 600, alpha=0.7, seed=0)
     sizes = [len(part) for part in parts]
     assert min(sizes) >= FEWEST_EXAMPLES
@@ -46,7 +47,7 @@ def test_a_fleet_that_is_too_large_shares_rows() -> None:
 
 
 def test_alpha_decides_how_many_classes_a_device_sees() -> None:
-    labels = digits()[0][1]
+    labels = digits()[0]["y"]
 
     def classes_seen(alpha: float) -> float:
         return float(np.mean([len(set(labels[part])) for part in deal(labels, 100, alpha=alpha, seed=1)]))
@@ -57,7 +58,7 @@ def test_alpha_decides_how_many_classes_a_device_sees() -> None:
 def test_two_hundred_devices_fit_one_batch_each() -> None:
     # The job's batch of 32 is one full batch a device: an epoch is one step.
     for seed in range(5):
-        assert max(len(y) for _, y in federated_digits(200, seed=seed).shards) <= 32
+        assert max(len(shard["y"]) for shard in federated_digits(200, seed=seed).shards) <= 32
 
 
 @pytest.mark.parametrize(("devices", "alpha"), [(0, 0.7), (5, 0.0), (5, float("nan"))])

@@ -12,60 +12,61 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import StoreError
-from edge_sdk.training.examples import ExampleSchema, ExampleStore, Field
+from edge_sdk.training.examples import ExampleStore, Field, Schema
 
-SCHEMA = ExampleSchema(Field("float32", (2, 3)), Field("int64", ()))
+SCHEMA: Schema = {"x": Field("float32", (2, 3)), "y": Field("int64")}
 
 
-def rows(count: int, start: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def rows(count: int, start: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """Examples that can be told apart."""
     y = np.arange(start, start + count)
-    return np.broadcast_to(y[:, None, None], (count, 2, 3)).astype(np.float32), y
+    return {"x": np.broadcast_to(y[:, None, None], (count, 2, 3)).astype(np.float32), "y": y}
 
 
 def test_what_goes_in_comes_out_in_order(tmp_path: Path) -> None:
     with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
-        x, y = rows(3)
-        store.add(x=x[0], y=0)
-        store.add(x=x[1], y=y[1])
-        store.add_many(x[2:], y[2:])
+        given = rows(3)
+        store.add(x=given["x"][0], y=0)
+        store.add(x=given["x"][1], y=given["y"][1])
+        store.add_many({name: array[2:] for name, array in given.items()})
         assert len(store) == 3
-        found_x, found_y = store.arrays()
-    assert np.array_equal(found_x, x)
-    assert np.array_equal(found_y, y)
-    assert found_x.dtype == np.float32
-    assert found_y.dtype == np.int64
+        found = store.arrays()
+    assert list(found) == ["x", "y"]
+    assert np.array_equal(found["x"], given["x"])
+    assert np.array_equal(found["y"], given["y"])
+    assert found["x"].dtype == np.float32
+    assert found["y"].dtype == np.int64
 
 
 def test_an_empty_store_gives_empty_arrays(tmp_path: Path) -> None:
     with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
-        x, y = store.arrays()
-    assert (x.shape, y.shape) == ((0, 2, 3), (0,))
+        found = store.arrays()
+    assert (found["x"].shape, found["y"].shape) == ((0, 2, 3), (0,))
 
 
 def test_it_survives_closing(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "examples.sqlite"
     with ExampleStore.create(path, SCHEMA, max_rows=7) as store:
-        store.add_many(*rows(5))
+        store.add_many(rows(5))
     with ExampleStore.open(path) as store:
         assert store.schema == SCHEMA
         assert store.max_rows == 7
-        assert store.arrays()[1].tolist() == [0, 1, 2, 3, 4]
+        assert store.arrays()["y"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_oldest_go_beyond_the_cap(tmp_path: Path) -> None:
     with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA, max_rows=4) as store:
-        store.add_many(*rows(3))
-        store.add_many(*rows(3, start=3))
-        assert store.arrays()[1].tolist() == [2, 3, 4, 5]
-        store.add_many(*rows(10, start=10))
-        assert store.arrays()[1].tolist() == [16, 17, 18, 19]
+        store.add_many(rows(3))
+        store.add_many(rows(3, start=3))
+        assert store.arrays()["y"].tolist() == [2, 3, 4, 5]
+        store.add_many(rows(10, start=10))
+        assert store.arrays()["y"].tolist() == [16, 17, 18, 19]
 
 
 def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
     path = tmp_path / "examples.sqlite"
     with ExampleStore.create(path, SCHEMA) as store:
-        store.add_many(*rows(3))
+        store.add_many(rows(3))
         for file in tmp_path.iterdir():  # The write-ahead log holds examples too.
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert sqlite3.connect(path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -73,22 +74,28 @@ def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
 
 def test_clearing_leaves_nothing(tmp_path: Path) -> None:
     with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
-        store.add_many(*rows(3))
+        store.add_many(rows(3))
         store.clear()
         assert len(store) == 0
 
 
 def test_examples_of_another_kind_are_refused_and_none_is_kept(tmp_path: Path) -> None:
-    x, y = rows(3)
+    x, y = rows(3)["x"], rows(3)["y"]
     with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
         with pytest.raises(StoreError, match="x is float64"):
-            store.add_many(x.astype(np.float64), y)
+            store.add_many({"x": x.astype(np.float64), "y": y})
         with pytest.raises(StoreError, match=r"x is float32\[6\] a row"):
-            store.add_many(x.reshape(3, 6), y)
+            store.add_many({"x": x.reshape(3, 6), "y": y})
         with pytest.raises(StoreError, match="y is float32"):
-            store.add_many(x, y.astype(np.float32))
-        with pytest.raises(StoreError, match="3 inputs came with 2 targets"):
-            store.add_many(x, y[:2])
+            store.add_many({"x": x, "y": y.astype(np.float32)})
+        with pytest.raises(StoreError, match="y is float64"):
+            store.add(x=x[0], y=1.5)
+        with pytest.raises(StoreError, match="different numbers of rows: 3 of x, 2 of y"):
+            store.add_many({"x": x, "y": y[:2]})
+        with pytest.raises(StoreError, match="has the fields x, y; given are x"):
+            store.add(x=x[0])
+        with pytest.raises(StoreError, match="given are x, y, z"):
+            store.add(x=x[0], y=1, z=2)
         assert len(store) == 0
 
 
@@ -96,7 +103,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "examples.sqlite"
     ExampleStore.create(path, SCHEMA).close()
     with pytest.raises(StoreError, match="holds examples of") as caught:
-        ExampleStore.create(path, ExampleSchema(Field("float32", (2, 4)), Field("int64", ())))
+        ExampleStore.create(path, {"x": Field("float32", (2, 4)), "y": Field("int64")})
     assert "another file" in caught.value.hint
 
 
@@ -113,7 +120,7 @@ def test_threads_may_add_at_once(tmp_path: Path) -> None:
 
         def add(start: int) -> None:
             for _ in range(20):
-                store.add_many(*rows(2, start))
+                store.add_many(rows(2, start))
 
         threads = [threading.Thread(target=add, args=(10 * number,)) for number in range(4)]
         for thread in threads:
@@ -121,3 +128,42 @@ def test_threads_may_add_at_once(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert len(store) == 160
+
+
+def test_fields_of_any_names_and_types(tmp_path: Path) -> None:
+    path = tmp_path / "examples.sqlite"
+    schema = {
+        "batch.tokens": Field("int32", (3,)),
+        "batch.mask": Field("bool", (3,)),
+        "id": Field("int64"),
+        "y": Field("float32"),
+    }
+    example: dict[str, Any] = {"batch.tokens": np.arange(3, dtype=np.int32), "batch.mask": [True, False, True]}
+    with ExampleStore.create(path, schema) as store:
+        store.add(id=7, y=0.5, **example)
+    with ExampleStore.open(path) as store:
+        assert store.schema == schema
+        found = store.arrays()
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "batch.tokens": [[0, 1, 2]],
+        "batch.mask": [[True, False, True]],
+        "id": [7],
+        "y": [0.5],
+    }
+    assert found["batch.mask"].dtype == np.bool_
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({}, "no fields"),
+        ({"x": Field("int64"), "X": Field("int64")}, "two of one name"),
+        ({'x" BLOB, "z': Field("int64")}, "cannot be called"),
+        ({"": Field("int64")}, "cannot be called"),
+        ({"x": Field("str")}, "cannot be of the type 'str'"),
+        ({"x": Field("object")}, "cannot be of the type 'object'"),
+    ],
+)
+def test_impossible_schemas_are_refused(schema: Schema, words: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=words):
+        ExampleStore.create(tmp_path / "examples.sqlite", schema)
