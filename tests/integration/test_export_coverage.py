@@ -16,7 +16,7 @@ from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration import covered_functions, covered_layers, covered_losses
 from tests.integration.covered import Covered, listed
-from tests.integration.exported import exported, trained_eagerly
+from tests.integration.exported import exported, rows, trained_eagerly
 
 TABLES = {
     "Activations": covered_layers.ACTIVATIONS,
@@ -74,7 +74,7 @@ def test_twenty_free_steps_stay_with_pytorch(name: str) -> None:
     model, x, y = _examples(CASES[name], 12)
     artifact = exported(model, x, y, CASES[name].loss)
     start = artifact.checkpoint()
-    result = OnnxTrainer(artifact).train(start, (x.numpy(), y.numpy()), TWENTY_STEPS, seed=b"order")
+    result = OnnxTrainer(artifact).train(start, rows(x, y), TWENTY_STEPS, seed=b"order")
     assert result.steps == 20
 
     def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
