@@ -65,7 +65,8 @@ def _progress(state: Selecting | Advertising | Sharing | Reporting | Endorsing |
     """How many came in this stage, and how many may still be hoped for in all."""
     match state:
         case Selecting():
-            return len(state.checked_in), state.config.plan.goal_count
+            expected = state.config.plan.goal_count - len(state.turned_away)
+            return len(state.checked_in), max(expected, state.config.min_check_ins)
         case Advertising():
             return len(state.advertised), len(state.selected) - len(state.gone - state.advertised.keys())
         case Sharing():

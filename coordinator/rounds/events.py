@@ -58,6 +58,13 @@ class CheckedIn:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """A device offered itself that sits out: it is not to be waited for."""
+
+    device_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class From:
     """An authenticated stage message. A masked input comes here only when its vector is here, verified."""
 
@@ -82,7 +89,7 @@ class Stopped:
     reason: AbandonReason
 
 
-Event = CheckedIn | From | Tick | Released | Stopped
+Event = CheckedIn | TurnedAway | From | Tick | Released | Stopped
 
 
 # ---- effects

@@ -115,12 +115,13 @@ class Cohort:
 
 @dataclass(frozen=True, slots=True)
 class Selecting:
-    """Check-ins are taken until the goal count is reached."""
+    """Check-ins are taken until the goal count is reached; those turned away are not waited for."""
 
     config: RoundConfig
     opened_at: float
     last_at: float
     checked_in: Mapping[str, bytes]
+    turned_away: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

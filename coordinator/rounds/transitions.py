@@ -24,6 +24,7 @@ from coordinator.rounds.events import (
     Step,
     Stopped,
     Tick,
+    TurnedAway,
     VerifyPeer,
 )
 from coordinator.rounds.outbox import outbox_for, outcome_of
@@ -91,6 +92,10 @@ def step(state: State, event: Event, now: float, verify_peer: VerifyPeer) -> Ste
             return Committed(state), outcomes(state.unmasking, True, AbandonReason.NONE)
         case CheckedIn():
             state, effects = _check_in(state, event, now)
+        case TurnedAway(device_id):
+            if isinstance(state, Selecting) and device_id not in state.checked_in:
+                state = replace(state, turned_away=state.turned_away | {device_id})
+            effects = ()
         case From():
             state, effects = _take(state, event, now, verify_peer)
         case Tick():

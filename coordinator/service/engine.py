@@ -18,7 +18,7 @@ from cryptography import x509
 
 from coordinator.config import TaskConfig
 from coordinator.rounds import closing, events, outbox, transitions
-from coordinator.rounds.events import CheckedIn, Effect, From, Refuse, Release, Send
+from coordinator.rounds.events import CheckedIn, Effect, From, Refuse, Release, Send, TurnedAway
 from coordinator.rounds.states import Releasing, Selecting
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult
 from coordinator.service.task_runner import TaskRunner
@@ -277,10 +277,12 @@ class Coordinator:
             self._send(device_id, Rejection(message.task, reason or RejectionReason.UNKNOWN_TASK, *_RETRY_WINDOW_S))
             return
         device = self._devices[device_id]
-        wait_s = runner.bench.wait_s(device_id, now)
+        benched_s = wait_s = runner.bench.wait_s(device_id, now)
         if device_id in runner.grouped:
             wait_s = max(wait_s, runner.config.pacing.selection_timeout_s)
         if wait_s > 0 and isinstance(runner.state, Selecting):
+            if benched_s > 0 and device_id not in runner.state.turned_away:
+                self._carry_out(runner, runner.apply(TurnedAway(device_id), now))
             self._send(device_id, Rejection(message.task, RejectionReason.SITTING_OUT, wait_s, wait_s / 10))
             return
         device.task = message.task

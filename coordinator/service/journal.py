@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import assert_never
 
 from coordinator.rounds import events, transitions
-from coordinator.rounds.events import CheckedIn, Event, From, Released, Stopped, Tick
+from coordinator.rounds.events import CheckedIn, Event, From, Released, Stopped, Tick, TurnedAway
 from coordinator.rounds.states import RoundConfig, State
 from edge_sdk.errors import StoreError
 from edge_sdk.protocol import codec
@@ -37,6 +37,8 @@ def to_row(position: int, event: Event, now: float) -> Row:
     match event:
         case CheckedIn(device_id, certificate):
             return Row(position, now, "check_in", device_id, certificate)
+        case TurnedAway(device_id):
+            return Row(position, now, "turned_away", device_id, b"")
         case From(device_id, message):
             stored: Message = replace(message, inline=b"") if isinstance(message, MaskedInput) else message
             return Row(position, now, type(stored).__name__, device_id, codec.encode(stored))
@@ -62,6 +64,8 @@ def to_event(row: Row) -> Event:
     match row.kind:
         case "check_in":
             return CheckedIn(row.device_id, row.payload)
+        case "turned_away":
+            return TurnedAway(row.device_id)
         case "tick":
             return Tick()
         case "released":

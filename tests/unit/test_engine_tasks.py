@@ -175,6 +175,23 @@ def test_a_device_that_declined_waits_unless_others_may_have_caused_it(
     assert desk.view.checked_in == 1
 
 
+def test_who_sits_out_is_not_waited_for(desk: Desk) -> None:
+    """Else a round would wait for a goal that nobody can fill, until its selection times out."""
+    desk.check_in_all()
+    sitting, *rest = desk.members
+    for name in desk.members:
+        reason = DeclineReason.EPSILON_TOO_LARGE if name == sitting else DeclineReason.ROSTER_UNSOUND
+        desk.send(name, Decline(desk.rid, reason, ""))
+    reopen(desk)
+    (turned_away,) = desk.check_in(sitting)
+    assert isinstance(turned_away.message, Rejection)
+    for name in rest[:-1]:
+        assert desk.check_in(name) == []
+    restart(desk)
+    said = desk.check_in(rest[-1])
+    assert {answer.device_id for answer in said if isinstance(answer.message, Plan)} == set(rest)
+
+
 def test_the_bench_doubles_up_to_a_day_and_forgives() -> None:
     bench = Bench(300.0)
     assert bench.wait_s(ME, START) == 0
