@@ -7,7 +7,7 @@ import importlib
 import sys
 
 STANDARD = ("masking", "device_startup", "rounds", "transport")
-LONG = ("utility_table",)
+LONG = ("epsilon_tables", "utility_table")
 
 
 def main() -> None:

@@ -56,6 +56,7 @@ class Privacy:
         corrupt_share: colluding devices to protect against.
         dropout_share: dropouts after advertise_keys that a round survives.
         mechanism: the noise, where epsilon asks for any.
+        bits: of the modulus; None for the fewest that cost little noise.
         local_noise: each device adds enough for epsilon alone, so that no other's is relied on.
         adaptive_clipping: how the clip norm moves from where it begins; None where it stays.
         consistency: what keeps the survivors of a round one set; see coordinator.rounds.agreement.
@@ -68,6 +69,7 @@ class Privacy:
     corrupt_share: float
     dropout_share: float
     mechanism: Mechanism = Mechanism.SKELLAM
+    bits: int | None = None
     local_noise: bool = False
     adaptive_clipping: AdaptiveClipping | None = None
     consistency: Consistency = Consistency.THRESHOLD

@@ -33,6 +33,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help=f"the noise that devices add {_DEFAULT}",
     )
     parser.add_argument(
+        "--bits", type=int, metavar="B", help="of a coordinate (default: the fewest that cost at most 2%% more noise)"
+    )
+    parser.add_argument(
         "--local-noise",
         action="store_true",
         help="each device adds noise enough for epsilon alone, relying on no other: local differential privacy",
@@ -178,6 +181,7 @@ def config_of_options(
         dropout_share=arguments.dropout_share,
         consistency=consistency,
         mechanism=Mechanism[arguments.mechanism.upper()],
+        bits=arguments.bits,
         local_noise=arguments.local_noise,
         adaptive_clipping=None if adaptive is None else AdaptiveClipping(adaptive),
     )

@@ -41,6 +41,7 @@ def encoding_for(privacy: Privacy, *, dimension: int, min_reports: int, goal_cou
         delta=privacy.delta,
         corrupt_share=privacy.corrupt_share,
         mechanism=privacy.mechanism,
+        bits=privacy.bits,
         local_noise=privacy.local_noise,
         adaptive_clipping=privacy.adaptive_clipping is not None,
     )
