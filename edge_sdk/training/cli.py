@@ -1,4 +1,7 @@
-"""`edge inspect`: say what a bundle holds and whether this machine can be trusted with it. Light to import."""
+"""`edge inspect|verify|bench`: what a bundle holds, whether this machine computes it right, and how fast.
+
+Light to import.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edge_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_sdk.cli import Subparsers
@@ -24,6 +29,70 @@ def add_inspect_verb(subparsers: Subparsers) -> None:
     parser.add_argument("bundle", type=Path, help="a .edge file")
     parser.add_argument("--signer", type=Path, metavar="KEY", help="the model signer's public key, a PEM file")
     parser.set_defaults(handler=_inspect)
+
+
+def add_verify_verb(subparsers: Subparsers) -> None:
+    """Add `edge verify`."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="check a bundle: signature, hashes, and its parity vector on this runtime",
+        description="Exit code 0 if the bundle is the signer's, whole, and computed right on this machine; 1 if this "
+        "machine computes other values; 2 if the bundle is not to be trusted.",
+    )
+    parser.add_argument("bundle", type=Path, help="a .edge file")
+    parser.add_argument("--signer", type=Path, required=True, metavar="KEY", help="the signer's public key, a PEM file")
+    parser.set_defaults(handler=_verify)
+
+
+def add_bench_verb(subparsers: Subparsers) -> None:
+    """Add `edge bench`."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure a bundle's training step on this device",
+        description="Train on the bundle's own parity examples, repeated, and print medians.",
+    )
+    parser.add_argument("bundle", type=Path, help="a .edge file")
+    parser.add_argument("--signer", type=Path, required=True, metavar="KEY", help="the signer's public key, a PEM file")
+    parser.add_argument(
+        "--batch", type=int, action="append", metavar="N", help="examples a step; repeat it (default: 1, 8 and 32)"
+    )
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="in each run (default: %(default)s)")
+    parser.set_defaults(handler=_bench)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from edge_sdk.credentials import load_public_key
+    from edge_sdk.training.artifact import read_artifact
+
+    artifact = read_artifact(arguments.bundle, signer=load_public_key(arguments.signer))
+    print(
+        f"{arguments.bundle}: signed by key {artifact.signer_key_id.hex()[:16]}, all {len(artifact.parts)} parts whole"
+    )
+    return _print_parity(artifact)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from edge_sdk.credentials import load_public_key
+    from edge_sdk.training.artifact import read_artifact
+    from edge_sdk.training.measure import measure
+    from edge_sdk.training.onnx_sessions import runtime_version
+
+    artifact = read_artifact(arguments.bundle, signer=load_public_key(arguments.signer))
+    bounds = artifact.manifest.batch
+    batches = arguments.batch or [n for n in (1, 8, 32) if bounds.minimum <= n <= bounds.maximum]
+    if arguments.steps < 1 or not all(bounds.minimum <= batch <= bounds.maximum for batch in batches):
+        raise ConfigError(
+            f"{arguments.steps} steps of batches {batches} cannot be measured",
+            hint=f"choose one step or more, and batches of {bounds.minimum} to {bounds.maximum}",
+        )
+    found = measure(artifact, batches, arguments.steps)
+    name = artifact.manifest.name
+    print(f"{name}: ready in {found.ready_s:.2f} s on ONNX Runtime {runtime_version()}")
+    print("  batch   ms a step   examples/s")
+    for step in found.steps:
+        print(f"  {step.batch:>5} {step.step_ms:>11.2f} {step.examples_per_s:>12,.0f}")
+    print(f"  the whole process held at most {found.peak_bytes / 1e6:,.0f} MB")
+    return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -11,9 +11,9 @@ import pytest
 
 from edge_sdk.errors import ArtifactError, ConfigError, ExportError
 from edge_sdk.signing import new_private_key, private_key_to_pem, public_key_to_pem
-from edge_sdk.training.cli import add_inspect_verb
+from edge_sdk.training.cli import add_bench_verb, add_inspect_verb, add_verify_verb
 from exporters.cli import add_export_verb, load_spec
-from tests.integration.exported import small
+from tests.integration.exported import SIGNER, small
 
 
 def run(*arguments: str) -> int:
@@ -22,6 +22,8 @@ def run(*arguments: str) -> int:
     subparsers = parser.add_subparsers(required=True)
     add_export_verb(subparsers)
     add_inspect_verb(subparsers)
+    add_verify_verb(subparsers)
+    add_bench_verb(subparsers)
     parsed = parser.parse_args(arguments)
     return int(parsed.handler(parsed) or 0)
 
@@ -54,6 +56,27 @@ def test_the_default_model_is_exported_and_inspected(keys: Path, capsys: pytest.
         "parity      ok; 3 steps",
     ):
         assert words in shown
+
+
+def test_a_bundle_is_verified_and_measured(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, key = str(keys / "small.edge"), str(keys / "theirs.pub")
+    (keys / "small.edge").write_bytes(small().to_bytes())
+    (keys / "theirs.pub").write_bytes(public_key_to_pem(SIGNER.public_key()))
+    assert run("verify", bundle, "--signer", key) == 0
+    shown = capsys.readouterr().out
+    assert "parts whole" in shown
+    assert "parity      ok" in shown
+    assert run("bench", bundle, "--signer", key, "--batch", "4", "--batch", "64", "--steps", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["4", "64"]
+    assert all(float(line.split()[1]) > 0 for line in lines[2:4])
+    for wrong in (("--batch", "0"), ("--batch", "100000"), ("--steps", "0")):
+        with pytest.raises(ConfigError, match="cannot be measured"):
+            run("bench", bundle, "--signer", key, *wrong)
+    whole = (keys / "small.edge").read_bytes()
+    (keys / "small.edge").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match="tampered"):
+        run("verify", bundle, "--signer", key)
 
 
 def test_without_a_key_nothing_is_run(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
