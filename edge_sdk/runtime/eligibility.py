@@ -1,0 +1,219 @@
+"""Whether this is a good moment to train: power, network, idleness, temperature, room and the hour.
+
+`Eligibility` is what the app asks for, `Conditions` what the machine says, `SystemConditions` who asks it. What a
+machine cannot tell (a desktop has no battery) is None, and no objection. Reading costs a few small files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from edge_sdk.errors import ConfigError
+
+GIB: Final = 1 << 30
+MIB: Final = 1 << 20
+
+_METERED_GUESSES: Final = {"1": True, "2": False, "3": True, "4": False}  # NMMetered: yes, no, guess-yes, guess-no
+_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the machine says now; None where it cannot tell.
+
+    Attributes:
+        charging: on external power.
+        battery: charge from 0 to 1.
+        metered: whether the network is paid for by volume.
+        load: runnable processes a core, averaged over a minute.
+        temperature_c: of the hottest sensor, degrees Celsius.
+        free_memory_bytes, free_disk_bytes: room.
+        hour: local time of day, 0 to 24.
+    """
+
+    charging: bool | None = None
+    battery: float | None = None
+    metered: bool | None = None
+    load: float | None = None
+    temperature_c: float | None = None
+    free_memory_bytes: int | None = None
+    free_disk_bytes: int | None = None
+    hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Eligibility:
+    """When the app lets its device train.
+
+    Attributes:
+        charging: on external power only.
+        unmetered: on unmetered networks only.
+        idle: only while load is at most `load_at_most`.
+        load_at_most: runnable processes a core.
+        battery_at_least: charge from 0 to 1, also on external power.
+        temperature_at_most_c: degrees Celsius.
+        memory_at_least_bytes, disk_at_least_bytes: free room.
+        quiet_hours: (from, to) in local hours in which it does not train, such as (8, 22); it may span midnight.
+
+    Raises:
+        ConfigError: a bound is out of range.
+    """
+
+    charging: bool = True
+    unmetered: bool = True
+    idle: bool = True
+    load_at_most: float = 0.7
+    battery_at_least: float = 0.2
+    temperature_at_most_c: float = 80.0
+    memory_at_least_bytes: int = 256 * MIB
+    disk_at_least_bytes: int = 256 * MIB
+    quiet_hours: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.battery_at_least <= 1 or not self.load_at_most > 0:
+            raise ConfigError(
+                f"a battery of {self.battery_at_least} or a load of {self.load_at_most} is out of range",
+                hint="give a charge from 0 to 1 and a positive load",
+            )
+        if self.quiet_hours is not None and not all(0 <= hour <= 24 for hour in self.quiet_hours):
+            raise ConfigError(f"quiet hours {self.quiet_hours} are no hours", hint="give hours from 0 to 24")
+
+    def objections(self, now: Conditions) -> tuple[str, ...]:
+        """Why not now, in words; empty where nothing is against it."""
+        found = []
+        if self.charging and now.charging is False:
+            found.append("not charging")
+        if now.battery is not None and now.battery < self.battery_at_least:
+            found.append(f"battery at {now.battery:.0%}")
+        if self.unmetered and now.metered:
+            found.append("the network is metered")
+        if self.idle and now.load is not None and now.load > self.load_at_most:
+            found.append(f"busy: load {now.load:.1f} a core")
+        if now.temperature_c is not None and now.temperature_c > self.temperature_at_most_c:
+            found.append(f"hot: {now.temperature_c:.0f} degrees")
+        if now.free_memory_bytes is not None and now.free_memory_bytes < self.memory_at_least_bytes:
+            found.append(f"{now.free_memory_bytes / MIB:.0f} MiB of memory free")
+        if now.free_disk_bytes is not None and now.free_disk_bytes < self.disk_at_least_bytes:
+            found.append(f"{now.free_disk_bytes / MIB:.0f} MiB of disk free")
+        if self.quiet_hours is not None and now.hour is not None and _within(now.hour, *self.quiet_hours):
+            found.append("quiet hours")
+        return tuple(found)
+
+
+def _within(hour: float, begin: float, end: float) -> bool:
+    return begin <= hour < end if begin <= end else hour >= begin or hour < end
+
+
+@dataclass(frozen=True, slots=True)
+class SystemConditions:
+    """Reads the conditions of a Linux machine.
+
+    Attributes:
+        folder: whose disk must have room.
+        root: where `/sys` and `/proc` are; another one in tests.
+        metered: asks whether the network is metered; NetworkManager over D-Bus by default.
+    """
+
+    folder: Path
+    root: Path = Path("/")
+    metered: Callable[[], bool | None] = field(default_factory=lambda: network_is_metered)
+
+    def read(self) -> Conditions:
+        """What the machine says now."""
+        charging, battery = self._power()
+        local = time.localtime()
+        return Conditions(
+            charging=charging,
+            battery=battery,
+            metered=self.metered(),
+            load=self._load(),
+            temperature_c=self._temperature(),
+            free_memory_bytes=self._free_memory(),
+            free_disk_bytes=_free_disk(self.folder),
+            hour=local.tm_hour + local.tm_min / 60,
+        )
+
+    def _power(self) -> tuple[bool | None, float | None]:
+        charging: bool | None = None
+        battery: float | None = None
+        for supply in sorted((self.root / "sys/class/power_supply").glob("*")):
+            # A mouse or a pen has a battery of its own.
+            if _text(supply / "scope") == "Device":
+                continue
+            kind = _text(supply / "type")
+            if kind == "Battery":
+                capacity = _number(supply / "capacity")
+                if capacity is not None:
+                    battery = min(capacity / 100, 1.0 if battery is None else battery)
+                if charging is None:
+                    charging = _text(supply / "status") in ("Charging", "Full", "Not charging")
+            elif kind in ("Mains", "USB", "Wireless"):
+                charging = bool(charging) or _text(supply / "online") == "1"
+        # A machine without any supply to ask about hangs on a wall.
+        return charging, battery
+
+    def _load(self) -> float | None:
+        words = _text(self.root / "proc/loadavg").split()
+        try:
+            return float(words[0]) / (os.cpu_count() or 1)
+        except (IndexError, ValueError):
+            return None
+
+    def _temperature(self) -> float | None:
+        zones = (self.root / "sys/class/thermal").glob("thermal_zone*/temp")
+        found = [value / 1000 for value in map(_number, zones) if value is not None]
+        return max(found, default=None)
+
+    def _free_memory(self) -> int | None:
+        for line in _text(self.root / "proc/meminfo").splitlines():
+            name, _, rest = line.partition(":")
+            if name == "MemAvailable":
+                return int(rest.split()[0]) * 1024
+        return None
+
+
+def network_is_metered() -> bool | None:
+    """What NetworkManager says, over D-Bus; None where there is none."""
+    busctl = shutil.which("busctl")
+    if busctl is None:
+        return None
+    name, path = "org.freedesktop.NetworkManager", "/org/freedesktop/NetworkManager"
+    try:
+        told = subprocess.run(
+            [busctl, "get-property", name, path, name, "Metered"],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        ).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return _METERED_GUESSES.get(told[1]) if len(told) == 2 else None
+
+
+def _free_disk(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(_text(path))
+    except ValueError:
+        return None
