@@ -30,6 +30,7 @@ from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.broker_url import parse_broker_url
 from edge_sdk.runtime.device_store import DeviceStore, Participation
 from edge_sdk.runtime.dial import TlsFiles
+from edge_sdk.runtime.eligibility import Eligibility, SystemConditions
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.training.examples import ExampleStore, Schema
 from edge_sdk.training.learner import LocalLearner
@@ -50,6 +51,7 @@ class EdgeClient:
         schema: the fields of its examples, as models name them; without it the example store that is there is used,
             if there is one.
         policy: the device's own floors; the defaults ask for noise, secure aggregation and a cohort.
+        eligibility: when it trains, by the machine's power, network, load and room; None for always.
         analytics: whether it answers signed questions about its examples, as it trains: clipped, noised and masked.
         pace: how patient it is.
         clock: tells the time.
@@ -66,12 +68,14 @@ class EdgeClient:
         population: str,
         schema: Schema | None = None,
         policy: DevicePolicy | None = None,
+        eligibility: Eligibility | None = None,
         analytics: bool = False,
         pace: Pace | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.home = home
         self._clock = clock or SystemClock()
+        self._eligibility = eligibility
         self.identity = load_identity(home / IDENTITY_FOLDER, role="device", now=self._clock.now())
         signer = load_public_key(home / SIGNER_FILE)
         path = home / EXAMPLES_FILE
@@ -125,6 +129,12 @@ class EdgeClient:
         """What left this device, when, for which task, and what it cost."""
         return self.store.participations()
 
+    def objections(self) -> tuple[str, ...]:
+        """What is against training on this machine now, in words; empty where nothing is."""
+        if self._eligibility is None:
+            return ()
+        return self._eligibility.objections(SystemConditions(self.home).read())
+
     @property
     def tls_files(self) -> TlsFiles:
         """The device's certificate as the broker sees it."""
@@ -146,4 +156,6 @@ class EdgeClient:
         url = parse_broker_url(broker)
         transports = mqtt(url, lambda agent: self.tls_files if url.tls else None)
         with only_process_in(self.home):
-            await run_devices([self.agent], transports, stop=stop or asyncio.Event(), clock=self._clock)
+            await run_devices(
+                [self.agent], transports, stop=stop or asyncio.Event(), clock=self._clock, objections=self.objections
+            )

@@ -208,6 +208,7 @@ class DeviceAgent:
         self._checked_in = False
         self._left = False  # the announced round, by declining or otherwise
         self._not_before = 0.0
+        self.objections: tuple[str, ...] = ()
         self._resend_at: float | None = None
         self._downloads: dict[bytes, _Download] = {}
         self._job: TrainingJob | None = None
@@ -298,6 +299,13 @@ class DeviceAgent:
             self._repeat(now)
         out, self._out = tuple(self._out), []
         return out
+
+    def consider_conditions(self, objections: tuple[str, ...], now: float) -> tuple[Outgoing, ...]:
+        """Say what is against training now, in words; while anything is, the device joins no round."""
+        if objections != self.objections:
+            log.info("%s %s", self.device_id, f"waits: {', '.join(objections)}" if objections else "may train again")
+            self.objections = objections
+        return self.tick(now)
 
     def take_job(self) -> TrainingJob | None:
         """The training to run beside the loop, once."""
@@ -643,6 +651,7 @@ class DeviceAgent:
             and found.rid != NO_ROUND
             and not self._checked_in
             and not self._left
+            and not self.objections
             and (not self.policy.tasks or found.task in self.policy.tasks)
             and self.learner.example_count >= self.policy.min_examples
         )

@@ -12,6 +12,7 @@ from edge_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from edge_sdk.cli import Subparsers
     from edge_sdk.runtime.device_store import DeviceStore
+    from edge_sdk.runtime.eligibility import Eligibility
 
 
 def add_verb(subparsers: Subparsers) -> None:
@@ -38,6 +39,12 @@ def add_verb(subparsers: Subparsers) -> None:
     )
     run.add_argument(
         "--analytics", action="store_true", help="answer signed questions about the examples too, noised and masked"
+    )
+    run.add_argument(
+        "--only-when",
+        default="",
+        metavar="WHAT",
+        help="train only when: any of charging, unmetered, idle, with commas between (default: always)",
     )
     run.add_argument("--until-done", action="store_true", help="end once the finished task's model is installed")
     run.add_argument("--verbose", action="store_true", help="log details")
@@ -84,13 +91,20 @@ def _run(arguments: argparse.Namespace) -> int:
         epsilon_at_most=_epsilon(arguments.epsilon),
         local_noise=arguments.local_noise,
     )
+    eligibility = _eligibility(arguments.only_when)
     home: Path = arguments.home
     if not home.is_dir():
         raise ConfigError(f"there is no folder {home}", hint="name one that holds identity/ and signer.pub")
     with only_process_in(home):
         if arguments.examples is not None:
             _import_examples(arguments.examples, home / EXAMPLES_FILE)
-        with EdgeClient(home, population=arguments.population, policy=policy, analytics=arguments.analytics) as client:
+        with EdgeClient(
+            home,
+            population=arguments.population,
+            policy=policy,
+            eligibility=eligibility,
+            analytics=arguments.analytics,
+        ) as client:
             agent = client.agent
             print(
                 f"device {agent.device_id}: {client.learner.example_count} examples, model version "
@@ -113,7 +127,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(number, stop.set)
                 transports = mqtt(url, lambda _: client.tls_files if url.tls else None)
-                await run_devices([agent], transports, stop=stop, done=done)
+                await run_devices([agent], transports, stop=stop, done=done, objections=client.objections)
 
             asyncio.run(main())
             _print_status(agent.device_id, client.store)
@@ -197,6 +211,20 @@ def _epsilon(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"--epsilon {text} is no budget", hint="give a positive number, or 'any' to allow no noise")
     return value
+
+
+def _eligibility(text: str) -> Eligibility | None:
+    """What `--only-when` asks for; None for always."""
+    from edge_sdk.runtime.eligibility import Eligibility
+
+    asked = {word.strip() for word in text.split(",") if word.strip()}
+    if unknown := asked - {"charging", "unmetered", "idle"}:
+        raise ConfigError(
+            f"--only-when {', '.join(sorted(unknown))} is not known", hint="use charging, unmetered and idle"
+        )
+    if not asked:
+        return None
+    return Eligibility(charging="charging" in asked, unmetered="unmetered" in asked, idle="idle" in asked)
 
 
 def _import_examples(source: Path, target: Path) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -22,6 +24,10 @@ from edge_sdk.runtime.mqtt import MqttTransport
 log = logging.getLogger("edge.device")
 
 MAX_WAIT_S = 5.0
+ASK_EVERY_S = 10.0
+"""How often it is asked whether this is a good moment to train."""
+PAUSE_S = 1.0
+"""How long a paused training waits before it looks whether its round is over."""
 
 
 class Transport(Protocol):
@@ -70,14 +76,18 @@ async def run_devices(
     stop: asyncio.Event,
     done: Callable[[], bool] = lambda: False,
     clock: Clock | None = None,
+    objections: Callable[[], tuple[str, ...]] | None = None,
 ) -> None:
     """Run devices until `stop` is set or `done()` holds.
+
+    `objections` tells what is against training now. It is asked every few seconds: while there is any, no device joins
+    a round, and one that trains pauses before its next step, for as long as its round lasts.
 
     Raises:
         StoreError: a device's store failed; nothing that it does not hold was sent.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="training") as pool:
-        await _Loop(agents, make_transport, pool, clock or SystemClock()).run(stop, done)
+        await _Loop(agents, make_transport, pool, clock or SystemClock(), objections).run(stop, done)
 
 
 class _Loop:
@@ -87,8 +97,13 @@ class _Loop:
         make_transport: MakeTransport,
         pool: ThreadPoolExecutor,
         clock: Clock,
+        objections: Callable[[], tuple[str, ...]] | None,
     ) -> None:
         self._clock = clock
+        self._objections = objections
+        self._asked_at = -math.inf
+        self._may_train = threading.Event()
+        self._may_train.set()
         self._pool = pool
         self._inbox: asyncio.Queue[Callable[[], None] | None] = asyncio.Queue()
         self._transports: dict[str, Transport] = {}
@@ -116,7 +131,10 @@ class _Loop:
             await asyncio.gather(*(t.stop() for t in self._transports.values()))
 
     async def _turn(self) -> None:
-        due = min(self._deadlines.values(), default=float("inf"))
+        await self._ask()
+        due = min(self._deadlines.values(), default=math.inf)
+        if self._objections is not None:
+            due = min(due, self._asked_at + ASK_EVERY_S)
         wait_s = min(MAX_WAIT_S, max(0.0, due - self._clock.now()))
         try:
             async with asyncio.timeout(wait_s):
@@ -132,6 +150,20 @@ class _Loop:
         for agent in self._agents:
             if self._deadlines.get(agent.device_id, float("inf")) <= now:
                 self._send(agent, agent.tick(now))
+
+    async def _ask(self) -> None:
+        """Ask whether this is a good moment, if it is time to."""
+        if self._objections is None or self._clock.now() < self._asked_at + ASK_EVERY_S:
+            return
+        # Reading sensors may wait for another program.
+        found = await asyncio.to_thread(self._objections)
+        self._asked_at = self._clock.now()
+        if found:
+            self._may_train.clear()
+        else:
+            self._may_train.set()
+        for agent in self._agents:
+            self._send(agent, agent.consider_conditions(found, self._asked_at))
 
     def _on_message(self, agent: DeviceAgent) -> Callable[[str, bytes], None]:
         def receive(topic: str, payload: bytes) -> None:
@@ -160,9 +192,15 @@ class _Loop:
     async def _train(self, agent: DeviceAgent, job: TrainingJob) -> None:
         loop = asyncio.get_running_loop()
 
-        def should_stop() -> bool:
-            # Asked in the training thread. What is trained for a round that is gone only keeps the next one waiting.
+        def is_over() -> bool:
+            # What is trained for a round that is gone only keeps the next one waiting.
             return self._ending or round_id(agent.state) != job.plan.rid
+
+        def should_stop() -> bool:
+            # Asked in the training thread before every step: unplugging pauses it here, until the round is over.
+            while not is_over() and not self._may_train.wait(PAUSE_S):
+                pass
+            return is_over()
 
         try:
             update = await loop.run_in_executor(self._pool, agent.learner.train, job, should_stop)

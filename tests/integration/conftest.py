@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from coordinator.service.broker import BrokerKind, RunningBroker, start_broker
+from tests.simulation import world
 
 
 @pytest.fixture(params=["mosquitto", "amqtt"])
@@ -22,3 +24,11 @@ def broker(broker_kind: BrokerKind, tmp_path: Path) -> Iterator[RunningBroker]:
     """A broker on a free loopback port, without TLS."""
     with start_broker(tmp_path / "broker", kind=broker_kind) as running:
         yield running
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates and tasks of the test world belong to this day."""
+    monkeypatch.setattr(world, "START", time.time())
+    world.authority.cache_clear()
+    world.identity.cache_clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,14 +24,6 @@ from tests.simulation import world
 from tests.simulation.world import World, known_update
 
 LIMIT_S = 90.0
-
-
-@pytest.fixture
-def now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Certificates and tasks of the test world belong to this day."""
-    monkeypatch.setattr(world, "START", time.time())
-    world.authority.cache_clear()
-    world.identity.cache_clear()
 
 
 def run(made: World, broker: RunningBroker, *, restart_after: Callable[[Coordinator], bool] | None = None) -> None:
