@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -215,73 +214,6 @@ def test_a_model_trains_as_in_pytorch(name: str) -> None:
         expected = float(case.loss(model(x), y))
     measured = evaluate(artifact, after, rows(x, y))
     assert measured.loss == pytest.approx(expected, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("channels", "outputs", "size", "kernel", "stride", "padding", "dilation", "groups"),
-    [
-        (1, 4, (8, 8), 3, 1, 1, 1, 1),
-        (4, 8, (9, 7), 3, 2, 1, 1, 1),
-        (4, 8, (9, 9), 3, 1, 2, 2, 1),
-        (4, 8, (10, 10), (1, 3), (3, 1), (0, 1), 1, 1),
-        (4, 8, (9, 9), 3, 2, 1, 1, 4),
-        (4, 6, (9, 9), 5, 3, 2, 1, 2),
-        (3, 4, (8, 8), 1, 1, 0, 1, 1),  # one matrix product
-        (6, 4, (8, 8), 1, 1, 1, 1, 1),
-        (3, 24, (20, 20), 3, 1, 1, 1, 1),  # columns
-        (3, 24, (21, 20), 3, 2, 1, 1, 1),
-        (3, 24, (20, 20), 3, 1, 0, 2, 1),
-        (3, 24, (21, 22), 2, 3, 0, 1, 1),
-        (8, 16, (12, 12), 3, 1, 1, 1, 1),  # shifts
-        (8, 16, (12, 11), (3, 5), 1, (0, 2), 1, 1),
-        (8, 16, (14, 14), 3, 1, 2, 2, 1),
-        (8, 16, (13, 13), 3, 2, 0, 1, 1),  # strided: by convolution
-        (16, 64, (4, 4), 3, 1, 1, 1, 1),  # a small map: by convolution
-    ],
-)
-def test_convolutions_of_every_geometry(
-    channels: int,
-    outputs: int,
-    size: tuple[int, int],
-    kernel: Any,
-    stride: Any,
-    padding: Any,
-    dilation: int,
-    groups: int,
-) -> None:
-    """Two in a row, so that the gradient of the input counts too; the export compares them with float64."""
-    torch.manual_seed(5)
-    model = nn.Sequential(
-        nn.Conv2d(channels, channels, 1),
-        nn.Tanh(),
-        nn.Conv2d(channels, outputs, kernel, stride, padding, dilation, groups),
-    )
-    x = torch.randn(4, channels, *size)
-    y = torch.randn(model(x).shape)
-    assert exported(model, x, y, F.mse_loss).manifest.replay.worst < 0.5
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "extra", "groups", "dilation"),
-    [
-        (4, 2, 1, 0, 1, 1),
-        (3, 1, 1, 0, 1, 1),
-        (3, 2, 1, 1, 1, 1),
-        (3, 3, 0, 2, 2, 1),
-        ((2, 5), (2, 3), (0, 2), (1, 0), 4, 1),
-        (3, 2, 2, 1, 1, 2),
-    ],
-)
-def test_transposed_convolutions_of_every_geometry(
-    kernel: Any, stride: Any, padding: Any, extra: Any, groups: int, dilation: int
-) -> None:
-    torch.manual_seed(5)
-    model = nn.Sequential(
-        nn.Conv2d(4, 4, 1), nn.Tanh(), nn.ConvTranspose2d(4, 8, kernel, stride, padding, extra, groups, True, dilation)
-    )
-    x = torch.randn(4, 4, 7, 6)
-    y = torch.randn(model(x).shape)
-    assert exported(model, x, y, F.mse_loss).manifest.replay.worst < 0.5
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 50])
