@@ -213,7 +213,7 @@ class DeviceAgent:
         self._downloads: dict[bytes, _Download] = {}
         self._job: TrainingJob | None = None
         self._out: list[Outgoing] = []
-        self.installed_version = int(store.get("installed_version") or 0)
+        self.installed_version = store.number("installed_version")
 
     # ---- what the driver calls
 
@@ -234,8 +234,7 @@ class DeviceAgent:
 
     def start(self, now: float) -> tuple[Outgoing, ...]:
         """Fold the journal of a round that was open when the process ended, and take it up again."""
-        known = self.store.get("coordinator")
-        self._coordinator = bytes.fromhex(known) if known else None
+        self._coordinator = self.store.content("coordinator")
         self._fold(self.store.journal(), now)
         base = session.base_of(self._state)
         if base is not None and now < base.expires_at:
@@ -346,7 +345,7 @@ class DeviceAgent:
             raise RemoteProtocolError("not an announcement to this population")
         if not topics.is_id(message.task):
             raise RemoteProtocolError(f"an announcement of a task that cannot be named {message.task[:80]!r}")
-        if message.sequence < int(self.store.get(f"sequence/{message.task}") or 0):
+        if message.sequence < self.store.number(f"sequence/{message.task}"):
             raise RemoteProtocolError("an announcement older than one already heard")
         if self._coordinator != frame.certificate:
             self._coordinator = frame.certificate
@@ -356,6 +355,8 @@ class DeviceAgent:
             return
         self.store.put(f"sequence/{message.task}", str(message.sequence))
         self._announcement = message
+        if message.state is TaskState.PAUSED:
+            log.info("%s waits: the operator's run %s is paused", self.device_id, message.task)
         self._checked_in = False
         self._left = self.store.has_ended(message.rid)
         self._not_before = now

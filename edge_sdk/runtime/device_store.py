@@ -129,6 +129,30 @@ class DeviceStore:
         rows = self._read("SELECT value FROM meta WHERE key = ?", key)
         return str(rows[0][0]) if rows else None
 
+    def number(self, key: str) -> int:
+        """A stored number; 0 where there is none.
+
+        Raises:
+            StoreError: what is stored is no number.
+        """
+        text = self.get(key)
+        try:
+            return int(text or 0)
+        except ValueError as error:
+            raise _unreadable(key, text) from error
+
+    def content(self, key: str) -> bytes | None:
+        """Bytes stored as hexadecimal, or None.
+
+        Raises:
+            StoreError: what is stored is not hexadecimal.
+        """
+        text = self.get(key)
+        try:
+            return None if text is None else bytes.fromhex(text)
+        except ValueError as error:
+            raise _unreadable(key, text) from error
+
     def put(self, key: str, value: str) -> None:
         """Store a text."""
         self._write(("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)))
@@ -229,3 +253,10 @@ class DeviceStore:
 def _release(values: tuple[Any, ...]) -> Release:
     mechanism, *rest = values
     return Release(Mechanism(mechanism), *rest)
+
+
+def _unreadable(key: str, text: str | None) -> StoreError:
+    return StoreError(
+        f"{key} in the device's store cannot be read: {text!r:.80}",
+        hint="the file is damaged: restore it from a backup; a new one would forget what was already spent",
+    )

@@ -238,3 +238,17 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "blobs").rmdir()
     with pytest.raises(StoreError):
         cache.put(b"data")
+
+
+def test_numbers_and_bytes_that_were_damaged_are_told(tmp_path: Path) -> None:
+    with DeviceStore(tmp_path / "device.sqlite") as store:
+        assert (store.number("installed_version"), store.content("coordinator")) == (0, None)
+        store.put("installed_version", "7")
+        store.put("coordinator", "00ff")
+        assert (store.number("installed_version"), store.content("coordinator")) == (7, b"\0\xff")
+        store.put("installed_version", "seven")
+        store.put("coordinator", "zz")
+        with pytest.raises(StoreError, match="installed_version in the device's store cannot be read: 'seven'"):
+            store.number("installed_version")
+        with pytest.raises(StoreError, match="coordinator in the device's store cannot be read: 'zz'"):
+            store.content("coordinator")
