@@ -1,7 +1,7 @@
 """What privacy costs in noise, bits and bytes: the tables of docs/accounting.md.
 
-    python -m benchmarks epsilon_tables                 # prints them
-    python benchmarks/epsilon_tables.py --write docs/accounting.md
+    python -m benchmarks.epsilon_tables                 # prints them
+    python -m benchmarks.epsilon_tables --write docs/accounting.md
 
 Nothing is measured: every number follows from calibration and accounting, and a test holds the document to it.
 """

@@ -1,25 +1,31 @@
-"""What privacy costs in accuracy: the digits job over cohorts of several sizes and for several epsilons.
+"""What privacy costs in accuracy, next to what it would cost if the server were trusted.
 
-    python benchmarks/utility_table.py                      # prints the table; about eight minutes on one core
-    python benchmarks/utility_table.py --write docs/utility.md
+    python -m benchmarks.utility_table                      # prints the tables; half an hour on one core
+    python -m benchmarks.utility_table --write docs/utility.md
 
-Every update is trained by the exported bundle and goes through the real encoding with its integer Skellam noise; only
-masks, which cancel to the bit, and messages are left out. All randomness is drawn from seeds, so that the
-same machine prints the same table.
+Two tasks: the digits of the demo, and one that is generated, with as many devices as wanted that each have examples of
+their own. Each over cohorts of several sizes, for several epsilons, three ways: with the devices' noise, through the
+real encoding with its integer Skellam noise (only masks, which cancel to the bit, and messages are left out); with
+Gaussian noise that a trusted server adds once to the sum of the same clipped updates, for the same epsilon; and without
+noise. Every update is trained by the exported bundle. All randomness is drawn from seeds, so that the same machine
+prints the same tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from benchmarks import generated_task
 from coordinator.aggregation.accumulator import ModularSum
 from coordinator.aggregation.server_optimizers import server_optimizer
-from coordinator.privacy.calibration import PrivacyPlan, calibrate
+from coordinator.privacy.calibration import PrivacyPlan, calibrate, gaussian_multiplier
 from device_sim import job
 from device_sim.baselines import (
     Aggregate,
@@ -29,26 +35,76 @@ from device_sim.baselines import (
     train_centrally,
     train_federated,
 )
-from device_sim.datasets import digits, federated_digits
+from device_sim.datasets import FederatedDataset, federated_digits
 from edge_sdk.privacy.encode import decode, encode
 from edge_sdk.secagg.suite import digest
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
+from edge_sdk.training.plan import TrainingPlan
+from exporters.spec import ModelSpec
 
-COHORTS = (40, 100, 200, 500, 1000)
-EPSILONS = (2.0, 4.0, 8.0, 10.0, math.inf)
+EPSILONS = (2.0, 4.0, 8.0, 10.0)
 SEEDS = (0, 1, 2)
 ROUNDS = 10
 DROPOUT = 0.1
 CORRUPT_SHARE = 0.05
-BEGIN, END = "<!-- begin of the generated table -->", "<!-- end of the generated table -->"
+GENERATED_CLIP_NORM = 0.5
+GENERATED_PLAN = TrainingPlan(epochs=6, batch_size=32, learning_rate=0.3, max_steps=12)
+GENERATED_OPTIMIZER = job.SERVER_OPTIMIZER
+BEGIN, END = "<!-- begin of the generated tables -->", "<!-- end of the generated tables -->"
 
 
-def digits_bundle(folder: Path) -> Artifact:
-    """Export the digits model as the demo does."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A task and how it is trained.
+
+    Attributes:
+        title: for the table.
+        artifact: the exported bundle.
+        data: (devices, seed) -> the examples.
+        cohorts: sizes to measure.
+        clip_norm, plan, optimizer: of the training.
+    """
+
+    title: str
+    artifact: Artifact = field(repr=False)
+    data: Callable[[int, int], FederatedDataset]
+    cohorts: tuple[int, ...]
+    clip_norm: float
+    plan: TrainingPlan
+    optimizer: str
+
+
+def make_jobs(folder: Path) -> tuple[Job, Job]:
+    """Both tasks, their bundles exported to the folder."""
+    from exporters.examples import digits
+
+    return (
+        Job(
+            title="Digits",
+            artifact=exported(folder / "digits.edge", digits.build),
+            data=lambda devices, seed: federated_digits(devices, seed=seed),
+            cohorts=(40, 100, 200, 500, 1000),
+            clip_norm=job.CLIP_NORM,
+            plan=demo_plan(),
+            optimizer=job.SERVER_OPTIMIZER,
+        ),
+        Job(
+            title="Generated",
+            artifact=exported(folder / "generated.edge", generated_task.build),
+            data=lambda devices, seed: generated_task.generated_data(devices, seed=seed),
+            cohorts=(100, 400, 1600),
+            clip_norm=GENERATED_CLIP_NORM,
+            plan=GENERATED_PLAN,
+            optimizer=GENERATED_OPTIMIZER,
+        ),
+    )
+
+
+def exported(path: Path, build: Callable[[], ModelSpec]) -> Artifact:
+    """The bundle of a model, as the demo exports it."""
     from exporters import export
-    from exporters.examples.digits import build
 
     spec = build()
     return export(
@@ -56,7 +112,7 @@ def digits_bundle(folder: Path) -> Artifact:
         spec.loss,
         example_inputs=spec.example_inputs,
         example_target=spec.example_target,
-        path=folder / "digits.edge",
+        path=path,
         signer=new_private_key(),
     )
 
@@ -77,61 +133,93 @@ def private_mean(plan: PrivacyPlan, dimension: int, clip_norm: float, seed: int)
     return aggregate
 
 
-def accuracy(artifact: Artifact, devices: int, epsilon: float, seed: int) -> float:
+def central_mean(multiplier: float, clip_norm: float, seed: int) -> Aggregate:
+    """The mean with the noise that a trusted server adds once to the sum of the clipped updates."""
+    exact = mean_of_clipped(clip_norm)
+
+    def aggregate(number: int, updates: Sequence[Vector]) -> Vector:
+        mean = exact(number, updates)
+        noise = np.random.default_rng([seed, number]).normal(0, multiplier * clip_norm / len(updates), mean.size)
+        return np.asarray(mean + noise, np.float32)
+
+    return aggregate
+
+
+def accuracy(work: Job, devices: int, seed: int, aggregate: Aggregate) -> float:
     """The accuracy after the last round of one federation."""
-    dimension = artifact.layout.size
-    if math.isinf(epsilon):
-        aggregate = mean_of_clipped(job.CLIP_NORM)
-    else:
-        plan = calibrate(
-            clip_norm=job.CLIP_NORM,
-            dimension=dimension,
-            min_reports=job.min_reports(devices),
-            max_devices=devices,
-            rounds=ROUNDS,
-            epsilon=epsilon,
-            delta=job.DELTA,
-            corrupt_share=CORRUPT_SHARE,
-        )
-        aggregate = private_mean(plan, dimension, job.CLIP_NORM, seed)
     return train_federated(
-        artifact,
-        federated_digits(devices, seed=seed),
-        plan=demo_plan(),
-        optimizer=server_optimizer(job.SERVER_OPTIMIZER),
+        work.artifact,
+        work.data(devices, seed),
+        plan=work.plan,
+        optimizer=server_optimizer(work.optimizer),
         reporters=drawn_reporters(devices, ROUNDS, DROPOUT, seed),
         aggregate=aggregate,
         seed=seed,
     )[-1]
 
 
-def table(artifact: Artifact, cohorts: Sequence[int], epsilons: Sequence[float], seeds: Sequence[int]) -> str:
-    """The table in Markdown: medians over the seeds, and in brackets the worst."""
-    central = [train_centrally(artifact, *digits(seed=seed), seed=seed)[-1] for seed in seeds]
-    names = ["no noise" if math.isinf(epsilon) else f"epsilon {epsilon:g}" for epsilon in epsilons]
-    lines = ["| devices | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
+def by_devices(work: Job, devices: int, epsilon: float, seed: int) -> Aggregate:
+    """Noise of the devices, calibrated as `edge run create` does."""
+    dimension = work.artifact.layout.size
+    plan = calibrate(
+        clip_norm=work.clip_norm,
+        dimension=dimension,
+        min_reports=job.min_reports(devices),
+        max_devices=devices,
+        rounds=ROUNDS,
+        epsilon=epsilon,
+        delta=job.DELTA,
+        corrupt_share=CORRUPT_SHARE,
+    )
+    return private_mean(plan, dimension, work.clip_norm, seed)
+
+
+def by_server(work: Job, devices: int, epsilon: float, seed: int) -> Aggregate:
+    """Noise of a trusted server for the same epsilon."""
+    multiplier = gaussian_multiplier(rounds=ROUNDS, epsilon=epsilon, delta=job.DELTA)
+    return central_mean(multiplier, work.clip_norm, seed)
+
+
+def table(work: Job, cohorts: Sequence[int], epsilons: Sequence[float], seeds: Sequence[int]) -> str:
+    """A task's table in Markdown: medians over the seeds, and in brackets the worst."""
+    lines = [
+        f"{work.title}, {work.artifact.layout.size:,} parameters:",
+        "",
+        "| devices | noise | " + " | ".join(f"epsilon {epsilon:g}" for epsilon in epsilons) + " | none |",
+        "|---:|---|" + "---:|" * (len(epsilons) + 1),
+    ]
     for devices in cohorts:
-        cells = []
-        for epsilon in epsilons:
-            found = [accuracy(artifact, devices, epsilon, seed) for seed in seeds]
-            cells.append(_cell(found))
-        lines.append(f"| {devices:,} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
+        without = [accuracy(work, devices, seed, mean_of_clipped(work.clip_norm)) for seed in seeds]
+        for name, noise in (("of devices", by_devices), ("of a trusted server", by_server)):
+            cells = [
+                _cell([accuracy(work, devices, seed, noise(work, devices, epsilon, seed)) for seed in seeds])
+                for epsilon in epsilons
+            ]
+            own = noise is by_devices
+            cells.append(_cell(without) if own else "")
+            lines.append(f"| {f'{devices:,}' if own else ''} | {name} | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    central = []
+    for seed in seeds:
+        data = work.data(max(cohorts), seed)
+        central.append(train_centrally(work.artifact, data.train, data.test, seed=seed)[-1])
     lines += ["", f"Centralised training of the same model: {_cell(central)}."]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, print, and write where asked."""
-    parser = argparse.ArgumentParser(description="accuracy of the digits job by cohort and epsilon")
+    parser = argparse.ArgumentParser(description="accuracy by task, cohort and epsilon")
     parser.add_argument("--write", type=Path, help="a Markdown file that holds the two marker lines")
-    parser.add_argument("--cohorts", type=int, nargs="+", default=COHORTS)
-    parser.add_argument("--epsilons", type=float, nargs="+", default=EPSILONS, help="inf for no noise")
+    parser.add_argument("--cohorts", type=int, nargs="+", help="for both tasks")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=EPSILONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        artifact = digits_bundle(Path(folder))
-    made = table(artifact, arguments.cohorts, arguments.epsilons, arguments.seeds)
+        jobs = make_jobs(Path(folder))
+    made = "\n\n".join(
+        table(work, arguments.cohorts or work.cohorts, arguments.epsilons, arguments.seeds) for work in jobs
+    )
     print(f"\n{made}")
     if arguments.write:
         before, _, rest = arguments.write.read_text(encoding="utf-8").partition(BEGIN)

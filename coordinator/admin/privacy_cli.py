@@ -178,14 +178,18 @@ def forecast_lines(found: Forecast) -> list[str]:
         lines += [
             f"  mechanism                  {encoding.mechanism.name.lower().replace('_', ' ')}, "
             f"noise multiplier {encoding.noise_multiplier:.3f}",
-            f"  noise counted on           of {found.honest_reports:,} honest devices, "
-            f"variance {encoding.device_variance:,} each",
+            f"  noise counted on           {_whose(found)}, variance {encoding.device_variance:,} each",
             f"  epsilon at delta {privacy.delta:<9g} {encoding.epsilon:.2f} for at most "
             f"{privacy.participation_cap} participations",
             *_wrapped("                             ", told),
         ]
     else:
         lines += ["  NO NOISE: whoever sees the models learns the exact sums of the updates"]
+    if privacy.adaptive_clipping is not None:
+        lines.append(
+            f"  clip norm                  {privacy.clip_norm:g} at first, then the norm that "
+            f"{privacy.adaptive_clipping.quantile:.0%} are within"
+        )
     lines += ["", f"utility, with the fewest reports ({config.min_reports:,})"]
     if found.central_ratio is not None:
         lines += [
@@ -208,6 +212,12 @@ def forecast_lines(found: Forecast) -> list[str]:
         lines += [f"  {way:26s} {total / _UNIT:,.1f} kB"]
         lines += _wrapped("                             ", [f"{name} {size / _UNIT:,.1f}" for name, size in rows])
     return lines
+
+
+def _whose(found: Forecast) -> str:
+    if found.config.privacy.local_noise:
+        return "a device's own only"
+    return f"of {found.honest_reports:,} honest devices"
 
 
 def _wrapped(indent: str, words: list[str]) -> list[str]:

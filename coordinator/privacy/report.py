@@ -126,6 +126,8 @@ def make_report(
             "delta": privacy.delta,
             "participations_at_most": privacy.participation_cap,
             "clip_norm": privacy.clip_norm,
+            "clip_quantile": None if privacy.adaptive_clipping is None else privacy.adaptive_clipping.quantile,
+            "local_noise": privacy.local_noise,
             "noise_multiplier": encoding.noise_multiplier,
         },
         "secure_aggregation": {
@@ -242,6 +244,11 @@ def _declined(rounds: Sequence[EndedRound]) -> Counter[str]:
     return total
 
 
+def _clip_norm(promise: dict[str, Any]) -> str:
+    norm, quantile = promise["clip_norm"], promise["clip_quantile"]
+    return f"{norm:g}" if quantile is None else f"{norm:g} at first, then the norm that {quantile:.0%} are within"
+
+
 def _number(value: float) -> float | None:
     """Return a number that JSON has; infinity, for no promise at all, is null."""
     return value if math.isfinite(value) else None
@@ -268,7 +275,8 @@ def report_text(report: dict[str, Any]) -> str:
         f"| unit | {promise['unit']} |",
         f"| mechanism | {promise['mechanism']}, noise multiplier {promise['noise_multiplier']:.4g} |",
         f"| epsilon | {told} at delta {promise['delta']:g}, for {promise['participations_at_most']} participations |",
-        f"| clip norm | {promise['clip_norm']:g} |",
+        f"| noise counted on | of {'each device alone' if promise['local_noise'] else 'all honest devices'} |",
+        f"| clip norm | {_clip_norm(promise)} |",
         f"| smallest sum | {sums['smallest_sum_devices']} of {sums['cohort_devices']} devices |",
         f"| graph | {sums['degree']} neighbours, {sums['threshold']} shares rebuild a secret |",
         f"| one set of survivors | held by {held_by} |",

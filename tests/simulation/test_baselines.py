@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.utility_table import private_mean
+from benchmarks.generated_task import generated_data
+from benchmarks.utility_table import central_mean, private_mean
 from coordinator.aggregation.server_optimizers import server_optimizer
 from coordinator.privacy.calibration import calibrate
 from device_sim import baselines, job
@@ -70,6 +71,23 @@ def test_the_jobs_settings_come_close_to_central_training_without_noise(artifact
     found = baselines.compare(artifact, devices=200, rounds=10, dropout=0.1, seed=1)
     assert len(found.noise_free) == 10
     assert found.centralised[-1] - found.noise_free[-1] < 0.03
+
+
+def test_a_trusted_servers_noise_is_added_once() -> None:
+    mean = central_mean(2.0, 0.5, seed=3)(1, [np.zeros(20_000, np.float32)] * 10)
+    assert float(mean.std()) == pytest.approx(2.0 * 0.5 / 10, rel=0.03)
+    assert not np.array_equal(mean, central_mean(2.0, 0.5, seed=3)(2, [np.zeros(20_000, np.float32)] * 10))
+
+
+def test_generated_devices_hold_examples_of_their_own() -> None:
+    few, many = (generated_data(devices, seed=5) for devices in (3, 6))
+    for before, after in zip(few.shards, many.shards, strict=False):
+        np.testing.assert_array_equal(before["x"], after["x"])
+    assert len({shard["x"].tobytes() for shard in many.shards}) == 6
+    np.testing.assert_array_equal(few.test["y"], many.test["y"])
+    # Devices see different mixes of labels.
+    shares = [np.bincount(shard["y"], minlength=8) / len(shard["y"]) for shard in many.shards]
+    assert np.abs(shares[0] - shares[1]).sum() > 0.3
 
 
 def test_noise_for_the_jobs_epsilon_costs_less_than_ten_points(artifact: Artifact) -> None:

@@ -12,4 +12,4 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "accounting.md"
 def test_the_document_holds_the_tables_of_today() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     found = text.partition(BEGIN)[2].partition(END)[0]
-    assert found.strip() == tables(), "python benchmarks/epsilon_tables.py --write docs/accounting.md"
+    assert found.strip() == tables(), "python -m benchmarks.epsilon_tables --write docs/accounting.md"

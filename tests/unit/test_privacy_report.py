@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from coordinator.admin.privacy_cli import add_privacy_verb, forecast_lines
 from coordinator.config import TaskConfig
+from coordinator.privacy.clipping import AdaptiveClipping
 from coordinator.privacy.forecast import forecast
-from coordinator.privacy.report import verify_report
+from coordinator.privacy.report import make_report, report_text, verify_report
 from coordinator.registrar.authority import create_authority, issue_identity
 from edge_sdk.clock import SystemClock
 from edge_sdk.credentials import save_identity
@@ -140,6 +142,40 @@ def _changed(content: bytes, change: object) -> str:
     assert callable(change)
     change(report)
     return "; ".join(verify_report(json.dumps(report).encode()).complaints)
+
+
+def test_choices_of_privacy_are_told_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(
+            "plan",
+            *[
+                "--dimension",
+                "10",
+                "--devices",
+                "50",
+                "--local-noise",
+                "--adaptive-clipping",
+                "0.6",
+                "--clip-norm",
+                "2",
+            ],
+        )
+        == 0
+    )
+    told = capsys.readouterr().out
+    assert "a device's own only" in told
+    assert "2 at first, then the norm that 60% are within" in told
+    assert (
+        run("plan", *["--dimension", "10", "--devices", "50", "--mechanism", "discrete_gaussian", "--bits", "20"]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "discrete gaussian" in told
+    assert "2^20" in told
+    config = task_config(DEVICES, epsilon=8.0)
+    privacy = replace(config.privacy, local_noise=True, adaptive_clipping=AdaptiveClipping(0.6))
+    text = report_text(make_report(replace(config, privacy=privacy), [], [], coordinator="c", now=0.0))
+    assert "| noise counted on | of each device alone |" in text
+    assert "1 at first, then the norm that 60% are within" in text
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": 1}', b"\xff"])
