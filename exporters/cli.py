@@ -46,6 +46,24 @@ def add_export_verb(subparsers: Subparsers) -> None:
         help="let gradients be corrected in training, as a proximal term (FedProx), SCAFFOLD and FedDyn do",
     )
     parser.add_argument(
+        "--trainable",
+        action="append",
+        metavar="PATTERN",
+        help="train only parameters of such names, as in 'head.*' or '*.lora_?'; may be given several times",
+    )
+    parser.add_argument(
+        "--frozen",
+        choices=("float32", "int8"),
+        default="float32",
+        help="how frozen matrices are stored: int8 is a quarter of the size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-norm",
+        choices=("train", "frozen"),
+        default="train",
+        help="frozen: batch norms use the statistics that they have (default: %(default)s)",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the bundle to write, as in digits.edge"
     )
     parser.add_argument(
@@ -70,6 +88,9 @@ def _export(arguments: argparse.Namespace) -> int:
         version=spec.version,
         learning_rate=spec.learning_rate,
         batch_max=spec.batch_max,
+        batch_norm=arguments.batch_norm,
+        trainable=arguments.trainable,
+        frozen=arguments.frozen,
         correction=arguments.correction,
     )
     replay = artifact.manifest.replay

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version as version_of
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -43,6 +44,7 @@ from edge_sdk.training.manifest import (
 )
 from edge_sdk.training.onnx_sessions import load_model, runtime_version
 from exporters.arguments import ExampleInputs
+from exporters.freezing import FrozenStorage, Patterns
 from exporters.graph import BatchSize, Graph, TensorType
 from exporters.lowering import RULES, Lowered
 from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
@@ -72,6 +74,8 @@ def export(
     learning_rate: float | None = None,
     batch_max: int = 1024,
     batch_norm: BatchNormMode = "train",
+    trainable: Patterns | None = None,
+    frozen: FrozenStorage = "float32",
     correction: bool = False,
 ) -> Artifact:
     """Export a model's training step, evaluation and inference as one signed bundle.
@@ -95,6 +99,9 @@ def export(
         learning_rate: what plans start from; the optimizer's usual one by default.
         batch_max: the largest batch a step may get.
         batch_norm: "frozen" lets every batch norm use the running statistics that it has.
+        trainable: names of parameters to train, as in state_dict, where * stands for anything; all others are frozen,
+            and so are other batch norms' statistics. Without it, requires_grad decides.
+        frozen: "int8" stores frozen matrices in 8 bits with a scale for each row; the model then has those weights.
         correction: let plans and algorithms add proximal * parameter + correction to every gradient before the
             optimizer sees it, as FedProx, SCAFFOLD and FedDyn do.
 
@@ -114,12 +121,18 @@ def export(
             raise ExportError(f"the model's {what} is {text!r}, which is no text", hint=f'pass one, as in {what}="1"')
     if batch_max < 1:
         raise ExportError(f"batch_max is {batch_max}", hint="pass at least 1")
+    if frozen not in get_args(FrozenStorage):
+        raise ExportError(f"{frozen!r} is no way to store what is frozen", hint='pass "float32" or "int8"')
+    if batch_norm not in get_args(BatchNormMode):
+        raise ExportError(f"{batch_norm!r} is no way to treat batch norms", hint='pass "train" or "frozen"')
     arguments, examples = prepare_examples(model, example_inputs, example_target)
     rate = chosen.default_learning_rate if learning_rate is None else learning_rate
     if not (math.isfinite(rate) and rate > 0):
         raise ExportError(f"learning rate {rate} is not a positive number", hint="pass a positive one, or none")
     with _plainly():
-        step = prepare_step(model, loss, chosen, arguments, examples, batch_norm)
+        step = prepare_step(
+            model, loss, chosen, arguments, examples, batch_norm=batch_norm, trainable=trainable, frozen=frozen
+        )
         step = replace(step, corrected=correction)
         manifest, parts = _build(step, examples, name, version, rate, batch_max)
     content = pack_bundle(
@@ -141,9 +154,9 @@ def _build(
     trained, served = Lowered(traced, source), Lowered(_trace(step, step.serve, examples), source)
     cut = [_cut(trained, step, "train"), _cut(served, step, "evaluate"), _cut(served, step, "infer")]
     specs = tuple(spec for spec, _, _ in cut)
-    frozen = {f"frozen:{key}": tensor.numpy() for key, tensor in step.frozen.items()}
+    stored = {key: tensor.numpy() for key, tensor in step.stored.items()}
     try:
-        opened = [load_model(content, spec, frozen) for spec, content, _ in cut]
+        opened = [load_model(content, spec, stored) for spec, content, _ in cut]
     except ArtifactError as error:
         raise ExportError(
             f"the exported graph is not valid: {error}",
@@ -156,15 +169,16 @@ def _build(
     parts = {spec.part: content for spec, content, _ in cut}
     parts[CHECKPOINT_PART] = _flat(step.learned)
     parts[PARITY_PART] = certificate.parity_part
-    if step.frozen:
-        parts[FROZEN_PART] = _flat(step.frozen)
+    if stored:
+        little = (array.astype(array.dtype.newbyteorder("<")) for array in stored.values())
+        parts[FROZEN_PART] = b"".join(array.tobytes() for array in little)
     train, _, infer = specs
     optimizer = step.optimizer
     manifest = Manifest(
         name=name,
         version=version,
         layout=layout,
-        frozen=_layout({f"frozen:{key}": tensor for key, tensor in step.frozen.items()}),
+        frozen=tuple(TensorSpec(key, "frozen", array.dtype.name, array.shape) for key, array in stored.items()),
         inputs=tuple(tensor for tensor in train.inputs if tensor.role == "input"),
         target=_only(train.inputs, "target"),
         output=_only(infer.outputs, "output"),
@@ -242,6 +256,8 @@ def _tensor_spec(name: str, kind: TensorType, step: Step) -> TensorSpec:
         "parameter": "parameter",
         "buffer": "buffer",
         "frozen": "frozen",
+        "quantised": "frozen",
+        "scale": "frozen",
         "slot": "slot",
         "correction": "correction",
         PROXIMAL: "proximal",
@@ -263,7 +279,7 @@ def _tensor_spec(name: str, kind: TensorType, step: Step) -> TensorSpec:
 
 def _layout(tensors: dict[str, torch.Tensor]) -> Layout:
     """The layout of tensors by their names in graphs."""
-    roles: dict[str, LayoutRole] = {"parameter": "parameter", "buffer": "buffer", "frozen": "frozen"}
+    roles: dict[str, LayoutRole] = {"parameter": "parameter", "buffer": "buffer"}
     entries = []
     for key, tensor in tensors.items():
         role, _, name = key.partition(":")

@@ -13,6 +13,7 @@ from edge_sdk.errors import ExportError
 from edge_sdk.training.manifest import Reduction
 from exporters.align import DTYPE_NAMES
 from exporters.arguments import Arguments, ExampleInputs, read_arguments
+from exporters.freezing import FrozenStorage, Patterns, freeze_all_but, quantise
 from exporters.optimizers import Optimizer
 from exporters.step import (
     LEARNING_RATE,
@@ -79,7 +80,10 @@ def prepare_step(
     optimizer: Optimizer,
     arguments: Arguments,
     examples: Tensors,
+    *,
     batch_norm: BatchNormMode = "train",
+    trainable: Patterns | None = None,
+    frozen: FrozenStorage = "float32",
 ) -> Step:
     """Make the step of a copy of the model, and run it on the example to see that it works.
 
@@ -88,8 +92,13 @@ def prepare_step(
     """
     copied = _copied(model)
     _set_modes(copied, batch_norm)
+    if trainable is not None:
+        freeze_all_but(copied, trainable)
+    if not any(parameter.requires_grad for parameter in copied.parameters()):
+        raise ExportError("the model has no trainable parameter", hint="let some parameter require a gradient")
     _check_modules(copied)
-    step = Step(copied, loss, optimizer, arguments=arguments)
+    quantised = quantise(copied) if frozen == "int8" else {}
+    step = Step(copied, loss, optimizer, arguments=arguments, quantised=quantised)
     named = {**step.initial_state(), **examples, LEARNING_RATE: torch.tensor(0.0), SEED: torch.tensor(0)}
     try:
         changing = _changed_buffers(step, named)
@@ -145,8 +154,6 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module:
             raise ExportError(
                 f"parameter {name} is {parameter.dtype}", hint="export the model in float32: model.float()"
             )
-    if not any(parameter.requires_grad for parameter in copied.parameters()):
-        raise ExportError("the model has no trainable parameter", hint="let some parameter require a gradient")
     return copied
 
 

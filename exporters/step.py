@@ -59,7 +59,8 @@ class Step:
 
     `changing` names the buffers that the model's forward pass changes in training: they are state, as parameters are.
     `arguments` says how forward is called with the inputs. With `corrected`, the optimizer is given gradient +
-    proximal * parameter + correction, the latter two being inputs.
+    proximal * parameter + correction, the latter two being inputs. `quantised` has int8 numbers and the scales of rows
+    for frozen parameters that graphs are given so; in the model they are floats.
     """
 
     model: torch.nn.Module
@@ -68,6 +69,7 @@ class Step:
     changing: tuple[str, ...] = ()
     arguments: Arguments = field(default_factory=Arguments)
     corrected: bool = False
+    quantised: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def trainable(self) -> dict[str, torch.Tensor]:
@@ -87,11 +89,23 @@ class Step:
             f"buffer:{name}": buffers[name] for name in self.changing
         }
 
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What is frozen as graphs are given it, by name there."""
+        tensors = {}
+        for name, tensor in self.frozen.items():
+            if name in self.quantised:
+                tensors[f"quantised:{name}"], tensors[f"scale:{name}"] = self.quantised[name]
+            else:
+                tensors[f"frozen:{name}"] = tensor
+        return tensors
+
     def initial_state(self) -> dict[str, torch.Tensor]:
         """Everything as the model has it; slots and corrections at zero."""
         trainable = self.trainable
         state = {name: tensor.clone() for name, tensor in self.learned.items()}
         state |= {f"frozen:{name}": tensor.clone() for name, tensor in self.frozen.items()}
+        state |= self.stored
         state |= {
             f"slot:{slot}:{name}": torch.zeros_like(tensor)
             for slot in self.optimizer.slots

@@ -24,8 +24,10 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge_sdk.errors import ArtifactError
@@ -38,6 +40,7 @@ from edge_sdk.training.manifest import (
     PartSpec,
     decode_manifest,
     encode_manifest,
+    tensor_bytes,
 )
 
 MAGIC = b"EDGEBNDL"
@@ -127,15 +130,23 @@ class Artifact:
         """
         return self.manifest.layout.decode(self.part(CHECKPOINT_PART), "the bundle's checkpoint")
 
-    def frozen(self) -> Vector:
-        """The parameters that are never trained: a new 1-D float32 array in the frozen layout's order.
+    def frozen(self) -> dict[str, npt.NDArray[Any]]:
+        """What is never trained: new arrays by their names in graphs.
 
         Raises:
-            TrainingError: they are not finite.
+            ArtifactError: they are not finite.
         """
-        if not self.manifest.frozen.size:
-            return self.manifest.frozen.decode(b"")
-        return self.manifest.frozen.decode(self.part(FROZEN_PART), "the bundle's frozen part")
+        tensors, offset = {}, 0
+        content = self.part(FROZEN_PART) if self.manifest.frozen else b""
+        for spec in self.manifest.frozen:
+            dtype = np.dtype(spec.dtype)
+            data = content[offset : offset + tensor_bytes(spec)]
+            array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape([dim or 0 for dim in spec.shape])
+            if dtype.kind == "f" and not np.isfinite(array).all():
+                raise ArtifactError(f"{spec.name} of the bundle holds NaN or infinity", hint="export the model again")
+            tensors[spec.name] = array
+            offset += len(data)
+        return tensors
 
     def require_verified(self) -> None:
         """Refuse an artifact that was opened without its signer's key.

@@ -6,6 +6,7 @@ Light to import.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,7 +144,9 @@ def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
     if manifest.graph("train").takes("proximal"):
         yield "corrections", "taken: a proximal term, or any vector added to the gradients"
     yield "batch", f"{manifest.batch.minimum} to {manifest.batch.maximum}"
-    yield "parameters", f"{manifest.layout.size:,} trained, {manifest.frozen.size:,} frozen"
+    frozen = sum(math.prod(dim or 0 for dim in spec.shape) for spec in manifest.frozen if "scale:" not in spec.name)
+    types = ", ".join(sorted({spec.dtype for spec in manifest.frozen}))
+    yield "parameters", f"{manifest.layout.size:,} trained, {frozen:,} frozen" + (f" ({types})" if types else "")
     for offset, entry in zip(manifest.layout.offsets, manifest.layout.entries, strict=True):
         yield "", f"{offset:>9,}  {entry.name} {list(entry.shape)}"
     yield "parts", ", ".join(f"{part.name} {part.size_bytes:,}" for part in manifest.parts) + " bytes"

@@ -21,15 +21,14 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 
 ELEMENT_BYTES = 4
 
-LayoutRole = Literal["parameter", "buffer", "frozen"]
+LayoutRole = Literal["parameter", "buffer"]
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutEntry:
     """One tensor's place: its `state_dict` name, its shape, and what it is.
 
-    A parameter is trained by gradients, a buffer changed by the forward pass in training (running statistics), and
-    frozen is what stays.
+    A parameter is trained by gradients, a buffer changed by the forward pass in training (running statistics).
     """
 
     name: str

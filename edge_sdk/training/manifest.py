@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from edge_sdk.errors import ArtifactError
-from edge_sdk.training.layout import Layout, LayoutRole
+from edge_sdk.training.layout import Layout
 
 Role = Literal[
     "parameter",
@@ -189,14 +189,16 @@ class Manifest:
     """Everything about a bundle but its parts' bytes.
 
     `inputs` and `target` are the fields of an example. `layout` orders what is learned, trainable parameters and then
-    buffers, by their `state_dict` names, and `frozen` the parameters that are not; `classes` is the number of labels
-    where the target is a class index, else None; `ignored_label` is the target value that such a loss leaves out.
+    buffers, by their `state_dict` names. `frozen` has what is not, in the order of its part, which holds their bytes
+    little-endian: "frozen:NAME", or 8-bit "quantised:NAME" with "scale:NAME" for each row. `classes` is the number of
+    labels where the target is a class index, else None; `ignored_label` is the target value that such a loss leaves
+    out.
     """
 
     name: str
     version: str
     layout: Layout
-    frozen: Layout
+    frozen: tuple[TensorSpec, ...]
     inputs: tuple[TensorSpec, ...]
     target: TensorSpec
     output: TensorSpec
@@ -219,7 +221,7 @@ class Manifest:
     @property
     def frozen_parts(self) -> tuple[str, ...]:
         """The part of frozen parameters, if there are any: every graph may read it."""
-        return (FROZEN_PART,) if self.frozen.size else ()
+        return (FROZEN_PART,) if self.frozen else ()
 
     def part(self, name: str) -> PartSpec:
         """The part of that name.
@@ -272,48 +274,49 @@ def check_manifest(manifest: Manifest) -> None:
         raise _malformed("it has nothing to train")
     if manifest.part(CHECKPOINT_PART).size_bytes != manifest.layout.size_bytes:
         raise _malformed("its checkpoint does not have the layout's size")
-    if manifest.frozen.size and manifest.part(FROZEN_PART).size_bytes != manifest.frozen.size_bytes:
-        raise _malformed("its frozen part does not have its layout's size")
-    for layout, roles in _layouts(manifest):
-        if any(entry.role not in roles for entry in layout.entries):
-            raise _malformed(f"its {roles[0]} layout holds something else")
+    if manifest.frozen and manifest.part(FROZEN_PART).size_bytes != sum(map(tensor_bytes, manifest.frozen)):
+        raise _malformed("its frozen part does not have the size of its tensors")
+    _check_tensors("the frozen part", manifest.frozen)
+    if any(spec.role != "frozen" or None in spec.shape for spec in manifest.frozen):
+        raise _malformed("its frozen part holds something else")
     for graph in manifest.graphs:
         _check_graph(manifest, graph)
     _check_parity(manifest)
 
 
-def _layouts(manifest: Manifest) -> tuple[tuple[Layout, tuple[LayoutRole, ...]], ...]:
-    return (manifest.layout, ("parameter", "buffer")), (manifest.frozen, ("frozen",))
+def _check_tensors(where: str, tensors: tuple[TensorSpec, ...]) -> None:
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise _malformed(f"{where} names a tensor twice")
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            raise _malformed(f"{tensor.name} has unknown dtype {tensor.dtype!r}")
+        if any(dimension is not None and dimension < 0 for dimension in tensor.shape):
+            raise _malformed(f"{tensor.name} has a negative dimension")
 
 
 def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
     manifest.part(graph.part)
-    for tensors in (graph.inputs, graph.outputs):
-        if len({tensor.name for tensor in tensors}) != len(tensors):
-            raise _malformed(f"graph {graph.kind} names a tensor twice")
-        for tensor in tensors:
-            if tensor.dtype not in DTYPES:
-                raise _malformed(f"{tensor.name} has unknown dtype {tensor.dtype!r}")
-            if any(dimension is not None and dimension < 0 for dimension in tensor.shape):
-                raise _malformed(f"{tensor.name} has a negative dimension")
+    _check_tensors(f"graph {graph.kind}", graph.inputs)
+    _check_tensors(f"graph {graph.kind}", graph.outputs)
     inputs = {tensor.name: tensor for tensor in graph.inputs}
     outputs = {tensor.name: tensor for tensor in graph.outputs}
-    for layout, roles in _layouts(manifest):
-        held = tuple((tensor.role, tensor.name, tensor.shape) for tensor in graph.inputs if tensor.role in roles)
-        expected = tuple((entry.role, entry.tensor, entry.shape) for entry in layout.entries)
-        # A graph may not need every parameter (one that acts in training only), but it keeps their order.
-        if not set(held) <= set(expected) or held != tuple(entry for entry in expected if entry in held):
-            raise _malformed(f"graph {graph.kind} does not follow the {roles[0]} layout")
-        if graph.kind == "train" and layout is manifest.layout and held != expected:
-            raise _malformed("the train graph lacks a parameter")
+    learned = [spec for spec in graph.inputs if spec.role in ("parameter", "buffer")]
+    held = [(spec.role, spec.name, spec.dtype, spec.shape) for spec in learned]
+    expected = [(entry.role, entry.tensor, "float32", entry.shape) for entry in manifest.layout.entries]
+    # A graph may not need every parameter (one that acts in training only), but it keeps their order.
+    if held != [entry for entry in expected if entry in held]:
+        raise _malformed(f"graph {graph.kind} does not follow the layout")
+    if graph.kind == "train" and held != expected:
+        raise _malformed("the train graph lacks a parameter")
     corrections = [(tensor.name, tensor.shape) for tensor in graph.inputs if tensor.role == "correction"]
     parameters = [entry for entry in manifest.layout.entries if entry.role == "parameter"]
     wanted = [(f"correction:{entry.name}", entry.shape) for entry in parameters if graph.takes("proximal")]
     if corrections != wanted:
         raise _malformed(f"graph {graph.kind} does not take a proximal and a correction for each parameter, or neither")
-    fields = {*manifest.inputs, manifest.target}
-    if any(tensor.role in ("input", "target") and tensor not in fields for tensor in graph.inputs):
-        raise _malformed(f"graph {graph.kind} takes an input that is no field of the examples")
+    known = {*manifest.frozen, *manifest.inputs, manifest.target}
+    for tensor in graph.inputs:
+        if tensor.role in ("frozen", "input", "target") and tensor not in known:
+            raise _malformed(f"graph {graph.kind} takes {tensor.name}, which is no field of examples and not frozen")
     for feedback in graph.feedback:
         source, target = outputs.get(feedback.output), inputs.get(feedback.input)
         if source is None or target is None or source.shape != target.shape or source.role != target.role:
@@ -337,6 +340,11 @@ def _check_parity(manifest: Manifest) -> None:
     )
     if manifest.part(PARITY_PART).size_bytes != size_bytes:
         raise _malformed("its parity vector does not have the size its steps need")
+
+
+def tensor_bytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor of fixed shape."""
+    return math.prod(dimension or 0 for dimension in spec.shape) * np.dtype(spec.dtype).itemsize
 
 
 def row_bytes(spec: TensorSpec) -> int:

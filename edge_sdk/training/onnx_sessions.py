@@ -83,8 +83,7 @@ def _load(artifact: Artifact, kind: GraphKind) -> OnnxGraph:
     check_runtime(artifact.manifest.requirements)
     spec = artifact.manifest.graph(kind)
     names = {tensor.name for tensor in spec.inputs if tensor.role == "frozen"}
-    frozen = artifact.manifest.frozen.unflatten(artifact.frozen())
-    constants = {name: tensor for name, tensor in frozen.items() if name in names}
+    constants = {name: tensor for name, tensor in artifact.frozen().items() if name in names}
     return OnnxGraph(spec, constants, _session(artifact.part(spec.part), spec))
 
 

@@ -78,7 +78,7 @@ class Lowered:
             self._values[ref] = Tensor(self._builder.constant(array), array.shape, array.dtype.name)
         for name, ref in graph.inputs.items():
             kind = graph.types[ref]
-            self._values[ref] = Tensor(name, kind.shape, kind.dtype)
+            self._values[ref] = Tensor(self._input(name), kind.shape, kind.dtype)
         for call in graph.calls:
             rule = RULES.get(call.operator)
             if rule is None:
@@ -120,6 +120,13 @@ class Lowered:
     def model(self, outputs: tuple[str, ...], inputs: tuple[str, ...]) -> onnx.ModelProto:
         """The ONNX model that computes these outputs from these inputs."""
         return self._builder.model({name: (self._output(name), self.output_type(name)) for name in outputs}, inputs)
+
+    def _input(self, name: str) -> str:
+        """An input; what is frozen in 8 bits is computed from its numbers and the scales of its rows."""
+        numbers = name.replace("frozen:", "quantised:", 1)
+        if not name.startswith("frozen:") or numbers not in self._graph.inputs:
+            return name
+        return self._builder.op("DequantizeLinear", numbers, name.replace("frozen:", "scale:", 1), axis=0)
 
     def _output(self, name: str) -> str:
         ref = self._graph.outputs[name]

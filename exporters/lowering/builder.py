@@ -147,6 +147,11 @@ class Builder:
             return name, False
         return producer.inputs[0], True
 
+    def inputs_of(self, name: str, operator: str) -> tuple[str, ...] | None:
+        """What a value is computed from, if by that operator."""
+        producer = self._producers.get(name)
+        return producer.inputs if producer is not None and producer.operator == operator else None
+
     def origin(self, name: str) -> str:
         """The value that this one is merely another shape of."""
         producer = self._producers.get(name)

@@ -173,7 +173,13 @@ def _scatter(s: Site) -> str:
 
 
 def _embedding(s: Site) -> str:
-    return s.b.op("Gather", s.tensor("weight"), s.tensor("indices"), axis=0)
+    weight, indices = s.tensor("weight"), s.tensor("indices")
+    stored = s.b.inputs_of(weight, "DequantizeLinear")
+    if stored is None:
+        return s.b.op("Gather", weight, indices, axis=0)
+    # Only the rows that are read become floats.
+    numbers, scales = (s.b.op("Gather", name, indices, axis=0) for name in stored)
+    return s.b.op("Mul", s.b.cast(numbers, "int8", "float32"), s.b.op("Unsqueeze", scales, s.b.int64s([-1])))
 
 
 def _embedding_backward(s: Site) -> str:

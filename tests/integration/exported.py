@@ -12,13 +12,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge_sdk.signing import new_private_key
-from edge_sdk.training.artifact import Artifact
+from edge_sdk.signing import key_id, new_private_key, sign_raw
+from edge_sdk.training.artifact import Artifact, pack_bundle, parse_artifact
 from edge_sdk.training.layout import Vector
+from edge_sdk.training.manifest import Manifest
 from edge_sdk.training.plan import TrainingPlan, batches
 from exporters import export
 from exporters.arguments import ExampleInputs
 from exporters.optimizers import Optimizer
+
+# Small tensors gain nothing from more, and lose much where other tests run beside.
+torch.set_num_threads(1)
 
 SIGNER = new_private_key()
 
@@ -64,6 +68,21 @@ def small() -> Artifact:
     """`small_net` exported for plain gradient descent, once for all tests."""
     model = small_net()
     return exported(model, torch.randn(8, 1, 8, 8), labels(8), name="small")
+
+
+def repacked(
+    change: Callable[[Manifest], Manifest], artifact: Artifact | None = None, /, **replaced: bytes
+) -> Artifact:
+    """The small bundle, or another, with a changed manifest or part, signed again by its rightful signer."""
+    artifact = artifact or small()
+    parts = {part.name: artifact.part(part.name) for part in artifact.manifest.parts} | replaced
+    content = pack_bundle(
+        change(artifact.manifest),
+        parts,
+        signer_key_id=key_id(SIGNER.public_key()),
+        sign=lambda message: sign_raw(SIGNER, message),
+    )
+    return parse_artifact(content, signer=SIGNER.public_key())
 
 
 def images(count: int, seed: int = 1) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -107,6 +107,13 @@ def test_a_model_of_ones_own(keys: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert run("export", "my_own_model:build", "--optimizer", "adam", "--out", "l.edge", "--signer", "signer.key") == 0
     assert "line version 7, 8 parameters" in capsys.readouterr().out
+    command = ("export", "my_own_model:build", "--out", "l.edge", "--signer", "signer.key", "--trainable", "b*")
+    with pytest.raises(ExportError, match="no parameter is called 'nothing'"):
+        run(*command, "--trainable", "nothing")
+    assert run(*command, "--frozen", "int8") == 0
+    assert "line version 7, 2 parameters" in capsys.readouterr().out
+    assert run("inspect", "l.edge") == 0
+    assert "2 trained, 6 frozen (float32, int8)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="gives int, not a ModelSpec"):
         load_spec("my_own_model:other")
     with pytest.raises(ConfigError, match="has no function absent"):

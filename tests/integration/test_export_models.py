@@ -227,23 +227,6 @@ def test_any_batch_size_runs(batch: int) -> None:
     assert float(np.abs(result.update).max()) > 0
 
 
-def test_frozen_parameters_stay_out_of_the_layout() -> None:
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 10))
-    for parameter in model[0].parameters():
-        parameter.requires_grad_(False)
-    x, y = torch.randn(12, 12), labels(12)
-    artifact = exported(model, x, y)
-    assert [entry.name for entry in artifact.layout.entries] == ["2.weight", "2.bias"]
-    assert [entry.name for entry in artifact.manifest.frozen.entries] == ["0.weight", "0.bias"]
-    assert np.array_equal(artifact.frozen()[:192], model[0].weight.numpy().reshape(-1))  # type: ignore[operator]
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"")
-    after, _ = trained_eagerly(
-        model, F.cross_entropy, lambda p: torch.optim.SGD(p, PLAN.learning_rate), x.numpy(), y.numpy(), PLAN, b""
-    )
-    np.testing.assert_allclose(artifact.checkpoint() + result.update, after, atol=1e-6)
-
-
 def test_what_the_manifest_says() -> None:
     manifest = small().manifest
     assert (manifest.name, manifest.version) == ("small", "1")

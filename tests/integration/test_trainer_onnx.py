@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import ArtifactError, TrainingError
-from edge_sdk.signing import key_id, sign_raw
-from edge_sdk.training.artifact import Artifact, pack_bundle, parse_artifact
+from edge_sdk.training.artifact import parse_artifact
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.manifest import Feedback, Manifest
 from edge_sdk.training.onnx_sessions import open_graph
@@ -19,24 +18,11 @@ from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity, require_parity
 from edge_sdk.training.plan import TrainingPlan
 from edge_sdk.training.trainer import Trainer, TrainingInterrupted
-from tests.integration.exported import SIGNER, images, rows, small
+from tests.integration.exported import SIGNER, images, repacked, rows, small
 
 PLAN = TrainingPlan(epochs=2, batch_size=4, learning_rate=0.1)
 
 Rows = np.ndarray[Any, Any]
-
-
-def repacked(change: Callable[[Manifest], Manifest], **replaced: bytes) -> Artifact:
-    """The small bundle with a changed manifest or part, signed again by its rightful signer."""
-    artifact = small()
-    parts = {part.name: artifact.part(part.name) for part in artifact.manifest.parts} | replaced
-    content = pack_bundle(
-        change(artifact.manifest),
-        parts,
-        signer_key_id=key_id(SIGNER.public_key()),
-        sign=lambda message: sign_raw(SIGNER, message),
-    )
-    return parse_artifact(content, signer=SIGNER.public_key())
 
 
 def test_it_learns() -> None:

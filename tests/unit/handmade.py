@@ -58,7 +58,7 @@ def manifest() -> Manifest:
         name="toy",
         version="1",
         layout=LAYOUT,
-        frozen=Layout(()),
+        frozen=(),
         inputs=(_X,),
         target=_Y,
         output=_OUTPUT,

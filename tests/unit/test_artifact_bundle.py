@@ -38,7 +38,7 @@ def test_a_bundle_reads_back_as_it_was_packed(tmp_path: Path) -> None:
     assert {part.name: artifact.part(part.name) for part in artifact.manifest.parts} == handmade.parts()
     assert replace(artifact.manifest, parts=()) == handmade.manifest()
     assert artifact.checkpoint().tolist() == list(np.arange(8.0))
-    assert artifact.frozen().size == 0
+    assert artifact.frozen() == {}
 
 
 def test_parts_lie_on_64_byte_boundaries() -> None:

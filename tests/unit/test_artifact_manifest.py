@@ -18,12 +18,15 @@ from edge_sdk.training.manifest import (
     Manifest,
     ParitySpec,
     ParityStep,
+    PartSpec,
     TensorSpec,
     check_manifest,
     decode_manifest,
     encode_manifest,
 )
 from tests.unit import handmade
+
+FROZEN = TensorSpec("frozen:w", "frozen", "float32", (3,))
 
 
 def whole() -> Manifest:
@@ -93,6 +96,10 @@ def _graph_changed(manifest: Manifest, **changes: Any) -> Manifest:
     return replace(manifest, graphs=(replace(train, **changes), *others))
 
 
+def _with_frozen(manifest: Manifest, size_bytes: int, *frozen: TensorSpec) -> Manifest:
+    return replace(manifest, frozen=frozen, parts=(*manifest.parts, PartSpec("frozen", 0, size_bytes, "")))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -100,7 +107,11 @@ def _graph_changed(manifest: Manifest, **changes: Any) -> Manifest:
         (lambda m: replace(m, batch=BatchRange(0, 2)), "batch range"),
         (lambda m: replace(m, layout=Layout(())), "nothing to train"),
         (lambda m: replace(m, layout=Layout((LayoutEntry("w", (3,)),))), "checkpoint does not have"),
-        (lambda m: replace(m, frozen=Layout((LayoutEntry("w", (3,)),))), "no part 'frozen'"),
+        (lambda m: replace(m, frozen=(FROZEN,)), "no part 'frozen'"),
+        (lambda m: _with_frozen(m, 12, FROZEN, FROZEN), "size of its tensors"),
+        (lambda m: _with_frozen(m, 24, FROZEN, FROZEN), "names a tensor twice"),
+        (lambda m: _with_frozen(m, 12, replace(FROZEN, role="slot")), "holds something else"),
+        (lambda m: _graph_changed(m, inputs=(*m.graphs[0].inputs, FROZEN)), "takes frozen:w, which is no field"),
         (lambda m: replace(m, graphs=m.graphs[:2]), "one train, one evaluate and one infer"),
         (lambda m: replace(m, parts=m.parts + m.parts[:1]), "two parts have one name"),
         (lambda m: replace(m, parts=m.parts[1:]), "no part"),
@@ -111,7 +122,7 @@ def _graph_changed(manifest: Manifest, **changes: Any) -> Manifest:
         (lambda m: _graph_changed(m, part="other.onnx"), "no part"),
         (lambda m: _graph_changed(m, inputs=m.graphs[0].inputs * 2), "names a tensor twice"),
         (lambda m: _graph_changed(m, inputs=m.graphs[0].inputs[1:]), "lacks a parameter"),
-        (lambda m: _graph_changed(m, inputs=m.graphs[0].inputs[::-1]), "does not follow the parameter layout"),
+        (lambda m: _graph_changed(m, inputs=m.graphs[0].inputs[::-1]), "does not follow the layout"),
         (lambda m: _graph_changed(m, feedback=()), "feed back every parameter"),
         (lambda m: _graph_changed(m, feedback=(Feedback("loss", "x"),)), "does not fit"),
         (
