@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from exporters.graph import BatchSize, Call, Graph, Ref, Shape
 from exporters.lowering.builder import Builder
@@ -82,50 +83,72 @@ def _layer_norm_backward(s: Site) -> tuple[Result | None, ...]:
     return flat(found, shape) if wants_input else None, weight, bias
 
 
-def _group_shapes(s: Site, shape: Shape) -> tuple[Shape, Shape, Shape]:
-    """Shapes of the input's groups as rows, of the statistics, and of a weight to broadcast."""
-    batch, *rest = shape
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """A group norm's input as [batch, groups, channels of a group, positions], and what it is normalised by.
+
+    Scale and shift are one number for each channel of each example, so that they cost one pass over the input each.
+    """
+
+    shape: Shape
+    one: Shape
+    per_channel: Shape
+    elements: int
+    centred: str
+
+
+def _groups(s: Site) -> _Groups:
+    batch, *rest = s.shape("input")
     if not isinstance(batch, BatchSize):
         raise s.refuse("its input has no batch dimension")
-    groups, elements = s.integer("group"), math.prod(s.fixed(tuple(rest)))
-    affine = (s.integer("C"), *([1] * (len(rest) - 1)))
-    return (batch, groups, elements // groups), (batch, groups, 1), affine
+    groups, channels, elements = s.integer("group"), s.integer("C"), math.prod(s.fixed(tuple(rest)))
+    within = channels // groups
+    shape: Shape = (batch, groups, within, elements // channels)
+    x = s.b.reshape(s.tensor("input"), shape)
+    # The backward rule finds forward's nodes again, and makes none.
+    centred = s.b.op("Sub", x, s.b.op("ReduceMean", x, s.b.int64s([2, 3]), keepdims=1))
+    return _Groups(shape, (batch, groups, 1, 1), (groups, within, 1), elements // groups, centred)
 
 
 def _group_norm(s: Site) -> tuple[Result | None, ...]:
-    shape = s.shape("input")
-    rows, _, affine = _group_shapes(s, shape)
-    y, mean, reciprocal = _normalise(s.b, s.b.reshape(s.tensor("input"), rows), s.real("eps"))
-    y = s.b.reshape(y, shape)
-    if s.has("weight"):
-        y = s.b.op("Mul", y, s.b.reshape(s.tensor("weight"), affine))
+    b, g = s.b, _groups(s)
+    variance = b.op("ReduceMean", b.op("Mul", g.centred, g.centred), b.int64s([2, 3]), keepdims=1)
+    reciprocal = _reciprocal_deviation(b, variance, s.real("eps"))
+    scale = b.op("Mul", reciprocal, b.reshape(s.tensor("weight"), g.per_channel)) if s.has("weight") else reciprocal
+    y = b.op("Mul", g.centred, scale)
     if s.has("bias"):
-        y = s.b.op("Add", y, s.b.reshape(s.tensor("bias"), affine))
+        y = b.op("Add", y, b.reshape(s.tensor("bias"), g.per_channel))
+    mean = b.op("ReduceMean", b.reshape(s.tensor("input"), g.shape), b.int64s([2, 3]), keepdims=1)
     statistics = s.output(1).shape
-    return y, s.b.reshape(mean, statistics), s.b.reshape(reciprocal, statistics)
+    return b.reshape(y, s.shape("input")), b.reshape(mean, statistics), b.reshape(reciprocal, statistics)
 
 
 def _group_norm_backward(s: Site) -> tuple[Result | None, ...]:
-    shape = s.shape("input")
-    rows, one, affine = _group_shapes(s, shape)
-    gradient, scaled = s.tensor("grad_out"), s.tensor("grad_out")
-    if s.has("weight"):
-        scaled = s.b.op("Mul", gradient, s.b.reshape(s.tensor("weight"), affine))
-    found, normal = _normalise_backward(
-        s.b,
-        s.b.reshape(s.tensor("input"), rows),
-        s.b.reshape(scaled, rows),
-        s.b.reshape(s.tensor("mean"), one),
-        s.b.reshape(s.tensor("rstd"), one),
-    )
+    """By sums over each channel, from which those over groups and over examples follow."""
+    b, g = s.b, _groups(s)
+    gradient = b.reshape(s.tensor("grad_out"), g.shape)
+    reciprocal = b.reshape(s.tensor("rstd"), g.one)
+    level = b.op("ReduceSum", gradient, b.int64s([3]), keepdims=1)
+    slope = b.op("ReduceSum", b.op("Mul", gradient, g.centred), b.int64s([3]), keepdims=1)
+    slope = b.op("Mul", slope, reciprocal)
     wants_input, wants_weight, wants_bias = s.flags("output_mask")
-    weight = bias = None
-    over = s.b.int64s([axis for axis in range(len(shape)) if axis != 1])
+    channels: Shape = (s.integer("C"),)
+    weight = bias = found = None
     if wants_weight:
-        weight = s.b.op("ReduceSum", s.b.op("Mul", gradient, s.b.reshape(normal, shape)), over, keepdims=0)
+        weight = b.reshape(b.op("ReduceSum", slope, b.int64s([0]), keepdims=0), channels)
     if wants_bias:
-        bias = s.b.op("ReduceSum", gradient, over, keepdims=0)
-    return s.b.reshape(found, shape) if wants_input else None, weight, bias
+        bias = b.reshape(b.op("ReduceSum", level, b.int64s([0]), keepdims=0), channels)
+    if wants_input:
+        scale = reciprocal
+        if s.has("weight"):
+            factors = b.reshape(s.tensor("weight"), g.per_channel)
+            scale, level, slope = (b.op("Mul", value, factors) for value in (scale, level, slope))
+        share = b.op("Mul", reciprocal, b.scalar(1 / g.elements, "float32"))
+        level = b.op("Mul", b.op("ReduceSum", level, b.int64s([2]), keepdims=1), share)
+        slope = b.op("Mul", b.op("ReduceSum", slope, b.int64s([2]), keepdims=1), b.op("Mul", share, reciprocal))
+        rest = b.op("Add", b.op("Mul", g.centred, slope), level)
+        found = b.reshape(b.op("Sub", b.op("Mul", gradient, scale), rest), s.shape("input"))
+    return found, weight, bias
 
 
 def _channels(s: Site, shape: Shape) -> tuple[str, str, Shape]:
