@@ -34,6 +34,7 @@ from edge_sdk.runtime.eligibility import Eligibility, SystemConditions
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.training.examples import ExampleStore, Schema
 from edge_sdk.training.learner import LocalLearner
+from edge_sdk.training.onnx_sessions import Runtime
 from edge_sdk.training.trainer import Rows
 
 IDENTITY_FOLDER = "identity"
@@ -53,6 +54,7 @@ class EdgeClient:
         policy: the device's own floors; the defaults ask for noise, secure aggregation and a cohort.
         eligibility: when it trains, by the machine's power, network, load and room; None for always.
         analytics: whether it answers signed questions about its examples, as it trains: clipped, noised and masked.
+        runtime: what trains: "onnx", or "torchscript" where torch is installed and bundles have it.
         pace: how patient it is.
         clock: tells the time.
 
@@ -70,6 +72,7 @@ class EdgeClient:
         policy: DevicePolicy | None = None,
         eligibility: Eligibility | None = None,
         analytics: bool = False,
+        runtime: Runtime = "onnx",
         pace: Pace | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -82,7 +85,7 @@ class EdgeClient:
         self._examples = ExampleStore(path, schema) if schema is not None or path.exists() else None
         self.store = DeviceStore(home / DEVICE_FILE)
         models = InstalledModels(home / "models", signer=signer)
-        self.learner = LocalLearner(signer, self._examples, models, analytics=analytics)
+        self.learner = LocalLearner(signer, self._examples, models, analytics=analytics, runtime=runtime)
         self.agent = DeviceAgent(
             self.identity,
             population,

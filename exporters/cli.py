@@ -52,6 +52,13 @@ def add_export_verb(subparsers: Subparsers) -> None:
         help="train only parameters of such names, as in 'head.*' or '*.lora_?'; may be given several times",
     )
     parser.add_argument(
+        "--format",
+        action="append",
+        choices=("torchscript",),
+        default=[],
+        help="the graphs in this format too, beside ONNX",
+    )
+    parser.add_argument(
         "--frozen",
         choices=("float32", "int8"),
         default="float32",
@@ -92,6 +99,7 @@ def _export(arguments: argparse.Namespace) -> int:
         trainable=arguments.trainable,
         frozen=arguments.frozen,
         correction=arguments.correction,
+        formats=("onnx", *arguments.format),
     )
     replay = artifact.manifest.replay
     print(f"{arguments.out}: {spec.name} version {spec.version}, {artifact.layout.size:,} parameters")

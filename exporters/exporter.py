@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version as version_of
@@ -42,10 +42,12 @@ from edge_sdk.training.manifest import (
     TensorSpec,
     Tool,
 )
-from edge_sdk.training.onnx_sessions import load_model, runtime_version
+from edge_sdk.training.onnx_sessions import graph_part, load_model, runtime_version
+from edge_sdk.training.torchscript_sessions import load_torchscript
 from exporters.arguments import ExampleInputs
+from exporters.formats.torchscript import to_torchscript
 from exporters.freezing import FrozenStorage, Patterns
-from exporters.graph import BatchSize, Graph, TensorType
+from exporters.graph import BatchSize, Graph, TensorType, subgraph
 from exporters.lowering import RULES, Lowered
 from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
 from exporters.lowering.normalization import joins_examples
@@ -54,6 +56,8 @@ from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, p
 from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
 from exporters.step import LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, PROXIMAL, SEED, TARGET, Step, Tensors
+
+FORMATS = ("onnx", "torchscript")
 
 _TRACED_BATCHES = (4, 7)
 
@@ -77,6 +81,7 @@ def export(
     trainable: Patterns | None = None,
     frozen: FrozenStorage = "float32",
     correction: bool = False,
+    formats: Sequence[str] = ("onnx",),
 ) -> Artifact:
     """Export a model's training step, evaluation and inference as one signed bundle.
 
@@ -104,6 +109,7 @@ def export(
         frozen: "int8" stores frozen matrices in 8 bits with a scale for each row; the model then has those weights.
         correction: let plans and algorithms add proximal * parameter + correction to every gradient before the
             optimizer sees it, as FedProx, SCAFFOLD and FedDyn do.
+        formats: "onnx", and "torchscript" for the same graphs as TorchScript too.
 
     Returns:
         The bundle, read back from its bytes and verified.
@@ -121,6 +127,11 @@ def export(
             raise ExportError(f"the model's {what} is {text!r}, which is no text", hint=f'pass one, as in {what}="1"')
     if batch_max < 1:
         raise ExportError(f"batch_max is {batch_max}", hint="pass at least 1")
+    if "onnx" not in formats or not set(formats) <= set(FORMATS):
+        raise ExportError(
+            f"the formats {', '.join(formats) or '(none)'} cannot be exported",
+            hint=f"choose onnx, and of {', '.join(FORMATS)} what else is wanted",
+        )
     if frozen not in get_args(FrozenStorage):
         raise ExportError(f"{frozen!r} is no way to store what is frozen", hint='pass "float32" or "int8"')
     if batch_norm not in get_args(BatchNormMode):
@@ -134,7 +145,7 @@ def export(
             model, loss, chosen, arguments, examples, batch_norm=batch_norm, trainable=trainable, frozen=frozen
         )
         step = replace(step, corrected=correction)
-        manifest, parts = _build(step, examples, name, version, rate, batch_max)
+        manifest, parts = _build(step, examples, name, version, rate, batch_max, tuple(dict.fromkeys(formats)))
     content = pack_bundle(
         manifest, parts, signer_key_id=key_id(key.public_key()), sign=lambda message: sign_raw(key, message)
     )
@@ -144,14 +155,15 @@ def export(
 
 
 def _build(
-    step: Step, examples: Tensors, name: str, version: str, rate: float, batch_max: int
+    step: Step, examples: Tensors, name: str, version: str, rate: float, batch_max: int, formats: tuple[str, ...]
 ) -> tuple[Manifest, dict[str, bytes]]:
     traced = _trace(step, step.train, examples)
     batch = BatchRange(2 if joins_examples(traced) else 1, batch_max)
     if batch.minimum > batch.maximum:
         raise ExportError(f"batch_max is {batch_max}, but batch norm needs two examples", hint="pass at least 2")
     source = step.arguments.names[0]
-    trained, served = Lowered(traced, source), Lowered(_trace(step, step.serve, examples), source)
+    served_trace = _trace(step, step.serve, examples)
+    trained, served = Lowered(traced, source), Lowered(served_trace, source)
     cut = [_cut(trained, step, "train"), _cut(served, step, "evaluate"), _cut(served, step, "infer")]
     specs = tuple(spec for spec, _, _ in cut)
     stored = {key: tensor.numpy() for key, tensor in step.stored.items()}
@@ -167,6 +179,11 @@ def _build(
     layout = _layout(step.learned)
     certificate = certify(step, Graphs(*opened), drawn, learning_rate=rate, layout=layout, batch=batch)
     parts = {spec.part: content for spec, content, _ in cut}
+    if "torchscript" in formats:
+        scripts = {spec: _script(traced if spec.kind == "train" else served_trace, spec, step) for spec in specs}
+        graphs = Graphs(*(load_torchscript(content, spec, stored) for spec, content in scripts.items()))
+        certify(step, graphs, drawn, learning_rate=rate, layout=layout, batch=batch)
+        parts |= {graph_part(spec, "torchscript"): content for spec, content in scripts.items()}
     parts[CHECKPOINT_PART] = _flat(step.learned)
     parts[PARITY_PART] = certificate.parity_part
     if stored:
@@ -194,7 +211,7 @@ def _build(
         batch=batch,
         graphs=specs,
         requirements=Requirements(
-            OPSET, IR_VERSION, MINIMUM_ONNXRUNTIME, tuple(sorted(set().union(*(used for _, _, used in cut))))
+            OPSET, IR_VERSION, MINIMUM_ONNXRUNTIME, tuple(sorted(set().union(*(used for _, _, used in cut)))), formats
         ),
         tools=(
             Tool("edge-sdk", version_of("edge-sdk")),
@@ -249,6 +266,13 @@ def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, byte
         feedback,
     )
     return spec, proto.SerializeToString(deterministic=True), {node.op_type for node in proto.graph.node}
+
+
+def _script(traced: Graph, spec: GraphSpec, step: Step) -> bytes:
+    """The same graph as TorchScript: its batch is that of the first input it reads."""
+    names = [tensor.name for tensor in spec.inputs]
+    source = next(name for name in (*step.arguments.names, TARGET) if name in names)
+    return to_torchscript(subgraph(traced, names, [tensor.name for tensor in spec.outputs]), source)
 
 
 def _tensor_spec(name: str, kind: TensorType, step: Step) -> TensorSpec:

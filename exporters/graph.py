@@ -5,7 +5,7 @@ What `record` makes and `lowering` reads. Knows neither torch nor ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -104,3 +104,19 @@ def live_calls(graph: Graph) -> tuple[Call, ...]:
             needed.update(ref for argument in call.arguments.values() for ref in references(argument))
             kept.append(call)
     return tuple(reversed(kept))
+
+
+def subgraph(graph: Graph, inputs: Iterable[str], outputs: Iterable[str]) -> Graph:
+    """The part of a computation that gives these outputs, with these inputs and the constants that it reads."""
+    part = Graph(
+        {name: graph.inputs[name] for name in inputs},
+        {name: graph.outputs[name] for name in outputs},
+        graph.constants,
+        graph.types,
+        graph.calls,
+    )
+    calls = live_calls(part)
+    read = {ref for call in calls for argument in call.arguments.values() for ref in references(argument)}
+    read.update(part.outputs.values())
+    constants = {ref: array for ref, array in graph.constants.items() if ref in read}
+    return Graph(part.inputs, part.outputs, constants, graph.types, calls)

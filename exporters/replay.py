@@ -20,7 +20,7 @@ import torch
 from edge_sdk.errors import ExportError, TrainingError
 from edge_sdk.training.layout import Layout
 from edge_sdk.training.manifest import BatchRange, ParitySpec, ParityStep, Replay
-from edge_sdk.training.onnx_sessions import OnnxGraph
+from edge_sdk.training.onnx_sessions import OpenGraph
 from edge_sdk.training.parity import ParityValues, encode_parity
 from edge_sdk.training.plan import SEED_LIMIT
 from exporters.lowering import Labels
@@ -72,9 +72,9 @@ class Certificate:
 class Graphs:
     """The three graphs of a bundle, open."""
 
-    train: OnnxGraph
-    evaluate: OnnxGraph
-    infer: OnnxGraph
+    train: OpenGraph
+    evaluate: OpenGraph
+    infer: OpenGraph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -349,7 +349,7 @@ def _sizes(wanted: tuple[int, ...], batch: BatchRange) -> tuple[int, ...]:
     return tuple(dict.fromkeys(min(max(size, least), batch.maximum) for size in wanted))
 
 
-def _run(graph: OnnxGraph, inputs: Arrays, batch: int) -> dict[str, npt.NDArray[Any]]:
+def _run(graph: OpenGraph, inputs: Arrays, batch: int) -> dict[str, npt.NDArray[Any]]:
     feeds = {tensor.name: inputs[tensor.name] for tensor in graph.spec.inputs}
     try:
         outputs = graph.run(feeds)

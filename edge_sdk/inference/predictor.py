@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_sessions import open_graph
+from edge_sdk.training.onnx_sessions import initial_feeds, open_graph
 from edge_sdk.training.trainer import Rows, check_inputs
 
 
@@ -30,7 +30,7 @@ class Predictor:
     def __init__(self, artifact: Artifact, checkpoint: Vector) -> None:
         self._graph = open_graph(artifact, "infer")
         self._inputs = [tensor for tensor in self._graph.spec.inputs if tensor.role == "input"]
-        self._state = self._graph.state(artifact.layout.unflatten(checkpoint))
+        self._state = initial_feeds(self._graph, artifact.layout.unflatten(checkpoint))
 
     def predict(self, inputs: NDArray[Any] | Rows | None = None, /, **named: NDArray[Any]) -> NDArray[Any]:
         """The model's output for a batch, the first dimension of each input being the rows.

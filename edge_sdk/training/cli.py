@@ -151,7 +151,7 @@ def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
         yield "", f"{offset:>9,}  {entry.name} {list(entry.shape)}"
     yield "parts", ", ".join(f"{part.name} {part.size_bytes:,}" for part in manifest.parts) + " bytes"
     needs = manifest.requirements
-    yield "requires", f"ONNX Runtime {needs.onnxruntime}, opset {needs.opset}"
+    yield "requires", f"ONNX Runtime {needs.onnxruntime}, opset {needs.opset}; formats {', '.join(needs.formats)}"
     yield "operators", ", ".join(needs.operators)
     yield "made with", ", ".join(f"{tool.name} {tool.version}" for tool in manifest.tools)
     replay = manifest.replay

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_sessions import open_graph
+from edge_sdk.training.onnx_sessions import initial_feeds, open_graph
 from edge_sdk.training.trainer import Rows, check_examples
 
 _BATCH = 256
@@ -36,7 +36,7 @@ def evaluate(artifact: Artifact, checkpoint: Vector, examples: Rows) -> Evaluati
     graph = open_graph(artifact, "evaluate")
     rows = check_examples(manifest, examples)
     y = rows[manifest.target.name]
-    feeds = graph.state(artifact.layout.unflatten(checkpoint))
+    feeds = initial_feeds(graph, artifact.layout.unflatten(checkpoint))
     fields = [tensor.name for tensor in graph.spec.inputs if tensor.role in ("input", "target")]
     places = {tensor.role: index for index, tensor in enumerate(graph.spec.outputs)}
     labels = manifest.classes is not None and len(manifest.output.shape) == 2 and y.ndim == 1

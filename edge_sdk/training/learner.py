@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,15 +22,12 @@ from edge_sdk.protocol.messages import BlobRef, Digest
 from edge_sdk.runtime.agent import Bundle, TrainingJob
 from edge_sdk.training.artifact import Artifact, parse_head
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART, GraphKind
-from edge_sdk.training.onnx_sessions import runtime_version
+from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART
+from edge_sdk.training.onnx_sessions import Runtime, graph_part, runtime_name
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan
 from edge_sdk.training.trainer import Rows
-
-# Held-out examples are evaluated where models are released; a device does without that graph.
-_GRAPHS: Final[tuple[GraphKind, ...]] = ("train", "infer")
 
 
 class LocalLearner:
@@ -41,6 +38,7 @@ class LocalLearner:
         examples: the app's examples; None on a device that only serves.
         models: installed models.
         analytics: whether it answers queries too.
+        runtime: what trains; predictions are ONNX Runtime's in any case.
     """
 
     def __init__(
@@ -50,8 +48,10 @@ class LocalLearner:
         models: InstalledModels,
         *,
         analytics: bool = False,
+        runtime: Runtime = "onnx",
     ) -> None:
         self._signer = signer
+        self._runtime = runtime
         self._examples = examples
         self._models = models
         self._analyst = Analyst(signer, examples, allowed=analytics)
@@ -61,7 +61,7 @@ class LocalLearner:
     @property
     def runtime_version(self) -> str:
         """What runs the graphs, such as "onnxruntime 1.31.1"."""
-        return f"onnxruntime {runtime_version()}"
+        return runtime_name(self._runtime)
 
     @property
     def example_count(self) -> int:
@@ -73,7 +73,13 @@ class LocalLearner:
         if is_query(head):
             return self._analyst.parts(head)
         manifest = parse_head(head, signer=self._signer).manifest
-        graphs = [manifest.graph(kind).part for kind in _GRAPHS]
+        if self._runtime not in manifest.requirements.formats:
+            raise ArtifactError(
+                f"the bundle has no {self._runtime}, but {', '.join(manifest.requirements.formats)}",
+                hint="export it with that format too, or use another runtime",
+            )
+        # Held-out examples are evaluated where models are released; a device does without that graph.
+        graphs = (graph_part(manifest.graph("train"), self._runtime), manifest.graph("infer").part)
         specs = [manifest.part(name) for name in (*graphs, CHECKPOINT_PART, PARITY_PART, *manifest.frozen_parts)]
         return tuple(BlobRef(Digest(bytes.fromhex(spec.sha256)), spec.size_bytes) for spec in specs)
 
@@ -99,7 +105,7 @@ class LocalLearner:
             max_steps=job.plan.max_steps,
             proximal=job.plan.proximal,
         )
-        trainer = OnnxTrainer(self._artifact(job.bundle))
+        trainer = OnnxTrainer(self._artifact(job.bundle), self._runtime)
         checkpoint = np.frombuffer(job.checkpoint, "<f4").astype(np.float32)
         result = trainer.train(checkpoint, self._examples.arrays(), plan, seed=job.seed, should_stop=should_stop)
         return result.update.astype("<f4").tobytes()
@@ -121,6 +127,6 @@ class LocalLearner:
             if self._newest is None or self._newest.sha256 != digest:
                 head = parse_head(bundle.head, signer=self._signer)
                 artifact = head.with_parts(bundle.read(part) for part in self.parts(bundle.head))
-                require_parity(artifact)
+                require_parity(artifact, self._runtime)
                 self._newest = artifact
             return self._newest

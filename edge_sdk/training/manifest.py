@@ -121,12 +121,17 @@ class BatchRange:
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a runtime must offer: opset, IR version, oldest ONNX Runtime, and every operator used."""
+    """What a runtime must offer: opset, IR version, oldest ONNX Runtime, and every operator used.
+
+    `formats` are "onnx" and what else the graphs are there in: TorchScript needs the torch named among the tools, or a
+    newer one.
+    """
 
     opset: int
     ir_version: int
     onnxruntime: str
     operators: tuple[str, ...]
+    formats: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

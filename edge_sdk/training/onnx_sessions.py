@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,14 @@ import numpy.typing as npt
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.manifest import GraphKind, GraphSpec, Requirements
+from edge_sdk.training.torchscript_sessions import load_torchscript, torch_version
 
 _CACHED_GRAPHS = 32
 
-_cache: OrderedDict[tuple[bytes, GraphKind], OnnxGraph] = OrderedDict()
+Runtime = Literal["onnx", "torchscript"]
+"""What runs a bundle's graphs: ONNX Runtime, or torch where it is installed and the bundle has TorchScript."""
+
+_cache: OrderedDict[tuple[bytes, GraphKind, Runtime], OpenGraph] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -49,29 +53,52 @@ class OnnxGraph:
             ) from error
         return outputs
 
-    def state(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """What to feed besides examples and rate: those of `tensors` that it takes, what is frozen, the rest zero."""
-        feeds: dict[str, npt.NDArray[Any]] = {**self.constants}
-        for tensor in self.spec.inputs:
-            if tensor.name in tensors:
-                feeds[tensor.name] = tensors[tensor.name]
-            elif tensor.role in ("slot", "proximal", "correction"):
-                feeds[tensor.name] = np.zeros([dimension or 0 for dimension in tensor.shape], tensor.dtype)
-        return feeds
+
+class OpenGraph(Protocol):
+    """One graph ready to run, on whichever runtime, with the frozen parameters that it is always fed."""
+
+    @property
+    def spec(self) -> GraphSpec:
+        """What the manifest says of it."""
+        ...
+
+    @property
+    def constants(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What it is always fed, by name."""
+        ...
+
+    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Run with every input fed; give the outputs in the order of `spec.outputs`.
+
+        Raises:
+            TrainingError: the runtime refused the inputs or failed.
+        """
+        ...
 
 
-def open_graph(artifact: Artifact, kind: GraphKind) -> OnnxGraph:
+def initial_feeds(graph: OpenGraph, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """What to feed besides examples and rate: those of `tensors` that it takes, what is frozen, the rest zero."""
+    feeds: dict[str, npt.NDArray[Any]] = {**graph.constants}
+    for tensor in graph.spec.inputs:
+        if tensor.name in tensors:
+            feeds[tensor.name] = tensors[tensor.name]
+        elif tensor.role in ("slot", "proximal", "correction"):
+            feeds[tensor.name] = np.zeros([dimension or 0 for dimension in tensor.shape], tensor.dtype)
+    return feeds
+
+
+def open_graph(artifact: Artifact, kind: GraphKind, runtime: Runtime = "onnx") -> OpenGraph:
     """Open a graph of a bundle, or give the one that this process has open.
 
     Raises:
         ArtifactError: the signature was not checked, the runtime is too old, or it cannot load the graph.
     """
     artifact.require_verified()
-    key = (artifact.sha256, kind)
+    key = (artifact.sha256, kind, runtime)
     with _lock:
         graph = _cache.get(key)
         if graph is None:
-            graph = _cache[key] = _load(artifact, kind)
+            graph = _cache[key] = _load(artifact, kind, runtime)
             if len(_cache) > _CACHED_GRAPHS:
                 _cache.popitem(last=False)
         else:
@@ -79,12 +106,24 @@ def open_graph(artifact: Artifact, kind: GraphKind) -> OnnxGraph:
     return graph
 
 
-def _load(artifact: Artifact, kind: GraphKind) -> OnnxGraph:
-    check_runtime(artifact.manifest.requirements)
+def _load(artifact: Artifact, kind: GraphKind, runtime: Runtime) -> OpenGraph:
     spec = artifact.manifest.graph(kind)
     names = {tensor.name for tensor in spec.inputs if tensor.role == "frozen"}
     constants = {name: tensor for name, tensor in artifact.frozen().items() if name in names}
+    if runtime == "torchscript":
+        return load_torchscript(artifact.part(graph_part(spec, runtime)), spec, constants)
+    check_runtime(artifact.manifest.requirements)
     return OnnxGraph(spec, constants, _session(artifact.part(spec.part), spec))
+
+
+def graph_part(spec: GraphSpec, runtime: Runtime) -> str:
+    """The part that holds a graph for a runtime."""
+    return spec.part if runtime == "onnx" else f"{spec.kind}.ts"
+
+
+def runtime_name(runtime: Runtime) -> str:
+    """The runtime with its version, such as "onnxruntime 1.31.1"."""
+    return f"onnxruntime {runtime_version()}" if runtime == "onnx" else f"torch {torch_version()}"
 
 
 def load_model(content: bytes, spec: GraphSpec, constants: Mapping[str, npt.NDArray[Any]]) -> OnnxGraph:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_sessions import open_graph
+from edge_sdk.training.onnx_sessions import Runtime, initial_feeds, open_graph
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan, TrainingResult, batches, step_seed
 from edge_sdk.training.trainer import Rows, TrainingInterrupted, check_examples
@@ -27,10 +27,10 @@ class OnnxTrainer:
         TrainingError: the runtime computes other values than the bundle was certified with.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, runtime: Runtime = "onnx") -> None:
         self._artifact = artifact
-        self._graph = open_graph(artifact, "train")
-        require_parity(artifact)
+        self._graph = open_graph(artifact, "train", runtime)
+        require_parity(artifact, runtime)
         spec = self._graph.spec
         roles = {tensor.role: tensor.name for tensor in spec.inputs}
         self._learning_rate = roles["learning_rate"]
@@ -62,7 +62,7 @@ class OnnxTrainer:
         count = len(rows[self._artifact.manifest.target.name])
         smallest = self._artifact.manifest.batch.minimum
         self._check_plan(plan, count)
-        feeds = graph.state(layout.unflatten(checkpoint))
+        feeds = initial_feeds(graph, layout.unflatten(checkpoint))
         feeds[self._learning_rate] = np.array(plan.learning_rate, np.float32)
         if plan.proximal or correction is not None:
             feeds |= self._corrected(checkpoint, plan.proximal, correction)

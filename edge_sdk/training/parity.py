@@ -18,10 +18,10 @@ from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.manifest import PARITY_PART, Manifest, row_bytes
-from edge_sdk.training.onnx_sessions import OnnxGraph, open_graph, runtime_version
+from edge_sdk.training.onnx_sessions import OpenGraph, Runtime, initial_feeds, open_graph, runtime_name
 from edge_sdk.training.trainer import Rows
 
-_certified: set[bytes] = set()
+_certified: set[tuple[bytes, Runtime]] = set()
 _lock = threading.Lock()
 
 
@@ -80,38 +80,38 @@ def decode_parity(manifest: Manifest, content: bytes) -> Iterator[ParityValues]:
         yield ParityValues(examples, expected, allowed)
 
 
-def replay_parity(artifact: Artifact) -> ParityReport:
+def replay_parity(artifact: Artifact, runtime: Runtime = "onnx") -> ParityReport:
     """Run the bundle's parity vector on this device's runtime.
 
     Raises:
         ArtifactError: the signature was not checked, or the runtime is too old or cannot load the graph.
         TrainingError: the runtime cannot run it.
     """
-    return _replay(artifact, open_graph(artifact, "train"))
+    return _replay(artifact, open_graph(artifact, "train", runtime))
 
 
-def require_parity(artifact: Artifact) -> None:
+def require_parity(artifact: Artifact, runtime: Runtime = "onnx") -> None:
     """Replay the parity vector once per bundle and process, and refuse a runtime that fails it.
 
     Raises:
         TrainingError: this runtime's results differ from the certified ones.
     """
     with _lock:
-        if artifact.sha256 in _certified:
+        if (artifact.sha256, runtime) in _certified:
             return
-        report = replay_parity(artifact)
+        report = replay_parity(artifact, runtime)
         if not report.ok:
             raise TrainingError(
-                f"ONNX Runtime {runtime_version()} computes other values than this bundle was certified with: "
+                f"{runtime_name(runtime)} computes other values than this bundle was certified with: "
                 f"{report.worst:.1f} times the allowed error",
-                hint="install another onnxruntime version; please report this processor and version",
+                hint="install another version of it; please report this processor and version",
             )
-        _certified.add(artifact.sha256)
+        _certified.add((artifact.sha256, runtime))
 
 
-def _replay(artifact: Artifact, graph: OnnxGraph) -> ParityReport:
+def _replay(artifact: Artifact, graph: OpenGraph) -> ParityReport:
     manifest = artifact.manifest
-    feeds = graph.state(manifest.layout.unflatten(artifact.checkpoint()))
+    feeds = initial_feeds(graph, manifest.layout.unflatten(artifact.checkpoint()))
     roles = {tensor.role: tensor.name for tensor in graph.spec.inputs}
     places = {tensor.name: index for index, tensor in enumerate(graph.spec.outputs)}
     loss_index = next(i for i, tensor in enumerate(graph.spec.outputs) if tensor.role == "loss")

@@ -68,7 +68,7 @@ def manifest() -> Manifest:
         optimizer=OptimizerSpec("sgd", (), (), 0.1),
         batch=BatchRange(1, 64),
         graphs=(_graph("train"), _graph("evaluate"), _graph("infer")),
-        requirements=Requirements(18, 8, "1.19.2", ("Gemm",)),
+        requirements=Requirements(18, 8, "1.19.2", ("Gemm",), ("onnx",)),
         tools=(Tool("hand", "1"),),
         replay=Replay(20, (4, 1), 5e-5, 0.1),
         parity=ParitySpec(3, (ParityStep(2, 0.1, 0, 0.7, 1e-4),)),

@@ -1,0 +1,1 @@
+"""Other formats than ONNX for the graphs of a bundle."""
