@@ -68,7 +68,7 @@ class Products:
 
     rows: Tensor
     columns: Tensor
-    arrange: Callable[[Tensor], Tensor]
+    arrange: Callable[[Tensor], Tensor] = _as_it_is
 
     def joined(self, others: Sequence[Products]) -> Products:
         """Put the positions one after another."""

@@ -115,27 +115,50 @@ def introduces_examples(node: Node, batch: int) -> bool:
             return False
 
 
-def _product(m: Meeting, operand: str) -> Gradients:
-    columns = getattr(m.node, f"_saved_{operand}")
+def _right(m: Meeting, left: Tensor) -> Gradients:
+    """The right factor of a matrix product, whose rows are the examples' positions."""
     lead: Sequence[int] = m.gradient.shape[:-1]
     source = m.node.next_functions[m.slot - 1][0]
     if len(lead) == 1 and source is not None and source.name() in RESHAPES:
         # The model joins the dimensions itself, and leaves them so.
         before = tuple(source._saved_self_sym_sizes)
-        lead = before[:-1] if before[-1:] == columns.shape[1:] else lead
-    return Products(m.by_example(m.gradient, lead), m.by_example(columns, lead), Tensor.t)
+        lead = before[:-1] if before[-1:] == left.shape[1:] else lead
+    return Products(m.by_example(m.gradient, lead), m.by_example(left, lead), Tensor.t)
+
+
+def _left(m: Meeting, right: Tensor) -> Gradients:
+    """The left factor, where the columns are the examples' positions."""
+    rows, columns = m.gradient.t(), right.t()
+    return Products(m.by_example(rows, rows.shape[:1]), m.by_example(columns, rows.shape[:1]))
 
 
 def _mm(m: Meeting) -> Gradients:
-    if m.slot != 1:
-        raise m.refused("it is the left factor")
-    return _product(m, "self")
+    return _left(m, m.node._saved_mat2) if m.slot == 0 else _right(m, m.node._saved_self)
 
 
 def _addmm(m: Meeting) -> Gradients:
-    if m.slot == 1 or m.node._saved_alpha != 1 or m.node._saved_beta != 1:
-        raise m.refused("it is the left factor, or scaled")
-    return m.reduced(m.gradient) if m.slot == 0 else _product(m, "mat1")
+    if m.node._saved_alpha != 1 or m.node._saved_beta != 1:
+        raise m.refused("alpha or beta is not 1")
+    match m.slot:
+        case 0:
+            return m.reduced(m.gradient)
+        case 1:
+            return _left(m, m.node._saved_mat2)
+        case _:
+            return _right(m, m.node._saved_mat1)
+
+
+def _bmm(m: Meeting) -> Gradients:
+    """Several matrices, each of which meets all examples."""
+    if m.slot == 0:
+        rows, columns = m.gradient.transpose(1, 2), m.node._saved_mat2.transpose(1, 2)
+    else:
+        rows, columns = m.node._saved_self, m.gradient
+    # [batch, matrices, positions, ...]
+    rows, columns = (m.by_example(each.transpose(0, 1), each.shape[1:2]).transpose(1, 2) for each in (rows, columns))
+    if m.shape[0] == 1:
+        return Products(rows[:, 0], columns[:, 0], lambda matrix: matrix[None])
+    return Whole(rows.transpose(2, 3) @ columns)
 
 
 def _embedding(m: Meeting) -> Gradients:
@@ -154,6 +177,19 @@ def _layer_norm(m: Meeting) -> Gradients:
         return m.reduced(m.gradient)
     normal = (m.node._saved_input - m.node._saved_result1) * m.node._saved_result2
     return m.reduced(m.gradient * normal)
+
+
+def _batch_norm(m: Meeting) -> Gradients:
+    """With running statistics, which do not depend on the batch."""
+    node = m.node
+    if node._saved_training:
+        raise m.refused("it normalises by the whole batch, so that each example's gradient depends on the others")
+    gradient = m.gradient
+    if m.slot == 1:
+        shape = (1, -1) + (1,) * (gradient.ndim - 2)
+        reciprocal = torch.rsqrt(node._saved_running_var + node._saved_eps)
+        gradient = gradient * (node._saved_input - node._saved_running_mean.reshape(shape)) * reciprocal.reshape(shape)
+    return _channels(m, gradient)
 
 
 def _group_norm(m: Meeting) -> Gradients:
@@ -265,11 +301,13 @@ def _repeated(m: Meeting) -> Gradients:
 RULES: dict[str, Rule] = {
     "AddBackward0": _added,
     "AddmmBackward0": _addmm,
+    "BmmBackward0": _bmm,
     "ConvolutionBackward0": _convolution,
     "EmbeddingBackward0": _embedding,
     "ExpandBackward0": _expanded,
     "MmBackward0": _mm,
     "MulBackward0": _multiplied,
+    "NativeBatchNormBackward0": _batch_norm,
     "NativeGroupNormBackward0": _group_norm,
     "NativeLayerNormBackward0": _layer_norm,
     "PreluKernelBackward0": _prelu,
