@@ -247,22 +247,27 @@ def _parts(wide: Tensor, positions: Shape, kernel: Shape, node: Node) -> list[Te
         tuple(given) * rank if len(given) == 1 else tuple(given)
         for given in (node._saved_stride, node._saved_padding, node._saved_dilation)
     )
-    reach = [s * (p - 1) + 1 for s, p in zip(stride, positions, strict=True)]
-    ends = [
-        r + d * (k - 1) - size - pad
-        for r, d, k, size, pad in zip(reach, dilation, kernel, wide.shape[2:], padding, strict=True)
-    ]
-    around = [amount for before, after in zip(padding, ends, strict=True) for amount in (max(after, 0), before)]
+    # Elements that one tap sees lie a stride apart. With these side by side, a tap's part is one plain slice.
+    reach = [p + d * (k - 1) // s for p, d, k, s in zip(positions, dilation, kernel, stride, strict=True)]
+    ends = [r * s - size - pad for r, s, size, pad in zip(reach, stride, wide.shape[2:], padding, strict=True)]
+    around = [amount for before, after in zip(padding, ends, strict=True) for amount in (after, before)]
     if any(around):
         wide = F.pad(wide, around[::-1])
-    seen = []
+    if max(stride) > 1:
+        apart = wide.reshape(*wide.shape[:2], *(n for pair in zip(reach, stride, strict=True) for n in pair))
+        wide = apart.permute(0, 1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2))
+    parts = []
     for tap in itertools.product(*(range(extent) for extent in kernel)):
+        offsets = [t * d for t, d in zip(tap, dilation, strict=True)]
         part = wide
+        if max(stride) > 1:
+            for axis in range(rank):
+                part = part.narrow(2 + axis, offsets[axis] % stride[axis], 1)
+            part = part.reshape(*wide.shape[:2], *reach)
         for axis in range(rank):
-            start = tap[axis] * dilation[axis]
-            part = part[(slice(None),) * (2 + axis) + (slice(start, start + reach[axis], stride[axis]),)]
-        seen.append(part.flatten(2))
-    return seen
+            part = part.narrow(2 + axis, offsets[axis] // stride[axis], positions[axis])
+        parts.append(part.flatten(2))
+    return parts
 
 
 def _added(m: Meeting) -> Gradients:
