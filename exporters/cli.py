@@ -71,6 +71,12 @@ def add_export_verb(subparsers: Subparsers) -> None:
         help="frozen: batch norms use the statistics that they have (default: %(default)s)",
     )
     parser.add_argument(
+        "--privacy",
+        metavar="example[:SETTING=VALUE,..]",
+        help="hide each example of a device by differentially private SGD, as in "
+        "example:clip_norm=0.5,noise_multiplier=1.1,lot_size=64",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the bundle to write, as in digits.edge"
     )
     parser.add_argument(
@@ -100,6 +106,7 @@ def _export(arguments: argparse.Namespace) -> int:
         frozen=arguments.frozen,
         correction=arguments.correction,
         formats=("onnx", *arguments.format),
+        privacy=arguments.privacy,
     )
     replay = artifact.manifest.replay
     print(f"{arguments.out}: {spec.name} version {spec.version}, {artifact.layout.size:,} parameters")

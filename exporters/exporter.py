@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version as version_of
@@ -42,7 +42,8 @@ from edge_sdk.training.manifest import (
     TensorSpec,
     Tool,
 )
-from edge_sdk.training.onnx_sessions import graph_part, load_model, runtime_version
+from edge_sdk.training.onnx_sessions import OpenGraph, graph_part, load_model, runtime_version
+from edge_sdk.training.steps import SampledSteps, ShuffledSteps, TrainingSteps
 from edge_sdk.training.torchscript_sessions import load_torchscript
 from exporters.arguments import ExampleInputs
 from exporters.formats.torchscript import to_torchscript
@@ -53,6 +54,8 @@ from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
 from exporters.lowering.normalization import joins_examples
 from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
 from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, prepare_step
+from exporters.privacy import DpSgd, batch_sizes, find_privacy, label_to_ignore, make_private
+from exporters.private_step import CLIP_NORM, WEIGHT, PrivateStep
 from exporters.record import record
 from exporters.replay import Examples, Graphs, certify
 from exporters.step import LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, PROXIMAL, SEED, TARGET, Step, Tensors
@@ -82,6 +85,7 @@ def export(
     frozen: FrozenStorage = "float32",
     correction: bool = False,
     formats: Sequence[str] = ("onnx",),
+    privacy: str | DpSgd | None = None,
 ) -> Artifact:
     """Export a model's training step, evaluation and inference as one signed bundle.
 
@@ -110,6 +114,9 @@ def export(
         correction: let plans and algorithms add proximal * parameter + correction to every gradient before the
             optimizer sees it, as FedProx, SCAFFOLD and FedDyn do.
         formats: "onnx", and "torchscript" for the same graphs as TorchScript too.
+        privacy: "example" hides each example of a device from whoever gets its update, by differentially private
+            SGD; with settings after a colon as in "example:clip_norm=0.5,noise_multiplier=1.1,lot_size=64", or an
+            object of `exporters.privacy`.
 
     Returns:
         The bundle, read back from its bytes and verified.
@@ -121,6 +128,7 @@ def export(
     """
     key = signer if isinstance(signer, ec.EllipticCurvePrivateKey) else load_private_key(Path(signer))
     chosen = find_optimizer(optimizer)
+    private = find_privacy(privacy)
     labels: dict[str, object] = {"name": name, "version": version}
     for what, text in labels.items():
         if not isinstance(text, str) or not text:
@@ -145,6 +153,8 @@ def export(
             model, loss, chosen, arguments, examples, batch_norm=batch_norm, trainable=trainable, frozen=frozen
         )
         step = replace(step, corrected=correction)
+        if private is not None:
+            step = make_private(step, private, examples)
         manifest, parts = _build(step, examples, name, version, rate, batch_max, tuple(dict.fromkeys(formats)))
     content = pack_bundle(
         manifest, parts, signer_key_id=key_id(key.public_key()), sign=lambda message: sign_raw(key, message)
@@ -157,59 +167,64 @@ def export(
 def _build(
     step: Step, examples: Tensors, name: str, version: str, rate: float, batch_max: int, formats: tuple[str, ...]
 ) -> tuple[Manifest, dict[str, bytes]]:
-    traced = _trace(step, step.train, examples)
-    batch = BatchRange(2 if joins_examples(traced) else 1, batch_max)
+    traced = {kind: _trace(step, run, examples) for kind, run in step.training().items()}
+    batch = BatchRange(2 if any(joins_examples(graph) for graph in traced.values()) else 1, batch_max)
     if batch.minimum > batch.maximum:
         raise ExportError(f"batch_max is {batch_max}, but batch norm needs two examples", hint="pass at least 2")
     source = step.arguments.names[0]
-    served_trace = _trace(step, step.serve, examples)
-    trained, served = Lowered(traced, source), Lowered(served_trace, source)
-    cut = [_cut(trained, step, "train"), _cut(served, step, "evaluate"), _cut(served, step, "infer")]
-    specs = tuple(spec for spec, _, _ in cut)
+    trained = {kind: Lowered(graph, source) for kind, graph in traced.items()}
+    traced["evaluate"] = traced["infer"] = _trace(step, step.serve, examples)
+    served = Lowered(traced["infer"], source)
+    cut = [_cut(lowered, step, kind) for kind, lowered in (*trained.items(), ("evaluate", served), ("infer", served))]
+    specs = {spec.kind: spec for spec, _, _ in cut}
     stored = {key: tensor.numpy() for key, tensor in step.stored.items()}
     try:
-        opened = [load_model(content, spec, stored) for spec, content, _ in cut]
+        opened = {spec.kind: load_model(content, spec, stored) for spec, content, _ in cut}
     except ArtifactError as error:
         raise ExportError(
             f"the exported graph is not valid: {error}",
             hint="please report the model, since the exporter gets one of its operators wrong",
         ) from error
-    labels = trained.labels(TARGET)
+    labels = next(iter(trained.values())).labels(TARGET)
+    ignored = labels.ignored if labels else None
+    if labels and isinstance(step, PrivateStep):
+        ignored = label_to_ignore(step, labels, examples)
     drawn = Examples({key: tensor.numpy() for key, tensor in examples.items()}, labels)
     layout = _layout(step.learned)
-    certificate = certify(step, Graphs(*opened), drawn, learning_rate=rate, layout=layout, batch=batch)
+    certificate = certify(step, _graphs(step, opened, layout), drawn, learning_rate=rate, layout=layout, batch=batch)
     parts = {spec.part: content for spec, content, _ in cut}
     if "torchscript" in formats:
-        scripts = {spec: _script(traced if spec.kind == "train" else served_trace, spec, step) for spec in specs}
-        graphs = Graphs(*(load_torchscript(content, spec, stored) for spec, content in scripts.items()))
-        certify(step, graphs, drawn, learning_rate=rate, layout=layout, batch=batch)
+        scripts = {spec: _script(traced[kind], spec, step) for kind, spec in specs.items()}
+        loaded = {spec.kind: load_torchscript(content, spec, stored) for spec, content in scripts.items()}
+        certify(step, _graphs(step, loaded, layout), drawn, learning_rate=rate, layout=layout, batch=batch)
         parts |= {graph_part(spec, "torchscript"): content for spec, content in scripts.items()}
     parts[CHECKPOINT_PART] = _flat(step.learned)
     parts[PARITY_PART] = certificate.parity_part
     if stored:
         little = (array.astype(array.dtype.newbyteorder("<")) for array in stored.values())
         parts[FROZEN_PART] = b"".join(array.tobytes() for array in little)
-    train, _, infer = specs
+    taken = [tensor for kind in trained for tensor in specs[kind].inputs]
     optimizer = step.optimizer
     manifest = Manifest(
         name=name,
         version=version,
         layout=layout,
         frozen=tuple(TensorSpec(key, "frozen", array.dtype.name, array.shape) for key, array in stored.items()),
-        inputs=tuple(tensor for tensor in train.inputs if tensor.role == "input"),
-        target=_only(train.inputs, "target"),
-        output=_only(infer.outputs, "output"),
+        inputs=tuple(tensor for tensor in taken if tensor.role == "input"),
+        target=_only(taken, "target"),
+        output=_only(specs["infer"].outputs, "output"),
         classes=labels.classes if labels else None,
-        ignored_label=labels.ignored if labels else None,
+        ignored_label=ignored,
         loss=LossSpec(_loss_name(step.loss), find_reduction(step, examples)),
         optimizer=OptimizerSpec(
             optimizer.kind,
             hyperparameters(optimizer),
-            tuple(tensor.name for tensor in train.inputs if tensor.role == "slot"),
+            tuple(tensor.name for tensor in taken if tensor.role == "slot"),
             rate,
         ),
+        privacy=step.privacy if isinstance(step, PrivateStep) else None,
         batch=batch,
-        graphs=specs,
+        graphs=tuple(specs.values()),
         requirements=Requirements(
             OPSET, IR_VERSION, MINIMUM_ONNXRUNTIME, tuple(sorted(set().union(*(used for _, _, used in cut)))), formats
         ),
@@ -226,15 +241,22 @@ def _build(
     return manifest, parts
 
 
+def _graphs(step: Step, opened: Mapping[GraphKind, OpenGraph], layout: Layout) -> Graphs:
+    steps: TrainingSteps = ShuffledSteps(opened["train"])
+    if isinstance(step, PrivateStep):
+        steps = SampledSteps(opened["clip"], opened["train"], layout, step.privacy)
+    return Graphs(steps, opened["evaluate"], opened["infer"])
+
+
 def _trace(step: Step, run: Callable[[Tensors], Tensors], examples: Tensors) -> Graph:
     def inputs(batch: int) -> dict[str, torch.Tensor]:
         rows = torch.arange(batch) % len(examples[TARGET])
         drawn = {name: tensor[rows].clone() for name, tensor in examples.items()}
-        return step.initial_state() | drawn | {LEARNING_RATE: torch.tensor(0.1), SEED: torch.tensor(1)}
+        return step.initial_state() | drawn | step.beside(batch)
 
-    one, two = _TRACED_BATCHES
+    one, two = sizes = batch_sizes(step, examples) if isinstance(step, PrivateStep) else _TRACED_BATCHES
     try:
-        return record(run, (inputs(one), inputs(two)), _TRACED_BATCHES, supported=RULES.keys(), model=step.model)
+        return record(run, (inputs(one), inputs(two)), sizes, supported=RULES.keys(), model=step.model)
     except MODEL_ERRORS as error:
         raise ExportError(
             f"the model or the loss fails on batches of {one} and {two}: {error}",
@@ -245,16 +267,10 @@ def _trace(step: Step, run: Callable[[Tensors], Tensors], examples: Tensors) -> 
 def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, bytes, set[str]]:
     """One graph of the bundle: what the manifest says of it, its bytes, and the operators it uses."""
     state = [key for key in step.initial_state() if key.partition(":")[0] in ("parameter", "buffer", "slot")]
-    outputs = {"train": (*(NEXT + key for key in state), LOSS), "evaluate": (LOSS, OUTPUT), "infer": (OUTPUT,)}[kind]
+    outputs = (OUTPUT,) if kind == "infer" else lowered.outputs
     read = lowered.inputs_of(outputs)
-    unread = [name for name in step.arguments.names if name not in read] if kind == "train" else []
-    unread += [TARGET] if kind != "infer" and TARGET not in read else []
-    if unread or not set(step.arguments.names).intersection(read):
-        missing = "the target" if unread == [TARGET] else f"input {(unread or step.arguments.names)[0]}"
-        raise ExportError(
-            f"the {'loss' if kind != 'infer' else 'output'} does not depend on {missing}",
-            hint="check the model's forward and the loss, and leave out inputs that are not used",
-        )
+    if LOSS in outputs or kind == "infer":
+        _check_read(step, kind, read)
     inputs = tuple(key for key in lowered.inputs if key in read or (kind == "train" and key in state))
     proto = lowered.model(outputs, inputs)
     feedback = tuple(Feedback(NEXT + key, key) for key in state) if kind == "train" else ()
@@ -271,8 +287,20 @@ def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, byte
 def _script(traced: Graph, spec: GraphSpec, step: Step) -> bytes:
     """The same graph as TorchScript: its batch is that of the first input it reads."""
     names = [tensor.name for tensor in spec.inputs]
-    source = next(name for name in (*step.arguments.names, TARGET) if name in names)
+    source = next((name for name in (*step.arguments.names, TARGET) if name in names), None)
     return to_torchscript(subgraph(traced, names, [tensor.name for tensor in spec.outputs]), source)
+
+
+def _check_read(step: Step, kind: GraphKind, read: tuple[str, ...]) -> None:
+    """Refuse a graph that computes its outputs without some of the examples' fields."""
+    unread = [name for name in step.arguments.names if name not in read] if kind in step.training() else []
+    unread += [TARGET] if kind != "infer" and TARGET not in read else []
+    if unread or not set(step.arguments.names).intersection(read):
+        missing = "the target" if unread == [TARGET] else f"input {(unread or step.arguments.names)[0]}"
+        raise ExportError(
+            f"the {'loss' if kind != 'infer' else 'output'} does not depend on {missing}",
+            hint="check the model's forward and the loss, and leave out inputs that are not used",
+        )
 
 
 def _tensor_spec(name: str, kind: TensorType, step: Step) -> TensorSpec:
@@ -285,6 +313,9 @@ def _tensor_spec(name: str, kind: TensorType, step: Step) -> TensorSpec:
         "slot": "slot",
         "correction": "correction",
         PROXIMAL: "proximal",
+        "gradient": "gradient",
+        WEIGHT: "weight",
+        CLIP_NORM: "clip_norm",
         TARGET: "target",
         LEARNING_RATE: "learning_rate",
         SEED: "seed",
@@ -315,7 +346,7 @@ def _flat(tensors: dict[str, torch.Tensor]) -> bytes:
     return encode_vector(np.concatenate([tensor.numpy().reshape(-1) for tensor in tensors.values()]))
 
 
-def _only(tensors: tuple[TensorSpec, ...], role: Role) -> TensorSpec:
+def _only(tensors: Iterable[TensorSpec], role: Role) -> TensorSpec:
     (found,) = (tensor for tensor in tensors if tensor.role == role)
     return found
 

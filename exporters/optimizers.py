@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from dataclasses import dataclass, fields
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 
 from edge_sdk.errors import ExportError
 from edge_sdk.training.manifest import Hyperparameter
+from exporters.settings import read_specification
 
 Tensors: TypeAlias = Sequence[torch.Tensor]
 
@@ -371,34 +372,7 @@ def find_optimizer(optimizer: str | Optimizer) -> Optimizer:
     """
     if isinstance(optimizer, Optimizer):
         return optimizer
-    name, _, rest = optimizer.partition(":")
-    found = OPTIMIZERS.get(name)
-    if found is None:
-        raise ExportError(f"there is no optimizer {name!r}", hint=f"use one of {', '.join(sorted(OPTIMIZERS))}")
-    settings = {}
-    for setting in rest.split(",") if rest else ():
-        key, _, text = setting.partition("=")
-        value = _setting(found, key, text)
-        if value is None:
-            raise ExportError(
-                f"optimizer {name} cannot have {setting!r}",
-                hint=f"write it as {name}:setting=value,...; its settings are "
-                + ", ".join(f"{field.name}={getattr(found, field.name)}" for field in fields(found)),
-            )
-        settings[key] = value
-    return replace(found, **settings)
-
-
-def _setting(optimizer: Optimizer, key: str, text: str) -> Any:
-    """A setting's value from its text; None if there is no such setting or value."""
-    if key not in {field.name for field in fields(optimizer)}:
-        return None
-    if isinstance(getattr(optimizer, key), bool):
-        return {"true": True, "false": False}.get(text)
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return read_specification(optimizer, OPTIMIZERS, "optimizer")
 
 
 def hyperparameters(optimizer: Optimizer) -> tuple[Hyperparameter, ...]:

@@ -8,9 +8,10 @@ again with other examples, since a wrong operator fails always.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ import torch
 from edge_sdk.errors import ExportError, TrainingError
 from edge_sdk.training.layout import Layout
 from edge_sdk.training.manifest import BatchRange, ParitySpec, ParityStep, Replay
-from edge_sdk.training.onnx_sessions import OpenGraph
-from edge_sdk.training.parity import ParityValues, encode_parity
+from edge_sdk.training.onnx_sessions import OpenGraph, run_named
+from edge_sdk.training.parity import ParityValues, encode_parity, parity_weights
 from edge_sdk.training.plan import SEED_LIMIT
+from edge_sdk.training.steps import TrainingSteps
 from exporters.lowering import Labels
 from exporters.optimizers import Stepped
+from exporters.private_step import CLIP_NORM, WEIGHT, PrivateStep
 from exporters.step import LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, PROXIMAL, SEED, TARGET, Step, Tensors
 from exporters.wide import in_float64
 
@@ -35,6 +38,8 @@ GRADIENT_TOLERANCE = 5e-5
 """Of the largest gradient in a tensor."""
 
 _BATCH_SIZES = (4, 1, 7, 16)
+# The reference of a private step differentiates once for each example.
+_PRIVATE_BATCH_SIZES = (4, 1, 7)
 _ATTEMPTS = 3
 _RATE_FACTORS = (1.0, 1.0, 1.0, 10.0, 1.0, 0.1)
 """Learning rates tried, as multiples of the default: it must be a true input."""
@@ -46,6 +51,9 @@ _OUTPUT_TOLERANCE = 1e-4
 _ROUNDING = 5e-7
 # How many times what is allowed a reference may move when its parameters do by a hair, and still be called smooth.
 _JUMP = 10.0
+# Where training is private: how many examples count, and clip norms tried, as multiples of some gradient's norm.
+_COUNTED = 0.8
+_CLIP_FACTORS = (1.0, 0.3, 1.2, 100.0)
 # How many labels are ignored ones, where the example has any.
 _IGNORED = 0.1
 
@@ -70,9 +78,9 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graphs:
-    """The three graphs of a bundle, open."""
+    """The graphs of a bundle, open."""
 
-    train: OpenGraph
+    train: TrainingSteps
     evaluate: OpenGraph
     infer: OpenGraph
 
@@ -144,7 +152,7 @@ def certify(
     """
     replayer = _Replayer(step, graphs, examples)
     initial = {name: tensor.numpy() for name, tensor in step.initial_state().items()}
-    sizes = _sizes(_BATCH_SIZES, batch)
+    sizes = _sizes(_PRIVATE_BATCH_SIZES if isinstance(step, PrivateStep) else _BATCH_SIZES, batch)
     state = initial | _corrections(initial)
     for index in range(STEPS - 2):
         factor = _RATE_FACTORS[index % len(_RATE_FACTORS)]
@@ -180,11 +188,11 @@ class _Replayer:
         for _ in range(_ATTEMPTS):
             inputs = self._inputs(state, batch, learning_rate)
             trained, served = self._trained(inputs), self._served(inputs)
-            found = _run(self._graphs.train, inputs, batch)
+            found = _run(self._graphs.train.run, inputs)
             compared = [
                 *_shares(found, trained),
-                *_shares(_run(self._graphs.evaluate, inputs, batch), served),
-                *_shares(_run(self._graphs.infer, inputs, batch), served),
+                *_shares(_run(partial(run_named, self._graphs.evaluate), inputs), served),
+                *_shares(_run(partial(run_named, self._graphs.infer), inputs), served),
             ]
             worst = max(share for share, _, _ in compared)
             if worst <= 1.0:
@@ -200,6 +208,12 @@ class _Replayer:
             hint="scale inputs to about 1 if they are large; if only batch 1 fails, avoid squeeze() without a "
             "dimension; otherwise please report the model, since the exporter gets one of its operators wrong",
         )
+
+    def parity_settings(self, batch: int) -> dict[str, npt.NDArray[Any]]:
+        """What a device feeds besides examples and state when it replays a parity step, where training is private."""
+        if not isinstance(self._step, PrivateStep):
+            return {}
+        return {WEIGHT: parity_weights(batch), CLIP_NORM: np.array(self._step.privacy.clip_norm, np.float32)}
 
     def check_zero_parameters(self, zeros: Arrays, batch: int, learning_rate: float) -> None:
         """Take the step from parameters that are all zero.
@@ -243,7 +257,7 @@ class _Replayer:
     def _check_finite(self, inputs: Arrays, reference: _Reference, what: str) -> None:
         if not all(np.isfinite(value).all() for value in reference.expected.values()):
             return  # The model itself is undefined there.
-        found = _run(self._graphs.train, inputs, len(inputs[TARGET]))
+        found = _run(self._graphs.train.run, inputs)
         finite = all(np.isfinite(value).all() for value in found.values())
         (loss,) = (share for share, name, _ in _shares(found, reference) if name == LOSS)
         if not finite or loss > 1.0:
@@ -255,7 +269,23 @@ class _Replayer:
     def _inputs(self, state: Arrays, batch: int, learning_rate: float) -> dict[str, npt.NDArray[Any]]:
         seed = np.array(self._seeds.integers(SEED_LIMIT), np.int64)
         rate = np.array(learning_rate, np.float32)
-        return {**state, **self._examples.draw(batch), LEARNING_RATE: rate, SEED: seed}
+        inputs = {**state, **self._examples.draw(batch), LEARNING_RATE: rate, SEED: seed}
+        if isinstance(self._step, PrivateStep):
+            inputs = {**self._weighted(self._step, inputs), **state}
+        return inputs
+
+    def _weighted(self, step: PrivateStep, inputs: Arrays) -> Arrays:
+        """With an example twice, some that do not count, and a clip norm that some of the gradients exceed."""
+        batch = len(inputs[TARGET])
+        fields = {name: inputs[name].copy() for name in (*self.input_names, TARGET)}
+        for rows in fields.values():
+            rows[batch // 2] = rows[0]
+        weight = np.asarray(self._seeds.random(batch) < _COUNTED, np.float32)
+        with _in_float64(inputs):
+            norm = step.some_norm({name: _wide(value) for name, value in {**inputs, **fields}.items()})
+        factor = _CLIP_FACTORS[int(self._seeds.integers(len(_CLIP_FACTORS)))]
+        clip_norm = np.array(factor * norm if np.isfinite(norm) and norm else 1.0, np.float32)
+        return {**inputs, **fields, WEIGHT: weight, CLIP_NORM: clip_norm}
 
     def _trained(self, inputs: Arrays, *, finite: bool = True) -> _Reference:
         """What float64 says of a training step, and by how much each value may differ."""
@@ -306,7 +336,8 @@ def _parity(
     allowance = np.zeros(layout.size)
     # The device reads the rate as float64 from the manifest and feeds it as float32.
     for index, batch in enumerate(_sizes(_PARITY_BATCHES, allowed)):
-        compared = replayer.compare(state, batch, learning_rate, f"step {index + 1} of the parity vector")
+        fixed = state | replayer.parity_settings(batch)
+        compared = replayer.compare(fixed, batch, learning_rate, f"step {index + 1} of the parity vector")
         state |= compared.after
         names = [NEXT + entry.tensor for entry in layout.entries]
         expected = np.concatenate([compared.found[name].reshape(-1) for name in names])
@@ -349,16 +380,13 @@ def _sizes(wanted: tuple[int, ...], batch: BatchRange) -> tuple[int, ...]:
     return tuple(dict.fromkeys(min(max(size, least), batch.maximum) for size in wanted))
 
 
-def _run(graph: OpenGraph, inputs: Arrays, batch: int) -> dict[str, npt.NDArray[Any]]:
-    feeds = {tensor.name: inputs[tensor.name] for tensor in graph.spec.inputs}
+def _run(run: Callable[[Arrays], dict[str, npt.NDArray[Any]]], inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
     try:
-        outputs = graph.run(feeds)
+        return run(inputs)
     except TrainingError as error:
         raise ExportError(
-            f"the exported graph cannot run a batch of {batch}: {error}",
-            hint=_ANY_BATCH,
+            f"the exported graph cannot run a batch of {len(inputs[TARGET])}: {error}", hint=_ANY_BATCH
         ) from error
-    return {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
 
 
 def _shares(found: Arrays, reference: _Reference) -> list[tuple[float, str, float]]:

@@ -13,7 +13,7 @@ it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import torch
 from torch.func import functional_call
 
 from edge_sdk.errors import ExportError
+from edge_sdk.training.manifest import GraphKind
 from exporters.arguments import Arguments
 from exporters.optimizers import Optimizer, Stepped
 from exporters.randomness import Seeded
@@ -117,6 +118,14 @@ class Step:
             state[PROXIMAL] = torch.zeros(())
         return state
 
+    def training(self) -> dict[GraphKind, Callable[[Tensors], dict[str, torch.Tensor]]]:
+        """What a training step runs, in order, by the kind of graph it becomes."""
+        return {"train": self.train}
+
+    def beside(self, batch: int) -> dict[str, torch.Tensor]:
+        """What a step of so many examples is fed besides them and its state; some values to trace with."""
+        return {LEARNING_RATE: torch.tensor(0.1), SEED: torch.tensor(1)}
+
     def double(self) -> Step:
         """The same step in float64, on a copy."""
         return replace(self, model=copy.deepcopy(self.model).double())
@@ -146,24 +155,39 @@ class Step:
             )
         return Forward(loss, output, {name: tensors[name].detach() for name in self.changing})
 
+    def watched(self, inputs: Tensors) -> tuple[dict[str, torch.Tensor], Forward]:
+        """Trainable parameters as leaves of autograd's graph, and what the forward pass makes of them.
+
+        Raises:
+            ExportError: no parameter acts on the loss.
+        """
+        leaves = {name: inputs[f"parameter:{name}"].detach().requires_grad_() for name in self.trainable}
+        forward = self.forward({**inputs, **{f"parameter:{name}": leaf for name, leaf in leaves.items()}})
+        if not forward.loss.requires_grad:
+            self.require_used(())
+        return leaves, forward
+
+    def require_used(self, names: Container[str]) -> None:
+        """Raise an ExportError unless these are all trainable parameters."""
+        idle = [name for name in self.trainable if name not in names]
+        if idle:
+            raise ExportError(
+                f"the loss does not depend on {', '.join(idle)}",
+                hint="remove these parameters, or freeze them with requires_grad_(False)",
+            )
+
     def gradients(self, inputs: Tensors) -> Backward:
         """Run the model and differentiate its loss.
 
         Raises:
             ExportError: some parameter does not act on the loss.
         """
-        names = list(self.trainable)
         with torch.enable_grad():
-            leaves = [inputs[f"parameter:{name}"].detach().requires_grad_() for name in names]
-            named = {f"parameter:{name}": leaf for name, leaf in zip(names, leaves, strict=True)}
-            loss, _, buffers = self.forward({**inputs, **named})
-            if not loss.requires_grad:
-                raise _idle(names)
-            found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(loss, leaves, allow_unused=True)
-        idle = [name for name, gradient in zip(names, found, strict=True) if gradient is None]
-        if idle:
-            raise _idle(idle)
-        return Backward([gradient.to_dense() for gradient in found if gradient is not None], loss.detach(), buffers)
+            leaves, (loss, _, buffers) = self.watched(inputs)
+            found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        by_name = {name: gradient for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
+        self.require_used(by_name)
+        return Backward([gradient.to_dense() for gradient in by_name.values()], loss.detach(), buffers)
 
     def advance(self, inputs: Tensors, gradients: list[torch.Tensor]) -> Stepped:
         """Let the optimizer take its step with these gradients, corrected if the step is to be."""
@@ -217,10 +241,3 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _idle(names: list[str]) -> ExportError:
-    return ExportError(
-        f"the loss does not depend on {', '.join(names)}",
-        hint="remove these parameters, or freeze them with requires_grad_(False)",
-    )

@@ -16,7 +16,12 @@ from edge_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from edge_sdk.cli import Subparsers
     from edge_sdk.training.artifact import Artifact
-    from edge_sdk.training.manifest import TensorSpec
+    from edge_sdk.training.manifest import ExamplePrivacy, TensorSpec
+
+
+# What a private bundle's epsilon is shown for: examples, in lots, and passes over them.
+_LOTS = 20
+_EPOCHS = (1, 10, 100)
 
 
 def add_inspect_verb(subparsers: Subparsers) -> None:
@@ -143,6 +148,8 @@ def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
     yield "optimizer", f"{optimizer.kind}, learning rate {optimizer.default_learning_rate:g}{constants}"
     if manifest.graph("train").takes("proximal"):
         yield "corrections", "taken: a proximal term, or any vector added to the gradients"
+    if manifest.privacy is not None:
+        yield from _describe_privacy(manifest.privacy)
     yield "batch", f"{manifest.batch.minimum} to {manifest.batch.maximum}"
     frozen = sum(math.prod(dim or 0 for dim in spec.shape) for spec in manifest.frozen if "scale:" not in spec.name)
     types = ", ".join(sorted({spec.dtype for spec in manifest.frozen}))
@@ -156,6 +163,21 @@ def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
     yield "made with", ", ".join(f"{tool.name} {tool.version}" for tool in manifest.tools)
     replay = manifest.replay
     yield "certified", f"{replay.steps} steps against float64 autograd, worst at {replay.worst:.1%} of the tolerance"
+
+
+def _describe_privacy(privacy: ExamplePrivacy) -> Iterator[tuple[str, str]]:
+    from edge_sdk.training.example_privacy import example_epsilon, steps_an_epoch
+
+    yield (
+        "privacy",
+        f"each example: gradients clipped to {privacy.clip_norm:g}, noise multiplier {privacy.noise_multiplier:g}, "
+        f"Poisson samples of {privacy.lot_size:,} on average",
+    )
+    examples = _LOTS * privacy.lot_size
+    steps, delta = steps_an_epoch(privacy, examples), 1 / (10 * examples)
+    spent = [(epochs, example_epsilon(privacy, examples, epochs * steps, delta)) for epochs in _EPOCHS]
+    shown = ", ".join(f"{epsilon:.2f} for {epochs}" for epochs, epsilon in spent)
+    yield "epsilon", f"{shown} epochs in all, with {examples:,} examples on the device and delta {delta:.1g}"
 
 
 def _printable(text: str) -> str:

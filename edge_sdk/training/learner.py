@@ -79,7 +79,8 @@ class LocalLearner:
                 hint="export it with that format too, or use another runtime",
             )
         # Held-out examples are evaluated where models are released; a device does without that graph.
-        graphs = (graph_part(manifest.graph("train"), self._runtime), manifest.graph("infer").part)
+        training = [graph_part(graph, self._runtime) for graph in manifest.graphs if graph.kind in ("clip", "train")]
+        graphs = (*training, manifest.graph("infer").part)
         specs = [manifest.part(name) for name in (*graphs, CHECKPOINT_PART, PARITY_PART, *manifest.frozen_parts)]
         return tuple(BlobRef(Digest(bytes.fromhex(spec.sha256)), spec.size_bytes) for spec in specs)
 

@@ -30,6 +30,9 @@ Role = Literal[
     "seed",
     "proximal",
     "correction",
+    "weight",
+    "clip_norm",
+    "gradient",
     "loss",
     "output",
 ]
@@ -40,7 +43,7 @@ The optimizer is given gradient + proximal * parameter + correction, where a tra
 
 _STATE = ("parameter", "buffer", "slot")
 
-GraphKind = Literal["train", "evaluate", "infer"]
+GraphKind = Literal["train", "clip", "evaluate", "infer"]
 Reduction = Literal["mean", "sum", "batch"]
 
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -109,6 +112,22 @@ class LossSpec:
 
     name: str
     reduction: Reduction
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplePrivacy:
+    """The promise that training hides each example of a device, from whoever gets the update.
+
+    Each example is in a step's sample with the same chance, `lot_size` of them on average; its gradient is clipped to
+    `clip_norm`; the sum gets Gaussian noise of deviation noise_multiplier * clip_norm, and is divided by `lot_size`
+    whatever the sample's size.
+    """
+
+    unit: Literal["example"]
+    sampling: Literal["poisson"]
+    clip_norm: float
+    noise_multiplier: float
+    lot_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +230,7 @@ class Manifest:
     ignored_label: int | None
     loss: LossSpec
     optimizer: OptimizerSpec
+    privacy: ExamplePrivacy | None
     batch: BatchRange
     graphs: tuple[GraphSpec, ...]
     requirements: Requirements
@@ -271,8 +291,9 @@ def check_manifest(manifest: Manifest) -> None:
     names = [part.name for part in manifest.parts]
     if len(set(names)) != len(names):
         raise _malformed("two parts have one name")
-    if sorted(graph.kind for graph in manifest.graphs) != ["evaluate", "infer", "train"]:
-        raise _malformed("it must have one train, one evaluate and one infer graph")
+    kinds = ["clip"] if manifest.privacy else []
+    if sorted(graph.kind for graph in manifest.graphs) != [*kinds, "evaluate", "infer", "train"]:
+        raise _malformed("it must have one train, one evaluate and one infer graph, and a clip graph if it is private")
     if not 1 <= manifest.batch.minimum <= manifest.batch.maximum:
         raise _malformed("its batch range is empty")
     if manifest.layout.size == 0:
@@ -286,6 +307,7 @@ def check_manifest(manifest: Manifest) -> None:
         raise _malformed("its frozen part holds something else")
     for graph in manifest.graphs:
         _check_graph(manifest, graph)
+    _check_privacy(manifest)
     _check_parity(manifest)
 
 
@@ -331,6 +353,33 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
         state = [tensor.name for tensor in graph.inputs if tensor.role in _STATE]
         if sorted(fed) != sorted(state):
             raise _malformed("the train graph does not feed back every parameter, buffer and slot once")
+
+
+def _check_privacy(manifest: Manifest) -> None:
+    """The examples must have no way into the update but through the sum of their clipped gradients."""
+    privacy = manifest.privacy
+    wanted = [(f"gradient:{entry.name}", "float32", entry.shape) for entry in manifest.layout.entries]
+    if privacy is None:
+        wanted = []
+    else:
+        if not min(privacy.clip_norm, privacy.noise_multiplier, privacy.lot_size) > 0:
+            raise _malformed("its clip norm, noise multiplier or lot size is not positive")
+        if any(entry.role == "buffer" for entry in manifest.layout.entries):
+            raise _malformed("it is private for each example, but learns buffers")
+        clip = manifest.graph("clip")
+        if not (clip.takes("weight") and clip.takes("clip_norm") and clip.takes("input")):
+            raise _malformed("its clip graph does not weight and clip examples")
+        given = [(spec.name, spec.dtype, spec.shape) for spec in clip.outputs if spec.role == "gradient"]
+        if given != wanted:
+            raise _malformed("its clip graph does not give a gradient of each parameter")
+        if manifest.graph("train").takes("input") or manifest.graph("train").takes("target"):
+            raise _malformed("its train graph takes examples")
+    for graph in manifest.graphs:
+        taken = [(spec.name, spec.dtype, spec.shape) for spec in graph.inputs if spec.role == "gradient"]
+        if taken != (wanted if graph.kind == "train" else []):
+            raise _malformed(f"graph {graph.kind} does not take the gradients that it should")
+        if graph.kind != "clip" and (graph.takes("weight") or graph.takes("clip_norm")):
+            raise _malformed(f"graph {graph.kind} takes weights of examples or a clip norm")
 
 
 def _check_parity(manifest: Manifest) -> None:

@@ -87,6 +87,16 @@ def initial_feeds(graph: OpenGraph, tensors: Mapping[str, npt.NDArray[Any]]) -> 
     return feeds
 
 
+def run_named(graph: OpenGraph, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Run with those of the feeds that the graph takes; give its outputs by name.
+
+    Raises:
+        TrainingError: the runtime refused the inputs or failed.
+    """
+    outputs = graph.run({spec.name: feeds[spec.name] for spec in graph.spec.inputs})
+    return {spec.name: value for spec, value in zip(graph.spec.outputs, outputs, strict=True)}
+
+
 def open_graph(artifact: Artifact, kind: GraphKind, runtime: Runtime = "onnx") -> OpenGraph:
     """Open a graph of a bundle, or give the one that this process has open.
 

@@ -1,8 +1,9 @@
-"""Local training on stock ONNX Runtime: a loop around a graph that is a whole optimizer step."""
+"""Local training on stock ONNX Runtime: a loop around the steps of a bundle's graphs."""
 
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy.typing as npt
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_sessions import Runtime, initial_feeds, open_graph
+from edge_sdk.training.onnx_sessions import Runtime
 from edge_sdk.training.parity import require_parity
-from edge_sdk.training.plan import TrainingPlan, TrainingResult, batches, step_seed
+from edge_sdk.training.plan import TrainingPlan, TrainingResult, step_seed
+from edge_sdk.training.steps import open_steps
 from edge_sdk.training.trainer import Rows, TrainingInterrupted, check_examples
 
 
@@ -22,22 +24,21 @@ class OnnxTrainer:
 
     Making one checks that this runtime reproduces the bundle's certified steps, once per bundle and process.
 
+    Args:
+        artifact: the bundle.
+        entropy: gives that many secret random bytes, for samples and noise of training that is private.
+
     Raises:
         ArtifactError: the signature was not checked, or the runtime is too old or cannot load the graph.
         TrainingError: the runtime computes other values than the bundle was certified with.
     """
 
-    def __init__(self, artifact: Artifact, runtime: Runtime = "onnx") -> None:
+    def __init__(
+        self, artifact: Artifact, runtime: Runtime = "onnx", *, entropy: Callable[[int], bytes] = secrets.token_bytes
+    ) -> None:
         self._artifact = artifact
-        self._graph = open_graph(artifact, "train", runtime)
+        self._steps = open_steps(artifact, runtime, entropy)
         require_parity(artifact, runtime)
-        spec = self._graph.spec
-        roles = {tensor.role: tensor.name for tensor in spec.inputs}
-        self._learning_rate = roles["learning_rate"]
-        self._seed = roles.get("seed")
-        places = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
-        self._feedback = [(places[pair.output], pair.input) for pair in spec.feedback]
-        self._loss = next(index for index, tensor in enumerate(spec.outputs) if tensor.role == "loss")
 
     def train(
         self,
@@ -57,28 +58,22 @@ class OnnxTrainer:
             TrainingInterrupted: `should_stop` said so before a step.
             TrainingError: unusable checkpoint, examples, plan or correction, or a loss or update that is not finite.
         """
-        layout, graph = self._artifact.layout, self._graph
+        layout = self._artifact.layout
         rows = check_examples(self._artifact.manifest, examples)
         count = len(rows[self._artifact.manifest.target.name])
-        smallest = self._artifact.manifest.batch.minimum
         self._check_plan(plan, count)
-        feeds = initial_feeds(graph, layout.unflatten(checkpoint))
-        feeds[self._learning_rate] = np.array(plan.learning_rate, np.float32)
+        feeds = self._steps.state(layout.unflatten(checkpoint))
+        feeds["learning_rate"] = np.array(plan.learning_rate, np.float32)
         if plan.proximal or correction is not None:
             feeds |= self._corrected(checkpoint, plan.proximal, correction)
 
         steps, seen, loss_sum = 0, 0, 0.0
         used = np.zeros(count, np.bool_)
-        for chosen in batches(plan, count, seed, smallest):
+        for chosen in self._steps.samples(plan, count, seed):
             if should_stop is not None and should_stop():
                 raise TrainingInterrupted(f"training was stopped after {steps} steps", hint="it can start again later")
-            feeds |= {name: field[chosen] for name, field in rows.items()}
-            if self._seed is not None:
-                feeds[self._seed] = np.array(step_seed(seed, steps), np.int64)
-            outputs = graph.run(feeds)
-            for index, name in self._feedback:
-                feeds[name] = outputs[index]
-            loss = float(outputs[self._loss])
+            drawn = {name: field[chosen] for name, field in rows.items()}
+            loss = self._steps.take(feeds, drawn, plan, step_seed(seed, steps))
             if not math.isfinite(loss):
                 raise _diverged(f"the loss of step {steps + 1} is {loss}", plan)
             steps, seen, loss_sum = steps + 1, seen + len(chosen), loss_sum + loss * len(chosen)
@@ -87,13 +82,13 @@ class OnnxTrainer:
         update = layout.flatten(feeds) - checkpoint
         if not np.isfinite(update).all():
             raise _diverged("the update holds NaN or infinity", plan)
-        return TrainingResult(update, steps, int(used.sum()), loss_sum / seen)
+        return TrainingResult(update, steps, int(used.sum()), loss_sum / max(seen, 1))
 
     def _corrected(
         self, checkpoint: Vector, proximal: float, correction: Vector | None
     ) -> dict[str, npt.NDArray[np.float32]]:
         """What to feed so that proximal * (parameter - checkpoint) + correction is added to gradients."""
-        if not self._graph.spec.takes("proximal"):
+        if not self._artifact.manifest.graph("train").takes("proximal"):
             raise TrainingError(
                 "a proximal term or a correction is asked for, which this bundle does not take",
                 hint="export it with correction=True (edge export --correction)",

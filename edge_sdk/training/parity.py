@@ -18,7 +18,8 @@ from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.manifest import PARITY_PART, Manifest, row_bytes
-from edge_sdk.training.onnx_sessions import OpenGraph, Runtime, initial_feeds, open_graph, runtime_name
+from edge_sdk.training.onnx_sessions import Runtime, runtime_name
+from edge_sdk.training.steps import TrainingSteps, open_steps
 from edge_sdk.training.trainer import Rows
 
 _certified: set[tuple[bytes, Runtime]] = set()
@@ -87,7 +88,7 @@ def replay_parity(artifact: Artifact, runtime: Runtime = "onnx") -> ParityReport
         ArtifactError: the signature was not checked, or the runtime is too old or cannot load the graph.
         TrainingError: the runtime cannot run it.
     """
-    return _replay(artifact, open_graph(artifact, "train", runtime))
+    return _replay(artifact, open_steps(artifact, runtime))
 
 
 def require_parity(artifact: Artifact, runtime: Runtime = "onnx") -> None:
@@ -109,25 +110,27 @@ def require_parity(artifact: Artifact, runtime: Runtime = "onnx") -> None:
         _certified.add((artifact.sha256, runtime))
 
 
-def _replay(artifact: Artifact, graph: OpenGraph) -> ParityReport:
+def parity_weights(batch: int) -> npt.NDArray[np.float32]:
+    """Weights of the examples of a parity step, where training is private: of several, the last counts nothing."""
+    weights = np.ones(batch, np.float32)
+    weights[1:][-1:] = 0
+    return weights
+
+
+def _replay(artifact: Artifact, training: TrainingSteps) -> ParityReport:
     manifest = artifact.manifest
-    feeds = initial_feeds(graph, manifest.layout.unflatten(artifact.checkpoint()))
-    roles = {tensor.role: tensor.name for tensor in graph.spec.inputs}
-    places = {tensor.name: index for index, tensor in enumerate(graph.spec.outputs)}
-    loss_index = next(i for i, tensor in enumerate(graph.spec.outputs) if tensor.role == "loss")
+    feeds = training.state(manifest.layout.unflatten(artifact.checkpoint()))
     worst = 0.0
     values = decode_parity(manifest, artifact.part(PARITY_PART))
     for step, arrays in zip(manifest.parity.steps, values, strict=True):
         feeds |= arrays.examples
-        feeds[roles["learning_rate"]] = np.array(step.learning_rate, np.float32)
-        if "seed" in roles:
-            feeds[roles["seed"]] = np.array(step.seed, np.int64)
-        outputs = graph.run(feeds)
-        for pair in graph.spec.feedback:
-            feeds[pair.input] = outputs[places[pair.output]]
+        feeds["weight"] = parity_weights(step.batch)
+        feeds["learning_rate"], feeds["seed"] = np.array(step.learning_rate, np.float32), np.array(step.seed, np.int64)
+        outputs = training.run(feeds)
+        training.feed_back(outputs, feeds)
         sampled = manifest.layout.flatten(feeds)[:: manifest.parity.stride].astype(np.float64)
         error = np.abs(sampled - arrays.expected) / arrays.allowed
-        loss_error = abs(float(outputs[loss_index]) - step.loss) / step.loss_tolerance
+        loss_error = abs(float(outputs["loss"]) - step.loss) / step.loss_tolerance
         # NaN anywhere must fail: nan_to_num makes it infinite.
         worst = max(worst, float(np.nan_to_num(max(error.max(), loss_error), nan=np.inf)))
     return ParityReport(len(manifest.parity.steps), worst)

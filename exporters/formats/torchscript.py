@@ -24,10 +24,11 @@ _TWINS = {
 }
 
 
-def to_torchscript(graph: Graph, batch_source: str) -> bytes:
+def to_torchscript(graph: Graph, batch_source: str | None) -> bytes:
     """A TorchScript file whose `forward(inputs: List[Tensor]) -> List[Tensor]` computes the graph.
 
-    Inputs and outputs stand in the graph's order; `batch_source` is the input whose first dimension is the batch.
+    Inputs and outputs stand in the graph's order; `batch_source` is the input whose first dimension is the batch, if
+    there is one.
 
     Raises:
         ExportError: TorchScript cannot hold one of the operators; it names the operator and the module.
@@ -36,7 +37,8 @@ def to_torchscript(graph: Graph, batch_source: str) -> bytes:
     lines = ["def forward(inputs: List[Tensor], constants: List[Tensor]) -> List[Tensor]:"]
     lines += [f"    {_name(ref)} = inputs[{index}]" for index, ref in enumerate(graph.inputs.values())]
     lines += [f"    {_name(ref)} = constants[{index}]" for index, ref in enumerate(constants)]
-    lines.append(f"    batch = {_name(graph.inputs[batch_source])}.size(0)")
+    if batch_source is not None:
+        lines.append(f"    batch = {_name(graph.inputs[batch_source])}.size(0)")
     lines += [f"    {_statement(call)}" for call in graph.calls]
     lines.append(f"    return [{', '.join(_name(ref) for ref in graph.outputs.values())}]\n")
     try:

@@ -103,6 +103,11 @@ class Lowered:
         """The computation's inputs, in order."""
         return tuple(self._graph.inputs)
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The computation's outputs, in order."""
+        return tuple(self._graph.outputs)
+
     def input_type(self, name: str) -> TensorType:
         """The type of one of the computation's inputs."""
         return self._graph.types[self._graph.inputs[name]]

@@ -11,6 +11,7 @@ A parameter used in a way that no rule knows is refused, so that no part of a gr
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,16 +41,20 @@ class _View:
     """A parameter as some operation sees it: itself, or turned, cut or reshaped."""
 
     parameter: str
-    node: Node = field(compare=False)
-    output: int = field(compare=False)
     shape: Shape = field(compare=False)
+    chain: tuple[tuple[Node, int], ...] = field(compare=False)
+    """The operations that made it, the parameter's own node first, each with the number of its output."""
     key: tuple[object, ...]
     """Equal for views of a parameter that show the same: a loop over time makes them anew at every step."""
 
-    @property
-    def edge(self) -> GradientEdge:
-        """Where its gradient arrives."""
-        return GradientEdge(self.node, self.output)
+    def pulled_back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient by the parameter, from that by the view."""
+        for node, output in reversed(self.chain[1:]):
+            # Called as autograd calls it, but for the import of sympy that its front door costs.
+            gradients = [None] * len(node._input_metadata)
+            found = node(*gradients[:output], gradient, *gradients[output + 1 :])
+            gradient = found if isinstance(found, torch.Tensor) else found[0]
+        return gradient
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +91,7 @@ class _Graph:
         """All places where a parameter meets the examples; none if the loss does not depend on it."""
         leaf = self._leaves.get(id(parameter))
         if leaf is not None:
-            yield from self._uses(_View(name, leaf, 0, tuple(parameter.shape), ()))
+            yield from self._uses(_View(name, tuple(parameter.shape), ((leaf, 0),), ()))
 
     def output(self, node: Node) -> GradientEdge:
         """An operation's output: of a matrix product, with the rows in the dimensions that they were joined from."""
@@ -99,12 +104,12 @@ class _Graph:
         return GradientEdge(node, 0)
 
     def _uses(self, view: _View) -> Iterator[_Use]:
-        for node, slot in self._readers[view.node, view.output]:
+        for node, slot in self._readers[view.chain[-1]]:
             if node.name() in VIEWS and not introduces_examples(node, self._batch):
                 for output in range(len(node._input_metadata)):
                     shape = output_shape(node, output)
                     key = (*view.key, _settings(node), output, shape)
-                    yield from self._uses(_View(view.parameter, node, output, shape, key))
+                    yield from self._uses(_View(view.parameter, shape, (*view.chain, (node, output)), key))
             else:
                 yield _Use(view, node, slot)
 
@@ -114,7 +119,7 @@ def clipped_sum(
     parameters: Mapping[str, torch.Tensor],
     *,
     weight: torch.Tensor,
-    clip_norm: float,
+    clip_norm: float | torch.Tensor,
     mean: bool,
 ) -> dict[str, torch.Tensor]:
     """Sum over examples i of weight[i] * g[i] * min(1, clip_norm / ||g[i]||), g[i] the gradient of i's own loss.
@@ -125,7 +130,7 @@ def clipped_sum(
         loss: a scalar with its autograd graph: the mean or the sum of the examples' own losses.
         parameters: the leaves it was computed from, by name.
         weight: float [batch].
-        clip_norm: positive.
+        clip_norm: a positive number, or a 0-d tensor of it.
         mean: whether the loss is the mean, else the sum.
 
     Returns:
@@ -153,7 +158,7 @@ def clipped_sum(
             views = [view for view in gradients if view.parameter == name]
             _check_views(parameter, views)
             if views:
-                sums[name] = _pulled_back(parameter, {view: gradients[view].weighted(factors) for view in views})
+                sums[name] = reduce(add, (view.pulled_back(gradients[view].weighted(factors)) for view in views))
         return sums
 
 
@@ -176,23 +181,12 @@ def _joined(view: _View, parts: Sequence[Gradients]) -> Gradients:
     return first.joined(others)
 
 
-def _pulled_back(parameter: torch.Tensor, by_view: Mapping[_View, torch.Tensor]) -> torch.Tensor:
-    """Turn gradients of views of a parameter into its own."""
-    own = [gradient for view, gradient in by_view.items() if not view.key]
-    edges = [view.edge for view in by_view if view.key]
-    if edges:
-        turned = [gradient for view, gradient in by_view.items() if view.key]
-        own += torch.autograd.grad(edges, [parameter], grad_outputs=turned, retain_graph=True)
-    return reduce(add, own)
-
-
 def _check_views(parameter: torch.Tensor, views: Sequence[_View]) -> None:
     """Views of a parameter must show each of its elements at most once, or the norms above are wrong."""
     if not any(view.key for view in views):
         return
-    ones = {view: torch.ones(view.shape, dtype=parameter.dtype) for view in views}
-    shown = _pulled_back(parameter, ones)
-    if bool((shown > 1).any()) or int(shown.sum()) != sum(one.numel() for one in ones.values()):
+    shown = reduce(add, (view.pulled_back(torch.ones(view.shape, dtype=parameter.dtype)) for view in views))
+    if bool((shown > 1).any()) or int(shown.sum()) != sum(math.prod(view.shape) for view in views):
         raise _tied(views[0])
 
 

@@ -66,6 +66,7 @@ def manifest() -> Manifest:
         ignored_label=-100,
         loss=LossSpec("cross_entropy", "mean"),
         optimizer=OptimizerSpec("sgd", (), (), 0.1),
+        privacy=None,
         batch=BatchRange(1, 64),
         graphs=(_graph("train"), _graph("evaluate"), _graph("infer")),
         requirements=Requirements(18, 8, "1.19.2", ("Gemm",), ("onnx",)),
