@@ -24,6 +24,7 @@ DEVIATION = math.sqrt(_VARIANCE * sum(scale * scale for scale in _SCALES))
 """Standard deviation of a wide draw, about 451,600."""
 
 _LARGEST = 1 << 52
+_BLOCK = 1 << 15  # so that what is worked on stays in the cache
 
 
 def sample_wide(count: int, stream: Stream) -> NDArray[np.int64]:
@@ -61,8 +62,14 @@ def noised(
             hint="train fewer parameters, or use less noise",
         )
     step = sensitivity / steps
-    integers = np.rint(total / step)
     # Also false for NaN.
-    if not np.abs(integers).max(initial=0.0) < _LARGEST:
+    if not max(abs(total.max(initial=0.0)), abs(total.min(initial=0.0))) / step < _LARGEST:
         raise PrivacyError("a total is too large, or not finite", hint="lower the learning rate")
-    return np.asarray((integers.astype(np.int64) + sample_wide(len(total), stream)) * step, np.float64)
+    found = np.empty(len(total))
+    for start in range(0, len(total), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        # Integers, though of floating type: sums of integers below 2^53 are exact.
+        integers = np.rint(total[block] / step)
+        integers += sample_wide(len(integers), stream)
+        np.multiply(integers, step, out=found[block])
+    return found

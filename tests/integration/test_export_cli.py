@@ -79,6 +79,16 @@ def test_a_bundle_is_verified_and_measured(keys: Path, capsys: pytest.CaptureFix
         run("verify", bundle, "--signer", key)
 
 
+def test_a_private_bundle_says_what_it_costs(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, privacy = str(keys / "private.edge"), "example:clip_norm=0.5,noise_multiplier=2,lot_size=100"
+    assert run("export", "--privacy", privacy, "--out", bundle, "--signer", str(keys / "signer.key")) == 0
+    assert run("inspect", bundle, "--signer", str(keys / "signer.pub")) == 0
+    shown = capsys.readouterr().out
+    assert "gradients clipped to 0.5, noise multiplier 2, Poisson samples of 100 on average" in shown
+    assert "epochs in all, with 2,000 examples on the device and delta 5e-05" in shown
+    assert "parity      ok; 3 steps" in shown
+
+
 def test_without_a_key_nothing_is_run(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (keys / "small.edge").write_bytes(small().to_bytes())
     assert run("inspect", str(keys / "small.edge")) == 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from edge_sdk.training.cli import describe
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import GraphKind, Manifest, TensorSpec, check_manifest
-from edge_sdk.training.onnx_sessions import OpenGraph
+from edge_sdk.training.onnx_sessions import OpenGraph, Runtime
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.plan import TrainingPlan
@@ -278,18 +278,25 @@ def test_dropout_is_certified_with_each_example_among_copies_of_itself() -> None
     assert replay_parity(artifact).ok
 
 
-def test_other_settings_go_together_with_privacy() -> None:
-    """Corrections, gradient clipping, frozen parameters in 8 bits."""
+@pytest.mark.parametrize("extra", [{"frozen": "int8"}, {"formats": ("onnx", "torchscript")}])
+def test_other_settings_go_together_with_privacy(extra: dict[str, Any]) -> None:
+    """Corrections, gradient clipping, frozen parameters (in 8 bits), and every runtime."""
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(12, 64), nn.Tanh(), nn.Linear(64, 10))
-    settings: dict[str, Any] = {"correction": True, "trainable": "2.*", "frozen": "int8", "privacy": "example"}
+    settings = {"correction": True, "trainable": "2.*", "privacy": "example", **extra}
     artifact = exported(model, torch.randn(8, 12), labels(8), optimizer="adam:max_gradient_norm=1", **settings)
-    x = torch.randn(9, 12)
-    trainer, checkpoint = OnnxTrainer(artifact, entropy=known_entropy()), artifact.checkpoint()
-    plan = replace(PLAN, proximal=0.1)
-    result = trainer.train(checkpoint, rows(x, labels(9)), plan, seed=b"", correction=np.ones_like(checkpoint))
-    assert np.isfinite(result.update).all()
-    assert artifact.layout.size == 650
+    x, plan, checkpoint = torch.randn(9, 12), replace(PLAN, proximal=0.1), artifact.checkpoint()
+    one, *others = (
+        OnnxTrainer(artifact, runtime, entropy=known_entropy())
+        .train(checkpoint, rows(x, labels(9)), plan, seed=b"", correction=np.ones_like(checkpoint))
+        .update
+        for runtime in get_args(Runtime)
+        if runtime in artifact.manifest.requirements.formats
+    )
+    assert one.shape == (650,)
+    assert float(np.abs(one).max()) > 0.05
+    for other in others:
+        np.testing.assert_allclose(other, one, atol=1e-4)
 
 
 class _Tied(nn.Module):
