@@ -7,6 +7,7 @@ and is the same in both is a constant.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 
@@ -46,9 +47,15 @@ class Recording:
 
 
 def merge(one: Recording, two: Recording, sizes: tuple[int, int]) -> Graph:
-    """Lay two runs over each other: equal numbers are constants, others follow the batch size."""
-    if [call.operator for call in one.calls] != [call.operator for call in two.calls]:
-        raise _depends("the operators that run")
+    """Lay two runs over each other: equal numbers are constants, others follow the batch size.
+
+    Raises:
+        ExportError: they differ in more than sizes; it names the first operator that does.
+    """
+    for here, there in zip_longest(one.calls, two.calls):
+        if here is None or there is None or here.operator != there.operator:
+            found = [call for call in (here, there) if call is not None]
+            raise _depends(f"{found[0].place}which operator runs ({' or '.join(call.operator for call in found)})")
     calls = tuple(
         Call(
             first.operator,
@@ -61,13 +68,13 @@ def merge(one: Recording, two: Recording, sizes: tuple[int, int]) -> Graph:
         )
         for first, second in zip(one.calls, two.calls, strict=True)
     )
+    makers = {ref: call for call in calls for ref in call.outputs}
     types, constants = {}, {}
     for index, (a, b) in enumerate(zip(one.values, two.values, strict=True)):
-        shape = tuple(_merge_size(m, n, sizes) for m, n in zip(a.shape, b.shape, strict=True))
-        if a.tensor.dtype not in DTYPE_NAMES:
-            raise ExportError(
-                f"a tensor of the computation has dtype {a.tensor.dtype}", hint="use float32 and integers"
-            )
+        maker = makers.get(Ref(index))
+        if len(a.shape) != len(b.shape):
+            raise _depends(f"{maker.place if maker else ''}the number of a tensor's dimensions")
+        shape = tuple(_merge_size(m, n, sizes, maker) for m, n in zip(a.shape, b.shape, strict=True))
         types[Ref(index)] = TensorType(shape, DTYPE_NAMES[a.tensor.dtype])
         if a.constant is not None and b.constant is not None and _equal(a.constant, b.constant):
             constants[Ref(index)] = a.constant.detach().contiguous().numpy()
@@ -82,18 +89,18 @@ def _merge_argument(a: Argument, b: Argument, sizes: tuple[int, int], call: Call
     if type(a) is type(b) and (a == b or (a != a and b != b)):  # NaN is not itself.
         return a
     if type(a) is int and type(b) is int:
-        return _merge_size(a, b, sizes)
+        return _merge_size(a, b, sizes, call)
     if isinstance(a, float) and isinstance(b, float) and a.is_integer() and b.is_integer():
-        return _merge_size(int(a), int(b), sizes)
+        return _merge_size(int(a), int(b), sizes, call)
     raise _depends(f"{call.place}an argument of {call.operator}")
 
 
-def _merge_size(a: int, b: int, sizes: tuple[int, int]) -> Dim:
+def _merge_size(a: int, b: int, sizes: tuple[int, int], call: Call | None) -> Dim:
     if a == b:
         return a
     scale, rest = divmod(b - a, sizes[1] - sizes[0])
     if rest:
-        raise _depends("a size")
+        raise _depends(f"{call.place}a size in {call.operator}" if call else "a size")
     return BatchSize(scale, a - scale * sizes[0])
 
 

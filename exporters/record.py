@@ -239,7 +239,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def _new(self, tensor: torch.Tensor, constant: torch.Tensor | None) -> Ref:
         if tensor.dtype not in DTYPE_NAMES:
-            raise self._error(f"a tensor of the computation has dtype {tensor.dtype}", "use float32 and integers")
+            raise self._error(
+                f"a tensor of the computation has dtype {tensor.dtype}",
+                "compute with float32 and integers: no half(), no complex numbers, no torch.autocast",
+            )
         ref = self._refs[id(tensor)] = Ref(len(self.recording.values))
         self.recording.values.append(Value(tensor, tuple(tensor.shape), constant))
         return ref

@@ -107,7 +107,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "batch size in a number": (lambda: _custom(lambda x: x * (1.0 / (len(x) + 1))), "depends on the batch size"),
     "batch size in the program": (
         lambda: _custom(lambda x: x + 1 if len(x) > 5 else x),
-        "the operators that run depends on the batch size",
+        "which operator runs .* depends on the batch size",
     ),
     "squeezed batch": (
         lambda: _custom(lambda x: (x.unsqueeze(2) * x.unsqueeze(1)).squeeze().mean(-1)),
