@@ -28,7 +28,19 @@ from edge_sdk.training.steps import TrainingSteps
 from exporters.lowering import Labels
 from exporters.optimizers import Stepped
 from exporters.private_step import CLIP_NORM, WEIGHT, PrivateStep
-from exporters.step import LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, PROXIMAL, SEED, TARGET, Step, Tensors
+from exporters.step import (
+    LEARNING_RATE,
+    LOSS,
+    MODEL_ERRORS,
+    NEXT,
+    OUTPUT,
+    PROXIMAL,
+    SEED,
+    TARGET,
+    Backward,
+    Step,
+    Tensors,
+)
 from exporters.wide import in_float64
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -40,7 +52,7 @@ GRADIENT_TOLERANCE = 5e-5
 _BATCH_SIZES = (4, 1, 7, 16)
 # The reference of a private step differentiates once for each example.
 _PRIVATE_BATCH_SIZES = (4, 1, 7)
-_ATTEMPTS = 3
+_ATTEMPTS = 4
 _RATE_FACTORS = (1.0, 1.0, 1.0, 10.0, 1.0, 0.1)
 """Learning rates tried, as multiples of the default: it must be a true input."""
 
@@ -50,6 +62,9 @@ _LOSS_TOLERANCE = 1e-5
 _OUTPUT_TOLERANCE = 1e-4
 _ROUNDING = 5e-7
 _BUFFER_ROUNDING = 1e-6
+# Of the error of PyTorch's own float32, and how many times the usual margins at most: then half a gradient.
+_NOISE = 20.0
+_NOISE_LIMIT = 0.5 / GRADIENT_TOLERANCE
 # How many times what is allowed a reference may move when its parameters do by a hair, and still be called smooth.
 _JUMP = 10.0
 # Where training is private: how many examples count, and clip norms tried, as multiples of some gradient's norm.
@@ -165,19 +180,24 @@ def certify(
     replayer.check_zero_parameters(zeros, sizes[0], learning_rate)
     replayer.check_zero_input(state, sizes[0], learning_rate)
     parity, part = _parity(replayer, initial, layout, learning_rate, batch)
-    return Certificate(Replay(STEPS, sizes, GRADIENT_TOLERANCE, round(replayer.worst, 4)), parity, part)
+    return Certificate(Replay(STEPS, sizes, replayer.tolerance, round(replayer.worst, 4)), parity, part)
 
 
 class _Replayer:
     """Runs single steps on ONNX Runtime and in float64, and compares them."""
 
     def __init__(self, step: Step, graphs: Graphs, examples: Examples) -> None:
-        self._step = step.double()
+        self._step, self._single = step.double(), step
         self._graphs = graphs
         self._examples = examples
         self.input_names = step.arguments.names
         self._seeds = np.random.default_rng(20260501)
-        self.worst = 0.0
+        self.worst, self.slack = 0.0, 1.0
+
+    @property
+    def tolerance(self) -> float:
+        """How much of the largest gradient of its tensor a gradient was allowed to err, at most."""
+        return float(f"{self.slack * GRADIENT_TOLERANCE:.3g}")
 
     def compare(self, state: Arrays, batch: int, learning_rate: float, what: str) -> _Compared:
         """Take one step both ways; `what` names it in the error.
@@ -186,9 +206,9 @@ class _Replayer:
             ExportError: the values differ by more than they may, on every attempt.
         """
         complaint = ""
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             inputs = self._inputs(state, batch, learning_rate)
-            trained, served = self._trained(inputs), self._served(inputs)
+            trained, served = self._trained(inputs, rounded=attempt > 0), self._served(inputs)
             found = _run(self._graphs.train.run, inputs)
             compared = [
                 *_shares(found, trained),
@@ -260,8 +280,10 @@ class _Replayer:
             return  # The model itself is undefined there.
         found = _run(self._graphs.train.run, inputs)
         finite = all(np.isfinite(value).all() for value in found.values())
-        (loss,) = (share for share, name, _ in _shares(found, reference) if name == LOSS)
-        if not finite or loss > 1.0:
+        # In evaluation mode, since batch norms over equal values make much of how they were rounded.
+        evaluated = _shares(_run(partial(run_named, self._graphs.evaluate), inputs), self._served(inputs))
+        wrong = any(share > 1.0 for share, name, _ in evaluated if name == LOSS)
+        if not finite or wrong:
             raise ExportError(
                 f"the exported graph does not match float64 autograd on {what} that are all zero",
                 hint="please report the model, since the exporter gets one of its operators wrong",
@@ -288,8 +310,11 @@ class _Replayer:
         clip_norm = np.array(factor * norm if np.isfinite(norm) and norm else 1.0, np.float32)
         return {**inputs, **fields, WEIGHT: weight, CLIP_NORM: clip_norm}
 
-    def _trained(self, inputs: Arrays, *, finite: bool = True) -> _Reference:
-        """What float64 says of a training step, and by how much each value may differ."""
+    def _trained(self, inputs: Arrays, *, finite: bool = True, rounded: bool = False) -> _Reference:
+        """What float64 says of a training step, and by how much each value may differ.
+
+        With `rounded`, they may differ by a few times as much as PyTorch's own float32 does.
+        """
         wide = {name: _wide(value) for name, value in inputs.items()}
         with _in_float64(inputs):
             gradients, loss, buffers = self._step.gradients(wide)
@@ -300,19 +325,37 @@ class _Replayer:
             )
         largest = [float(gradient.abs().max()) for gradient in gradients]
         margins = [GRADIENT_TOLERANCE * size + _SHARED_TOLERANCE * max(largest) + 1e-12 for size in largest]
+        slack = self._rounding(inputs, gradients, margins) if rounded else 1.0
+        margins = [slack * margin for margin in margins]
         middle = self._advanced(wide, gradients, buffers)
         above = self._advanced(wide, [g + margin for g, margin in zip(gradients, margins, strict=True)], buffers)
         below = self._advanced(wide, [g - margin for g, margin in zip(gradients, margins, strict=True)], buffers)
-        expected, allowed = {LOSS: loss.numpy()}, {LOSS: _loss_margin(loss)}
+        expected, allowed = {LOSS: loss.numpy()}, {LOSS: slack * _loss_margin(loss)}
         for name, value in middle.items():
             before = np.abs(inputs[name.removeprefix(NEXT)]).max(initial=0.0)
             move = np.abs(value - inputs[name.removeprefix(NEXT)]).max(initial=0.0)
             spread = np.maximum(np.abs(above[name] - value), np.abs(below[name] - value))
             expected[name] = value
             # A statistic may be zero by cancellation: what it is a mean of is about as large as a network's values are.
-            cancelled = _BUFFER_ROUNDING if name.startswith(f"{NEXT}buffer:") else 1e-12
-            allowed[name] = spread + _ROUNDING * before + GRADIENT_TOLERANCE * move + cancelled
+            rest = slack * _BUFFER_ROUNDING if name.startswith(f"{NEXT}buffer:") else 1e-12
+            allowed[name] = spread + _ROUNDING * before + slack * GRADIENT_TOLERANCE * move + rest
         return _Reference(expected, allowed)
+
+    def _rounding(self, inputs: Arrays, gradients: list[torch.Tensor], margins: list[float]) -> float:
+        """How many times its margins a step may err, since PyTorch's own does in float32; at least once.
+
+        In a deep network of ReLUs some lie on their kink in every batch, and a batch norm over few values blows
+        rounding up. Where all of it is right, both are as wrong.
+        """
+        rough = self._in_float32(inputs).gradients
+        errors = [float((g - single).abs().max()) for g, single in zip(gradients, rough, strict=True)]
+        worst = max(error / margin for error, margin in zip(errors, margins, strict=True))
+        slack = float(np.clip(np.nan_to_num(_NOISE * worst, nan=1.0), 1.0, _NOISE_LIMIT))
+        self.slack = max(self.slack, slack)
+        return slack
+
+    def _in_float32(self, inputs: Arrays) -> Backward:
+        return self._single.gradients({name: torch.from_numpy(np.array(value)) for name, value in inputs.items()})
 
     def _served(self, inputs: Arrays) -> _Reference:
         """What float64 says in evaluation mode."""
