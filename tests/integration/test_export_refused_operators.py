@@ -48,12 +48,12 @@ def _autocast(m: _Words, x: Tensor) -> Tensor:
 
 def _squares(m: _Words, x: Tensor) -> Tensor:
     y = m.read(x)
-    return y.mT @ y + torch.eye(8)
+    return torch.as_tensor(y.mT @ y + torch.eye(8))
 
 
 def _unpooled(m: _Words, x: Tensor) -> Tensor:
     y, places = F.max_pool2d(m.read(x).unsqueeze(1), (1, 2), return_indices=True)
-    return torch.as_tensor(nn.MaxUnpool2d((1, 2))(y, places)).sum((1, 2))
+    return torch.as_tensor(nn.MaxUnpool2d((1, 2))(y, places).sum((1, 2)))
 
 
 CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[], nn.Module], str, str]] = {
