@@ -98,9 +98,12 @@ def _masks(batch: MaskBatch) -> Iterator[tuple[bytes, int]]:
 
 
 def _batches(masking: Masking, length: int, seeds: Sequence[bytes], dropped: Sequence[Dropped]) -> Iterator[MaskBatch]:
-    masks = max(1, _WORDS_IN_A_BATCH // max(1, length))
     # The longest first, so that no worker is left alone at the end with much to do.
-    for devices in dealt(dropped, lambda device: len(device.live_neighbours), masks):
-        yield MaskBatch(masking, length, (), devices)
-    for some in dealt(seeds, lambda _: 1, masks):
-        yield MaskBatch(masking, length, some, ())
+    items: list[bytes | Dropped] = [*dropped, *seeds]
+    for batch in dealt(items, _masks_of, max(1, _WORDS_IN_A_BATCH // max(1, length))):
+        some = tuple(item for item in batch if isinstance(item, bytes))
+        yield MaskBatch(masking, length, some, tuple(item for item in batch if isinstance(item, Dropped)))
+
+
+def _masks_of(item: bytes | Dropped) -> int:
+    return len(item.live_neighbours) if isinstance(item, Dropped) else 1

@@ -1,21 +1,46 @@
-"""The table of attacks in docs/privacy.md names tests that there are."""
+"""The tables of attacks and of checks in docs/ name tests, and code, that there are."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+
+
+def rows_of(text: str) -> list[str]:
+    """The rows of a text's tables, without their heads."""
+    lines = text.splitlines()
+    return [line for line, before in zip(lines[1:], lines, strict=False) if line.startswith("| ") and before != ""]
+
+
+def require_tests(row: str) -> None:
+    named = re.findall(r"(test_\w+)::(test_\w+)", row)
+    assert named, row
+    for file, name in named:
+        (path,) = TESTS.rglob(f"{file}.py")
+        assert f"def {name}(" in path.read_text(encoding="utf-8"), (file, name)
 
 
 def test_every_attack_is_played_where_the_table_says() -> None:
-    text = (TESTS.parent / "docs" / "privacy.md").read_text(encoding="utf-8")
-    table = text.split("## What an attacker tries")[1].split("\n## ")[0]
-    rows = [line for line in table.splitlines() if line.startswith("| ") and "played in" not in line]
+    text = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+    rows = rows_of(text.split("## What an attacker tries")[1].split("\n## ")[0])
     assert len(rows) >= 15
     for row in rows:
-        named = re.findall(r"(test_\w+)::(test_\w+)", row)
-        assert named, row
-        for file, name in named:
-            (path,) = TESTS.rglob(f"{file}.py")
-            assert f"def {name}(" in path.read_text(encoding="utf-8"), (file, name)
+        require_tests(row)
+
+
+def test_every_check_is_held_where_the_table_says() -> None:
+    rows = rows_of((ROOT / "docs" / "checks.md").read_text(encoding="utf-8"))
+    assert len(rows) >= 35
+    for row in rows:
+        require_tests(row)
+        _, _, sections, code, _, _ = (cell.strip() for cell in row.split("|"))
+        module, name = code.split(":")
+        paths = [ROOT / package / f"{module}.py" for package in ("edge_sdk", "coordinator")]
+        (path,) = (path for path in paths if path.is_file())
+        assert f"def {name}(" in path.read_text(encoding="utf-8"), code
+        headings = (ROOT / "edge_sdk/schema/PROTOCOL.md").read_text(encoding="utf-8")
+        for section in sections.split(", "):
+            assert re.search(rf"^##+ {re.escape(section)} ", headings, re.MULTILINE), section
