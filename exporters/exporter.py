@@ -140,6 +140,11 @@ def export(
             f"the formats {', '.join(formats) or '(none)'} cannot be exported",
             hint=f"choose onnx, and of {', '.join(FORMATS)} what else is wanted",
         )
+    if frozen == "int8" and "torchscript" in formats:
+        raise ExportError(
+            "what is frozen in 8 bits cannot be TorchScript: its graphs do not dequantise",
+            hint='leave torchscript out of formats, or pass frozen="float32"',
+        )
     if frozen not in get_args(FrozenStorage):
         raise ExportError(f"{frozen!r} is no way to store what is frozen", hint='pass "float32" or "int8"')
     if batch_norm not in get_args(BatchNormMode):

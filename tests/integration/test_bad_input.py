@@ -227,7 +227,7 @@ def test_a_bundle_of_another_signer(folders: FleetFolders, tmp_path: Path, refus
         ("--devices 5 --min-reports 50", "--min-reports 50 does not go with --devices 5"),
         ("--devices 30 --min-reports 0", "--min-reports 0 does not go with --devices 30"),
         ("--devices 0", "with 0 devices"),
-        ("--devices 100000", "goal_count is 100000"),
+        ("--devices 100000", "a round of 100000 devices cannot be masked"),
         ("--devices 30 --rounds 0", "a run of 0 rounds"),
         ("--devices 30 --participation-cap 0", "0 rounds for each"),
         ("--devices 30 --delta 2", "delta 2"),

@@ -79,6 +79,8 @@ def test_what_torchscript_cannot_hold_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     with pytest.raises(ExportError, match="TorchScript has no operator edge_sdk"):
         exported(model, torch.randn(8, 4), labels(8) % 3, formats=BOTH)
+    with pytest.raises(ExportError, match="in 8 bits cannot be TorchScript"):
+        exported(small_net(), torch.randn(8, 1, 8, 8), labels(8), formats=BOTH, trainable="4.*", frozen="int8")
     with pytest.raises(ExportError, match="the formats onnx, coreml cannot be exported"):
         exported(model, torch.randn(8, 4), labels(8) % 3, formats=("onnx", "coreml"))
     with pytest.raises(ExportError, match="the formats torchscript cannot be exported"):
