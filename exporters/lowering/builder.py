@@ -152,6 +152,16 @@ class Builder:
         producer = self._producers.get(name)
         return producer.inputs if producer is not None and producer.operator == operator else None
 
+    def scattered(self, name: str, axis: int) -> tuple[str, str] | None:
+        """Positions along an axis and values that were put into zeros to make a value, if it was made so."""
+        producer = self._producers.get(name)
+        if producer is None or producer.operator != "ScatterElements" or dict(producer.attributes) != {"axis": axis}:
+            return None
+        zeros, positions, values = producer.inputs
+        expanded = self.inputs_of(zeros, "Expand")
+        filling = None if expanded is None else self.constant_value(expanded[0])
+        return None if filling is None or filling.any() else (positions, values)
+
     def origin(self, name: str) -> str:
         """The value that this one is merely another shape of."""
         producer = self._producers.get(name)

@@ -2,75 +2,61 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from exporters.graph import Shape
 from exporters.lowering.reductions import count
 from exporters.lowering.site import Result, Rule, Site
 
 _NONE, _MEAN = 0, 1
-_NO_LABEL = -(2**31)
 
 
-def _one_hot(s: Site) -> str:
-    """[batch, classes, ...] with the class' weight (or one) at each label; all zero where it is to be ignored.
+def _labels(s: Site) -> tuple[str, str]:
+    """For each row its label's position, and the label's weight (or one): zero where it is to be ignored.
 
-    ONNX's gather would take negative labels for positions from the end; comparing takes no label for another.
+    Both are [batch, 1, ...]: a matrix with a one at each label would cost several passes over [batch, classes, ...].
+    What is no label points at position zero with weight zero, since ONNX takes a negative one as from the end.
     """
-    shape, labels, ignored = s.shape("self"), s.shape("target"), s.integer("ignore_index")
-    classes = shape[1]
+    b, shape, labels, ignored = s.b, s.shape("self"), s.shape("target"), s.integer("ignore_index")
+    classes, dtype = shape[1], s.dtype("target")
     if len(shape) != len(labels) + 1:
         raise s.refuse("its input has no batch dimension")
-    column: Shape = (labels[0], 1, *labels[1:])
-    dtype, lead = s.dtype("target"), [1] * (len(labels) - 1)
     if isinstance(classes, int):
-        s.b.classes[s.b.origin(s.tensor("target"))] = (classes, ignored)
-        indices = np.arange(classes, dtype=dtype)
-        indices[indices == ignored] = _NO_LABEL
-        row = s.b.constant(indices.reshape(classes, *lead))
-    elif ignored < 0:
-        zero, one = s.b.scalar(0, dtype), s.b.scalar(1, dtype)
-        row = s.b.reshape(s.b.op("Range", zero, s.b.size(classes, dtype), one), (classes, *lead))
-    else:
-        raise s.refuse("the ignored label may be one of as many as there are examples")
-    hot = s.b.cast(s.b.op("Equal", s.b.reshape(s.tensor("target"), column), row), "bool", s.dtype("self"))
-    if not s.has("weight"):
-        return hot
-    return s.b.op("Mul", hot, s.b.reshape(s.tensor("weight"), (classes, *lead)))
+        b.classes[b.origin(s.tensor("target"))] = (classes, ignored)
+    column = b.reshape(s.tensor("target"), (labels[0], 1, *labels[1:]))
+    zero = b.scalar(0, dtype)
+    counts = b.op("And", b.op("GreaterOrEqual", column, zero), b.op("Less", column, b.size(classes, dtype)))
+    if ignored >= 0:
+        counts = b.op("And", counts, b.op("Not", b.op("Equal", column, b.scalar(ignored, dtype))))
+    position = b.op("Where", counts, column, zero)
+    weight = b.cast(counts, "bool", s.dtype("self"))
+    if s.has("weight"):
+        weight = b.op("Mul", weight, b.op("Gather", s.tensor("weight"), position, axis=0))
+    return position, weight
 
 
 def _nll(s: Site) -> tuple[Result | None, ...]:
-    hot = _one_hot(s)
-    every = s.b.int64s(range(len(s.shape("self"))))
-    total = s.b.op("ReduceSum", hot, every, keepdims=0)
-    picked = s.b.op("Mul", hot, s.tensor("self"))
+    b, (position, weight) = s.b, _labels(s)
+    every = b.int64s(range(len(s.shape("self"))))
+    total = b.op("ReduceSum", weight, every, keepdims=0)
+    losses = b.op("Neg", b.op("Mul", b.op("GatherElements", s.tensor("self"), position, axis=1), weight))
     match s.integer("reduction"):
         case 0:
-            return s.b.op("Neg", s.b.op("ReduceSum", picked, s.b.int64s([1]), keepdims=0)), total
+            return b.reshape(losses, s.shape("target")), total
         case 1:
-            picked_sum = s.b.op("ReduceSum", picked, every, keepdims=0)
-            return s.b.op("Div", picked_sum, s.b.op("Neg", total)), total
+            return b.op("Div", b.op("ReduceSum", losses, every, keepdims=0), total), total
         case _:
-            return s.b.op("Neg", s.b.op("ReduceSum", picked, every, keepdims=0)), total
+            return b.op("ReduceSum", losses, every, keepdims=0), total
 
 
 def _nll_backward(s: Site) -> str:
-    hot = _one_hot(s)
-    gradient = s.lazy("grad_output")
-    one = s.b.constant_value(gradient.name)
-    plain = one is not None and one.shape == () and float(one) == 1
-    match s.integer("reduction"):
-        case 0:
-            labels = s.shape("target")
-            column = s.b.reshape(s.tensor("grad_output"), (labels[0], 1, *labels[1:]))
-            return s.b.op("Mul", hot, s.b.op("Neg", column))
-        case 1:
-            scale = s.b.op("Neg", s.tensor("total_weight"))
-            if plain:
-                return s.b.op("Div", hot, scale)
-            return s.b.op("Mul", hot, s.b.op("Div", gradient.name, scale))
-        case _:
-            return s.b.op("Mul", hot, s.b.op("Neg", gradient.name))
+    b, (position, weight) = s.b, _labels(s)
+    gradient = s.lazy("grad_output").name
+    if s.integer("reduction") == _NONE:
+        labels = s.shape("target")
+        gradient = b.reshape(s.tensor("grad_output"), (labels[0], 1, *labels[1:]))
+    slope = b.op("Mul", weight, b.op("Neg", gradient))
+    if s.integer("reduction") == _MEAN:
+        slope = b.op("Div", slope, s.tensor("total_weight"))
+    zeros = b.op("Expand", b.scalar(0, s.output().dtype), b.sizes(s.output().shape))
+    return b.op("ScatterElements", zeros, position, slope, axis=1)
 
 
 def _reduce(s: Site, values: str) -> str:

@@ -109,6 +109,12 @@ def _softmax(operator: str) -> Rule:
 def _log_softmax_backward(s: Site) -> Tensor:
     g, y = s.tensor("grad_output"), s.tensor("output")
     axis = s.integer("dim") % len(s.output().shape)
+    scattered = s.b.scattered(g, axis)
+    if scattered is not None:
+        # A loss of labels: the gradient has one value a row, and need not be laid out.
+        position, value = scattered
+        spread = s.b.op("Mul", s.b.op("Exp", y), s.b.op("Neg", value))
+        return _full(s, s.b.op("ScatterElements", spread, position, value, axis=axis, reduction="add"))
     total = s.b.op("ReduceSum", g, s.b.int64s([axis]), keepdims=1)
     return _full(s, s.b.op("Sub", g, s.b.op("Mul", s.b.op("Exp", y), total)))
 
