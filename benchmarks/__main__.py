@@ -7,7 +7,7 @@ import importlib
 import sys
 
 STANDARD = ("masking", "device_startup", "rounds", "transport")
-LONG = ("epsilon_tables", "utility_table")
+LONG = ("epsilon_tables", "utility_table", "secagg")
 
 
 def main() -> None:
