@@ -8,6 +8,7 @@ import sys
 
 STANDARD = ("masking", "device_startup", "rounds", "transport")
 LONG = ("epsilon_tables", "utility_table", "secagg")
+LONG = ("epsilon_tables", "train_step", "utility_table")
 
 
 def main() -> None:
