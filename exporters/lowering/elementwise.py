@@ -170,8 +170,10 @@ def _fmod(s: Site) -> Tensor:
     """What is left of a division that rounds towards zero."""
     dtype = s.output().dtype
     x, y = s.operand("self", dtype), s.operand("other", dtype)
-    name = s.b.op("Mod", x.name, y.name, fmod=1)
-    return Tensor(name, broadcast(x.shape, y.shape), dtype)
+    if not dtype.startswith("float"):
+        # By Mod with fmod=1, ONNX Runtime takes integers through float64.
+        return combine(s.b, "Sub", dtype, x, combine(s.b, "Mul", dtype, combine(s.b, "Div", dtype, x, y), y))
+    return Tensor(s.b.op("Mod", x.name, y.name, fmod=1), broadcast(x.shape, y.shape), dtype)
 
 
 def _is(operator: str) -> Rule:
