@@ -9,6 +9,8 @@ import sys
 STANDARD = ("masking", "device_startup", "rounds", "transport")
 LONG = ("epsilon_tables", "utility_table", "secagg")
 LONG = ("epsilon_tables", "train_step", "utility_table")
+STANDARD = ("masking", "device_startup", "step_memory", "rounds", "transport")
+LONG = ("epsilon_tables", "utility_table")
 
 
 def main() -> None:

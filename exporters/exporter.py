@@ -52,6 +52,7 @@ from exporters.graph import BatchSize, Graph, TensorType, subgraph
 from exporters.lowering import RULES, Lowered
 from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
 from exporters.lowering.normalization import joins_examples
+from exporters.memory import estimate_memory
 from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
 from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, prepare_step
 from exporters.privacy import DpSgd, batch_sizes, find_privacy, label_to_ignore, make_private
@@ -231,7 +232,12 @@ def _build(
         batch=batch,
         graphs=tuple(specs.values()),
         requirements=Requirements(
-            OPSET, IR_VERSION, MINIMUM_ONNXRUNTIME, tuple(sorted(set().union(*(used for _, _, used in cut)))), formats
+            OPSET,
+            IR_VERSION,
+            MINIMUM_ONNXRUNTIME,
+            tuple(sorted(set().union(*(used for _, _, used in cut)))),
+            formats,
+            estimate_memory([(onnx.load_from_string(parts[specs[kind].part]), specs[kind]) for kind in trained]),
         ),
         tools=(
             Tool("edge-sdk", version_of("edge-sdk")),

@@ -159,6 +159,12 @@ def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
     yield "parts", ", ".join(f"{part.name} {part.size_bytes:,}" for part in manifest.parts) + " bytes"
     needs = manifest.requirements
     yield "requires", f"ONNX Runtime {needs.onnxruntime}, opset {needs.opset}; formats {', '.join(needs.formats)}"
+    memory = needs.memory
+    yield (
+        "memory",
+        f"about {max(memory.fixed_bytes, memory.least_bytes) / 1e6:.1f} MB to train, and "
+        f"{memory.example_bytes / 1e3:,.0f} kB for each example of a batch",
+    )
     yield "operators", ", ".join(needs.operators)
     yield "made with", ", ".join(f"{tool.name} {tool.version}" for tool in manifest.tools)
     replay = manifest.replay

@@ -139,11 +139,23 @@ class BatchRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """What training takes beside the opened graph, the checkpoint and the examples.
+
+    The larger of `least_bytes` and `fixed_bytes` + `example_bytes` for each example of a batch.
+    """
+
+    least_bytes: int
+    fixed_bytes: int
+    example_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a runtime must offer: opset, IR version, oldest ONNX Runtime, and every operator used.
+    """What a runtime must offer: opset, IR version, oldest ONNX Runtime, every operator used, and memory.
 
     `formats` are "onnx" and what else the graphs are there in: TorchScript needs the torch named among the tools, or a
-    newer one.
+    newer one. `memory` is that of ONNX Runtime.
     """
 
     opset: int
@@ -151,6 +163,7 @@ class Requirements:
     onnxruntime: str
     operators: tuple[str, ...]
     formats: tuple[str, ...]
+    memory: Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +261,14 @@ class Manifest:
         """The part of frozen parameters, if there are any: every graph may read it."""
         return (FROZEN_PART,) if self.frozen else ()
 
+    def predicted_bytes(self, batch: int) -> int:
+        """About how much memory training on batches of that many examples takes; see `Memory`.
+
+        benchmarks/step_memory compares it with what processes took.
+        """
+        memory = self.requirements.memory
+        return max(memory.least_bytes, memory.fixed_bytes + memory.example_bytes * batch)
+
     def part(self, name: str) -> PartSpec:
         """The part of that name.
 
@@ -291,6 +312,8 @@ def check_manifest(manifest: Manifest) -> None:
     names = [part.name for part in manifest.parts]
     if len(set(names)) != len(names):
         raise _malformed("two parts have one name")
+    if min(dataclasses.astuple(manifest.requirements.memory)) < 0:
+        raise _malformed("it needs less than no memory")
     kinds = ["clip"] if manifest.privacy else []
     if sorted(graph.kind for graph in manifest.graphs) != [*kinds, "evaluate", "infer", "train"]:
         raise _malformed("it must have one train, one evaluate and one infer graph, and a clip graph if it is private")

@@ -173,6 +173,8 @@ def _session(content: bytes, spec: GraphSpec) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # A step's memory planned as one block would come on top of what the first step took: twice as much, and no faster.
+    options.enable_mem_pattern = False
     options.log_severity_level = 4  # Its errors are raised here too, and printed by whoever catches them.
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

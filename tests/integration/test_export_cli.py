@@ -52,6 +52,7 @@ def test_the_default_model_is_exported_and_inspected(keys: Path, capsys: pytest.
         "1,370 trained, 0 frozen",
         "0.weight [8, 1, 3, 3]",
         "requires    ONNX Runtime",
+        "memory      about ",
         "MaxUnpool",
         "parity      ok; 3 steps",
     ):
