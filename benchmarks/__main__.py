@@ -6,11 +6,8 @@ import argparse
 import importlib
 import sys
 
-STANDARD = ("masking", "device_startup", "rounds", "transport")
-LONG = ("epsilon_tables", "utility_table", "secagg")
-LONG = ("epsilon_tables", "train_step", "utility_table")
 STANDARD = ("masking", "device_startup", "step_memory", "rounds", "transport")
-LONG = ("epsilon_tables", "utility_table")
+LONG = ("epsilon_tables", "secagg", "train_step", "utility_table")
 
 
 def main() -> None:
