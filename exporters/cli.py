@@ -59,6 +59,9 @@ def add_export_verb(subparsers: Subparsers) -> None:
         help="the graphs in this format too, beside ONNX",
     )
     parser.add_argument(
+        "--gradient", action="store_true", help="add a graph of gradients, for algorithms that take their own step"
+    )
+    parser.add_argument(
         "--frozen",
         choices=("float32", "int8"),
         default="float32",
@@ -105,6 +108,7 @@ def _export(arguments: argparse.Namespace) -> int:
         trainable=arguments.trainable,
         frozen=arguments.frozen,
         correction=arguments.correction,
+        gradient=arguments.gradient,
         formats=("onnx", *arguments.format),
         privacy=arguments.privacy,
     )

@@ -85,6 +85,7 @@ def export(
     trainable: Patterns | None = None,
     frozen: FrozenStorage = "float32",
     correction: bool = False,
+    gradient: bool = False,
     formats: Sequence[str] = ("onnx",),
     privacy: str | DpSgd | None = None,
 ) -> Artifact:
@@ -114,6 +115,7 @@ def export(
         frozen: "int8" stores frozen matrices in 8 bits with a scale for each row; the model then has those weights.
         correction: let plans and algorithms add proximal * parameter + correction to every gradient before the
             optimizer sees it, as FedProx, SCAFFOLD and FedDyn do.
+        gradient: add a graph that gives gradients and takes no step, for algorithms that take their own.
         formats: "onnx", and "torchscript" for the same graphs as TorchScript too.
         privacy: "example" hides each example of a device from whoever gets its update, by differentially private
             SGD; with settings after a colon as in "example:clip_norm=0.5,noise_multiplier=1.1,lot_size=64", or an
@@ -146,6 +148,11 @@ def export(
             "what is frozen in 8 bits cannot be TorchScript: its graphs do not dequantise",
             hint='leave torchscript out of formats, or pass frozen="float32"',
         )
+    if gradient and private is not None:
+        raise ExportError(
+            "a private step may not stand beside a graph that gives the examples' gradient as it is",
+            hint="leave out gradient or privacy",
+        )
     if frozen not in get_args(FrozenStorage):
         raise ExportError(f"{frozen!r} is no way to store what is frozen", hint='pass "float32" or "int8"')
     if batch_norm not in get_args(BatchNormMode):
@@ -161,7 +168,8 @@ def export(
         step = replace(step, corrected=correction)
         if private is not None:
             step = make_private(step, private, examples)
-        manifest, parts = _build(step, examples, name, version, rate, batch_max, tuple(dict.fromkeys(formats)))
+        chosen_formats = tuple(dict.fromkeys(formats))
+        manifest, parts = _build(step, examples, name, version, rate, batch_max, chosen_formats, gradient)
     content = pack_bundle(
         manifest, parts, signer_key_id=key_id(key.public_key()), sign=lambda message: sign_raw(key, message)
     )
@@ -171,7 +179,14 @@ def export(
 
 
 def _build(
-    step: Step, examples: Tensors, name: str, version: str, rate: float, batch_max: int, formats: tuple[str, ...]
+    step: Step,
+    examples: Tensors,
+    name: str,
+    version: str,
+    rate: float,
+    batch_max: int,
+    formats: tuple[str, ...],
+    gradient: bool,
 ) -> tuple[Manifest, dict[str, bytes]]:
     traced = {kind: _trace(step, run, examples) for kind, run in step.training().items()}
     batch = BatchRange(2 if any(joins_examples(graph) for graph in traced.values()) else 1, batch_max)
@@ -182,6 +197,9 @@ def _build(
     traced["evaluate"] = traced["infer"] = _trace(step, step.serve, examples)
     served = Lowered(traced["infer"], source)
     cut = [_cut(lowered, step, kind) for kind, lowered in (*trained.items(), ("evaluate", served), ("infer", served))]
+    if gradient:
+        traced["gradient"] = _trace(step, step.differentiate, examples)
+        cut.append(_cut(Lowered(traced["gradient"], source), step, "gradient"))
     specs = {spec.kind: spec for spec, _, _ in cut}
     stored = {key: tensor.numpy() for key, tensor in step.stored.items()}
     try:
@@ -256,7 +274,7 @@ def _graphs(step: Step, opened: Mapping[GraphKind, OpenGraph], layout: Layout) -
     steps: TrainingSteps = ShuffledSteps(opened["train"])
     if isinstance(step, PrivateStep):
         steps = SampledSteps(opened["clip"], opened["train"], layout, step.privacy)
-    return Graphs(steps, opened["evaluate"], opened["infer"])
+    return Graphs(steps, opened["evaluate"], opened["infer"], opened.get("gradient"))
 
 
 def _trace(step: Step, run: Callable[[Tensors], Tensors], examples: Tensors) -> Graph:

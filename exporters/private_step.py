@@ -16,10 +16,9 @@ import torch
 
 from edge_sdk.training.manifest import ExamplePrivacy, GraphKind
 from exporters.per_example import clipped_sum
-from exporters.step import LOSS, TARGET, Backward, Step, Tensors
+from exporters.step import GRADIENT, LOSS, TARGET, Backward, Step, Tensors
 
 WEIGHT, CLIP_NORM = "weight", "clip_norm"
-GRADIENT = "gradient:"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

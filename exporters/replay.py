@@ -29,6 +29,7 @@ from exporters.lowering import Labels
 from exporters.optimizers import Stepped
 from exporters.private_step import CLIP_NORM, WEIGHT, PrivateStep
 from exporters.step import (
+    GRADIENT,
     LEARNING_RATE,
     LOSS,
     MODEL_ERRORS,
@@ -99,6 +100,7 @@ class Graphs:
     train: TrainingSteps
     evaluate: OpenGraph
     infer: OpenGraph
+    gradient: OpenGraph | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,6 +217,8 @@ class _Replayer:
                 *_shares(_run(partial(run_named, self._graphs.evaluate), inputs), served),
                 *_shares(_run(partial(run_named, self._graphs.infer), inputs), served),
             ]
+            if self._graphs.gradient is not None:
+                compared += _shares(_run(partial(run_named, self._graphs.gradient), inputs), trained)
             worst = max(share for share, _, _ in compared)
             if worst <= 1.0:
                 self.worst = max(self.worst, worst)
@@ -331,6 +335,9 @@ class _Replayer:
         above = self._advanced(wide, [g + margin for g, margin in zip(gradients, margins, strict=True)], buffers)
         below = self._advanced(wide, [g - margin for g, margin in zip(gradients, margins, strict=True)], buffers)
         expected, allowed = {LOSS: loss.numpy()}, {LOSS: slack * _loss_margin(loss)}
+        if self._graphs.gradient is not None:
+            for key, gradient, margin in zip(self._step.trainable, gradients, margins, strict=True):
+                expected[GRADIENT + key], allowed[GRADIENT + key] = gradient.numpy(), np.array(margin)
         for name, value in middle.items():
             before = np.abs(inputs[name.removeprefix(NEXT)]).max(initial=0.0)
             move = np.abs(value - inputs[name.removeprefix(NEXT)]).max(initial=0.0)

@@ -35,7 +35,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], Any]
 
 TARGET, LEARNING_RATE, SEED, PROXIMAL = "y", "learning_rate", "seed", "proximal"
 LOSS, OUTPUT = "loss", "output"
-NEXT = "next:"
+NEXT, GRADIENT = "next:", "gradient:"
 
 
 class Forward(NamedTuple):
@@ -223,6 +223,12 @@ class Step:
         """One whole training step, in the modes that the model's modules have."""
         gradients, loss, buffers = self.gradients(inputs)
         return self.named(self.advance(inputs, gradients), buffers) | {LOSS: loss}
+
+    def differentiate(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+        """Gradients, buffers and loss, for algorithms that take their own step."""
+        gradients, loss, buffers = self.gradients(inputs)
+        named = {GRADIENT + name: gradient for name, gradient in zip(self.trainable, gradients, strict=True)}
+        return named | {f"{NEXT}buffer:{name}": tensor for name, tensor in buffers.items()} | {LOSS: loss}
 
     def serve(self, inputs: Tensors) -> dict[str, torch.Tensor]:
         """Loss and output of the model in evaluation mode."""

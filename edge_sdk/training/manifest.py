@@ -43,7 +43,7 @@ The optimizer is given gradient + proximal * parameter + correction, where a tra
 
 _STATE = ("parameter", "buffer", "slot")
 
-GraphKind = Literal["train", "clip", "evaluate", "infer"]
+GraphKind = Literal["train", "clip", "gradient", "evaluate", "infer"]
 Reduction = Literal["mean", "sum", "batch"]
 
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -314,9 +314,13 @@ def check_manifest(manifest: Manifest) -> None:
         raise _malformed("two parts have one name")
     if min(dataclasses.astuple(manifest.requirements.memory)) < 0:
         raise _malformed("it needs less than no memory")
-    kinds = ["clip"] if manifest.privacy else []
-    if sorted(graph.kind for graph in manifest.graphs) != [*kinds, "evaluate", "infer", "train"]:
-        raise _malformed("it must have one train, one evaluate and one infer graph, and a clip graph if it is private")
+    kinds = sorted(graph.kind for graph in manifest.graphs)
+    some = ["evaluate", "infer", "train"]
+    if kinds not in ([["clip", *some]] if manifest.privacy else [some, sorted(["gradient", *some])]):
+        raise _malformed(
+            "it must have one train, one evaluate and one infer graph, and a clip graph if it is private; else it may "
+            "have a gradient graph"
+        )
     if not 1 <= manifest.batch.minimum <= manifest.batch.maximum:
         raise _malformed("its batch range is empty")
     if manifest.layout.size == 0:
@@ -356,10 +360,13 @@ def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
     # A graph may not need every parameter (one that acts in training only), but it keeps their order.
     if held != [entry for entry in expected if entry in held]:
         raise _malformed(f"graph {graph.kind} does not follow the layout")
+    given = [(spec.name, spec.shape) for spec in graph.outputs if spec.role == "gradient"]
+    parameters = [entry for entry in manifest.layout.entries if entry.role == "parameter"]
+    if graph.kind == "gradient" and given != [(f"gradient:{entry.name}", entry.shape) for entry in parameters]:
+        raise _malformed("its gradient graph does not give a gradient of each parameter")
     if graph.kind == "train" and held != expected:
         raise _malformed("the train graph lacks a parameter")
     corrections = [(tensor.name, tensor.shape) for tensor in graph.inputs if tensor.role == "correction"]
-    parameters = [entry for entry in manifest.layout.entries if entry.role == "parameter"]
     wanted = [(f"correction:{entry.name}", entry.shape) for entry in parameters if graph.takes("proximal")]
     if corrections != wanted:
         raise _malformed(f"graph {graph.kind} does not take a proximal and a correction for each parameter, or neither")
