@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from edge_sdk.training.artifact import Artifact
-from edge_sdk.training.onnx_sessions import open_graph
+from edge_sdk.training.graphs import open_graph
 
 PACKAGES = (
     "onnxruntime-training-cpu==1.19.2",
@@ -139,7 +139,7 @@ class OfficialTraining:
 def _with_parameters(artifact: Artifact) -> onnx.ModelProto:
     """The inference graph with the parameters inside."""
     graph = open_graph(artifact, "infer")
-    model = onnx.load_from_string(artifact.part(graph.spec.part))
+    model = onnx.load_from_string(artifact.part(graph.spec.part()))
     values = {**artifact.layout.unflatten(artifact.checkpoint()), **graph.constants}
     kept = [one for one in model.graph.input if one.name not in values]
     for one in model.graph.input:

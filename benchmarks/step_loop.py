@@ -23,8 +23,8 @@ from onnx import TensorProto, helper
 
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.graphs import initial_feeds, open_graph
 from edge_sdk.training.manifest import GraphSpec
-from edge_sdk.training.onnx_sessions import initial_feeds, open_graph
 from exporters import export
 from exporters.examples import digits, zoo
 from exporters.spec import ModelSpec
@@ -63,7 +63,7 @@ def _exported(spec: ModelSpec) -> Artifact:
 def _ratio(artifact: Artifact, batch: int) -> tuple[float, float]:
     """The loop's time over that of single steps, and the latter in milliseconds a step."""
     graph, spec = open_graph(artifact, "train"), artifact.manifest.graph("train")
-    loop = _session(_looped(onnx.load_from_string(artifact.part(spec.part)), spec).SerializeToString())
+    loop = _session(_looped(onnx.load_from_string(artifact.part(spec.part())), spec).SerializeToString())
     start = initial_feeds(graph, artifact.layout.unflatten(artifact.checkpoint()))
     start["learning_rate"] = np.array(1e-3, np.float32)
     stacks = _stacks(spec, artifact, batch)

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from edge_sdk.credentials import load_public_key
 from edge_sdk.training.artifact import read_artifact
-from edge_sdk.training.onnx_sessions import open_graph
+from edge_sdk.training.graphs import open_graph
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import decode_parity
 from edge_sdk.training.plan import TrainingPlan

@@ -25,7 +25,7 @@ import torch
 from benchmarks.official_training import OfficialTraining, official_python
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.artifact import Artifact
-from edge_sdk.training.onnx_sessions import open_graph
+from edge_sdk.training.graphs import open_graph
 from exporters import ModelSpec, export
 from exporters.examples.zoo import ZOO
 

@@ -34,7 +34,7 @@ from edge_sdk.runtime.eligibility import Eligibility, SystemConditions
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.training.examples import ExampleStore, Schema
 from edge_sdk.training.learner import LocalLearner
-from edge_sdk.training.onnx_sessions import Runtime
+from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.trainer import Rows
 
 IDENTITY_FOLDER = "identity"
@@ -54,13 +54,15 @@ class EdgeClient:
         policy: the device's own floors; the defaults ask for noise, secure aggregation and a cohort.
         eligibility: when it trains, by the machine's power, network, load and room; None for always.
         analytics: whether it answers signed questions about its examples, as it trains: clipped, noised and masked.
-        runtime: what trains: "onnx", or "torchscript" where torch is installed and bundles have it.
+        runtime: what trains: "onnx", or "torchscript", "litert" or "executorch" where it is installed and bundles have
+            its format.
         pace: how patient it is.
         clock: tells the time.
 
     Raises:
         IdentityError: key, certificate or signer are missing, wrong or expired.
         StoreError: the folder cannot be used.
+        ArtifactError: the runtime is not installed.
     """
 
     def __init__(

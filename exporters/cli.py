@@ -54,9 +54,16 @@ def add_export_verb(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--format",
         action="append",
-        choices=("torchscript",),
+        choices=("torchscript", "litert", "executorch"),
         default=[],
-        help="the graphs in this format too, beside ONNX",
+        help="the graphs in this format too, beside ONNX; may be given several times",
+    )
+    parser.add_argument(
+        "--compiled-batch",
+        type=int,
+        default=16,
+        metavar="N",
+        help="the batch size of litert, and the largest of executorch (default: %(default)s)",
     )
     parser.add_argument(
         "--gradient", action="store_true", help="add a graph of gradients, for algorithms that take their own step"
@@ -110,14 +117,16 @@ def _export(arguments: argparse.Namespace) -> int:
         correction=arguments.correction,
         gradient=arguments.gradient,
         formats=("onnx", *arguments.format),
+        compiled_batch=arguments.compiled_batch,
         privacy=arguments.privacy,
     )
-    replay = artifact.manifest.replay
     print(f"{arguments.out}: {spec.name} version {spec.version}, {artifact.layout.size:,} parameters")
-    print(
-        f"  {artifact.size_bytes:,} bytes, sha256 {artifact.sha256.hex()}\n"
-        f"  certified: {replay.steps} steps match float64 autograd, worst at {replay.worst:.0%} of the tolerance"
-    )
+    print(f"  {artifact.size_bytes:,} bytes, sha256 {artifact.sha256.hex()}")
+    for known in artifact.manifest.formats:
+        print(
+            f"  {known.name} certified: {known.replay.steps} steps match float64 autograd, "
+            f"worst at {known.replay.worst:.0%} of the tolerance"
+        )
     return 0
 
 

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,30 +26,31 @@ from edge_sdk.credentials import load_private_key
 from edge_sdk.errors import ArtifactError, ExportError
 from edge_sdk.signing import key_id, sign_raw
 from edge_sdk.training.artifact import Artifact, pack_bundle, parse_artifact
+from edge_sdk.training.graphs import installed_version, load_graph
 from edge_sdk.training.layout import Layout, LayoutEntry, LayoutRole, encode_vector
 from edge_sdk.training.manifest import (
     CHECKPOINT_PART,
     FROZEN_PART,
     PARITY_PART,
     BatchRange,
-    Feedback,
+    FormatSpec,
     GraphKind,
     GraphSpec,
     LossSpec,
     Manifest,
     OptimizerSpec,
-    Requirements,
     Role,
+    Runtime,
     TensorSpec,
     Tool,
 )
-from edge_sdk.training.onnx_sessions import OpenGraph, graph_part, load_model, runtime_version
+from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.steps import SampledSteps, ShuffledSteps, TrainingSteps
-from edge_sdk.training.torchscript_sessions import load_torchscript
 from exporters.arguments import ExampleInputs
-from exporters.formats.torchscript import to_torchscript
+from exporters.cuts import cut_onnx, operators_of, write_as
+from exporters.formats import FORMATS, Format
 from exporters.freezing import FrozenStorage, Patterns
-from exporters.graph import BatchSize, Graph, TensorType, subgraph
+from exporters.graph import Graph
 from exporters.lowering import RULES, Lowered
 from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
 from exporters.lowering.normalization import joins_examples
@@ -56,12 +58,10 @@ from exporters.memory import estimate_memory
 from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
 from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, prepare_step
 from exporters.privacy import DpSgd, batch_sizes, find_privacy, label_to_ignore, make_private
-from exporters.private_step import CLIP_NORM, WEIGHT, PrivateStep
+from exporters.private_step import PrivateStep
 from exporters.record import record
-from exporters.replay import Examples, Graphs, certify
-from exporters.step import LEARNING_RATE, LOSS, MODEL_ERRORS, NEXT, OUTPUT, PROXIMAL, SEED, TARGET, Step, Tensors
-
-FORMATS = ("onnx", "torchscript")
+from exporters.replay import Examples, Graphs, certify, make_parity
+from exporters.step import MODEL_ERRORS, TARGET, Step, Tensors
 
 _TRACED_BATCHES = (4, 7)
 
@@ -87,6 +87,7 @@ def export(
     correction: bool = False,
     gradient: bool = False,
     formats: Sequence[str] = ("onnx",),
+    compiled_batch: int = 16,
     privacy: str | DpSgd | None = None,
 ) -> Artifact:
     """Export a model's training step, evaluation and inference as one signed bundle.
@@ -116,7 +117,8 @@ def export(
         correction: let plans and algorithms add proximal * parameter + correction to every gradient before the
             optimizer sees it, as FedProx, SCAFFOLD and FedDyn do.
         gradient: add a graph that gives gradients and takes no step, for algorithms that take their own.
-        formats: "onnx", and "torchscript" for the same graphs as TorchScript too.
+        formats: "onnx", and what else the same graphs are to be written in: "torchscript", "litert", "executorch".
+        compiled_batch: the size of the batches that LiteRT takes, and the largest that ExecuTorch does.
         privacy: "example" hides each example of a device from whoever gets its update, by differentially private
             SGD; with settings after a colon as in "example:clip_norm=0.5,noise_multiplier=1.1,lot_size=64", or an
             object of `exporters.privacy`.
@@ -138,16 +140,14 @@ def export(
             raise ExportError(f"the model's {what} is {text!r}, which is no text", hint=f'pass one, as in {what}="1"')
     if batch_max < 1:
         raise ExportError(f"batch_max is {batch_max}", hint="pass at least 1")
-    if "onnx" not in formats or not set(formats) <= set(FORMATS):
+    others = {known: form for known, form in FORMATS.items() if known in formats}
+    if len(others) + 1 != len(set(formats)) or "onnx" not in formats:
         raise ExportError(
             f"the formats {', '.join(formats) or '(none)'} cannot be exported",
             hint=f"choose onnx, and of {', '.join(FORMATS)} what else is wanted",
         )
-    if frozen == "int8" and "torchscript" in formats:
-        raise ExportError(
-            "what is frozen in 8 bits cannot be TorchScript: its graphs do not dequantise",
-            hint='leave torchscript out of formats, or pass frozen="float32"',
-        )
+    if compiled_batch < 1:
+        raise ExportError(f"compiled_batch is {compiled_batch}", hint="pass at least 1")
     if gradient and private is not None:
         raise ExportError(
             "a private step may not stand beside a graph that gives the examples' gradient as it is",
@@ -168,12 +168,17 @@ def export(
         step = replace(step, corrected=correction)
         if private is not None:
             step = make_private(step, private, examples)
-        chosen_formats = tuple(dict.fromkeys(formats))
-        manifest, parts = _build(step, examples, name, version, rate, batch_max, chosen_formats, gradient)
+        manifest, parts = _build(step, examples, name, version, rate, batch_max, others, compiled_batch, gradient)
     content = pack_bundle(
         manifest, parts, signer_key_id=key_id(key.public_key()), sign=lambda message: sign_raw(key, message)
     )
     artifact = parse_artifact(content, signer=key.public_key())
+    for known in manifest.formats:
+        if not replay_parity(artifact, known.name).ok:
+            raise ExportError(
+                f"{known.name} computes other values than onnx",
+                hint=f"leave {known.name} out of the formats, and please report the model",
+            )
     _write(Path(path), content)
     return artifact
 
@@ -185,7 +190,8 @@ def _build(
     version: str,
     rate: float,
     batch_max: int,
-    formats: tuple[str, ...],
+    others: Mapping[Runtime, Format],
+    compiled_batch: int,
     gradient: bool,
 ) -> tuple[Manifest, dict[str, bytes]]:
     traced = {kind: _trace(step, run, examples) for kind, run in step.training().items()}
@@ -196,34 +202,49 @@ def _build(
     trained = {kind: Lowered(graph, source) for kind, graph in traced.items()}
     traced["evaluate"] = traced["infer"] = _trace(step, step.serve, examples)
     served = Lowered(traced["infer"], source)
-    cut = [_cut(lowered, step, kind) for kind, lowered in (*trained.items(), ("evaluate", served), ("infer", served))]
+    cut = [
+        cut_onnx(lowered, step, kind) for kind, lowered in (*trained.items(), ("evaluate", served), ("infer", served))
+    ]
     if gradient:
         traced["gradient"] = _trace(step, step.differentiate, examples)
-        cut.append(_cut(Lowered(traced["gradient"], source), step, "gradient"))
+        cut.append(cut_onnx(Lowered(traced["gradient"], source), step, "gradient"))
     specs = {spec.kind: spec for spec, _, _ in cut}
     stored = {key: tensor.numpy() for key, tensor in step.stored.items()}
-    try:
-        opened = {spec.kind: load_model(content, spec, stored) for spec, content, _ in cut}
-    except ArtifactError as error:
-        raise ExportError(
-            f"the exported graph is not valid: {error}",
-            hint="please report the model, since the exporter gets one of its operators wrong",
-        ) from error
     labels = next(iter(trained.values())).labels(TARGET)
     ignored = labels.ignored if labels else None
     if labels and isinstance(step, PrivateStep):
         ignored = label_to_ignore(step, labels, examples)
     drawn = Examples({key: tensor.numpy() for key, tensor in examples.items()}, labels)
     layout = _layout(step.learned)
-    certificate = certify(step, _graphs(step, opened, layout), drawn, learning_rate=rate, layout=layout, batch=batch)
-    parts = {spec.part: content for spec, content, _ in cut}
-    if "torchscript" in formats:
-        scripts = {spec: _script(traced[kind], spec, step) for kind, spec in specs.items()}
-        loaded = {spec.kind: load_torchscript(content, spec, stored) for spec, content in scripts.items()}
-        certify(step, _graphs(step, loaded, layout), drawn, learning_rate=rate, layout=layout, batch=batch)
-        parts |= {graph_part(spec, "torchscript"): content for spec, content in scripts.items()}
+    operators = tuple(sorted(set().union(*(used for _, _, used in cut))))
+    ranges: dict[Runtime, BatchRange] = {"onnx": batch}
+    written: dict[Runtime, dict[GraphKind, bytes]] = {"onnx": {spec.kind: content for spec, content, _ in cut}}
+    for runtime, form in others.items():
+        ranges[runtime] = form.batch(batch, min(max(compiled_batch, batch.minimum), batch.maximum))
+        written[runtime] = {
+            kind: write_as(form, traced[kind], spec, step, ranges[runtime]) for kind, spec in specs.items()
+        }
+    formats: list[FormatSpec] = []
+    parts: dict[str, bytes] = {}
+    graphs: dict[Runtime, Graphs] = {}
+    for runtime, contents in written.items():
+        graphs[runtime] = _opened(step, runtime, contents, specs, stored, layout)
+        replay = certify(step, graphs[runtime], drawn, learning_rate=rate, batch=ranges[runtime])
+        formats.append(
+            FormatSpec("onnx", MINIMUM_ONNXRUNTIME, OPSET, IR_VERSION, operators, batch, replay)
+            if runtime == "onnx"
+            else FormatSpec(
+                runtime, installed_version(runtime), None, None, operators_of(traced.values()), ranges[runtime], replay
+            )
+        )
+        parts |= {specs[kind].part(runtime): content for kind, content in contents.items()}
+    shared = BatchRange(
+        max(taken.minimum for taken in ranges.values()), min(taken.maximum for taken in ranges.values())
+    )
+    parity, parts[PARITY_PART] = make_parity(
+        step, graphs["onnx"], drawn, learning_rate=rate, layout=layout, batch=shared
+    )
     parts[CHECKPOINT_PART] = _flat(step.learned)
-    parts[PARITY_PART] = certificate.parity_part
     if stored:
         little = (array.astype(array.dtype.newbyteorder("<")) for array in stored.values())
         parts[FROZEN_PART] = b"".join(array.tobytes() for array in little)
@@ -249,28 +270,37 @@ def _build(
         privacy=step.privacy if isinstance(step, PrivateStep) else None,
         batch=batch,
         graphs=tuple(specs.values()),
-        requirements=Requirements(
-            OPSET,
-            IR_VERSION,
-            MINIMUM_ONNXRUNTIME,
-            tuple(sorted(set().union(*(used for _, _, used in cut)))),
-            formats,
-            estimate_memory([(onnx.load_from_string(parts[specs[kind].part]), specs[kind]) for kind in trained]),
-        ),
+        memory=estimate_memory([(onnx.load_from_string(parts[specs[kind].part()]), specs[kind]) for kind in trained]),
+        formats=tuple(formats),
         tools=(
             Tool("edge-sdk", version_of("edge-sdk")),
             Tool("onnx", onnx.__version__),
-            Tool("onnxruntime", runtime_version()),
+            Tool("onnxruntime", installed_version("onnx")),
             Tool("torch", str(torch.__version__)),
+            *(Tool(tool, version_of(tool)) for form in others.values() for tool in form.tools),
         ),
-        replay=certificate.replay,
-        parity=certificate.parity,
+        parity=parity,
         parts=(),
     )
     return manifest, parts
 
 
-def _graphs(step: Step, opened: Mapping[GraphKind, OpenGraph], layout: Layout) -> Graphs:
+def _opened(
+    step: Step,
+    runtime: Runtime,
+    contents: Mapping[GraphKind, bytes],
+    specs: Mapping[GraphKind, GraphSpec],
+    stored: Mapping[str, npt.NDArray[Any]],
+    layout: Layout,
+) -> Graphs:
+    """The graphs of one format, ready to run."""
+    try:
+        opened = {kind: load_graph(runtime, content, specs[kind], stored) for kind, content in contents.items()}
+    except ArtifactError as error:
+        raise ExportError(
+            f"the exported graph is not valid: {error}",
+            hint="please report the model, since the exporter gets one of its operators wrong",
+        ) from error
     steps: TrainingSteps = ShuffledSteps(opened["train"])
     if isinstance(step, PrivateStep):
         steps = SampledSteps(opened["clip"], opened["train"], layout, step.privacy)
@@ -291,74 +321,6 @@ def _trace(step: Step, run: Callable[[Tensors], Tensors], examples: Tensors) -> 
             f"the model or the loss fails on batches of {one} and {two}: {error}",
             hint="let forward work for any number of examples: avoid sizes that are written out",
         ) from error
-
-
-def _cut(lowered: Lowered, step: Step, kind: GraphKind) -> tuple[GraphSpec, bytes, set[str]]:
-    """One graph of the bundle: what the manifest says of it, its bytes, and the operators it uses."""
-    state = [key for key in step.initial_state() if key.partition(":")[0] in ("parameter", "buffer", "slot")]
-    outputs = (OUTPUT,) if kind == "infer" else lowered.outputs
-    read = lowered.inputs_of(outputs)
-    if LOSS in outputs or kind == "infer":
-        _check_read(step, kind, read)
-    inputs = tuple(key for key in lowered.inputs if key in read or (kind == "train" and key in state))
-    proto = lowered.model(outputs, inputs)
-    feedback = tuple(Feedback(NEXT + key, key) for key in state) if kind == "train" else ()
-    spec = GraphSpec(
-        kind,
-        f"{kind}.onnx",
-        tuple(_tensor_spec(key, lowered.input_type(key), step) for key in inputs),
-        tuple(_tensor_spec(key, lowered.output_type(key), step) for key in outputs),
-        feedback,
-    )
-    return spec, proto.SerializeToString(deterministic=True), {node.op_type for node in proto.graph.node}
-
-
-def _script(traced: Graph, spec: GraphSpec, step: Step) -> bytes:
-    """The same graph as TorchScript: its batch is that of the first input it reads."""
-    names = [tensor.name for tensor in spec.inputs]
-    source = next((name for name in (*step.arguments.names, TARGET) if name in names), None)
-    return to_torchscript(subgraph(traced, names, [tensor.name for tensor in spec.outputs]), source)
-
-
-def _check_read(step: Step, kind: GraphKind, read: tuple[str, ...]) -> None:
-    """Refuse a graph that computes its outputs without some of the examples' fields."""
-    unread = [name for name in step.arguments.names if name not in read] if kind in step.training() else []
-    unread += [TARGET] if kind != "infer" and TARGET not in read else []
-    if unread or not set(step.arguments.names).intersection(read):
-        missing = "the target" if unread == [TARGET] else f"input {(unread or step.arguments.names)[0]}"
-        raise ExportError(
-            f"the {'loss' if kind != 'infer' else 'output'} does not depend on {missing}",
-            hint="check the model's forward and the loss, and leave out inputs that are not used",
-        )
-
-
-def _tensor_spec(name: str, kind: TensorType, step: Step) -> TensorSpec:
-    roles: dict[str, Role] = {
-        "parameter": "parameter",
-        "buffer": "buffer",
-        "frozen": "frozen",
-        "quantised": "frozen",
-        "scale": "frozen",
-        "slot": "slot",
-        "correction": "correction",
-        PROXIMAL: "proximal",
-        "gradient": "gradient",
-        WEIGHT: "weight",
-        CLIP_NORM: "clip_norm",
-        TARGET: "target",
-        LEARNING_RATE: "learning_rate",
-        SEED: "seed",
-        LOSS: "loss",
-        OUTPUT: "output",
-    }
-    role = "input" if name in step.arguments.names else roles[name.removeprefix(NEXT).split(":")[0]]
-    batch = BatchSize(1, 0)
-    if any(isinstance(dim, BatchSize) and (dim != batch or axis) for axis, dim in enumerate(kind.shape)):
-        raise ExportError(
-            f"the model's {name} does not have the batch as its first dimension, and only there",
-            hint="let the model give one row for each example",
-        )
-    return TensorSpec(name, role, kind.dtype, tuple(dim if isinstance(dim, int) else None for dim in kind.shape))
 
 
 def _layout(tensors: dict[str, torch.Tensor]) -> Layout:

@@ -120,3 +120,26 @@ def subgraph(graph: Graph, inputs: Iterable[str], outputs: Iterable[str]) -> Gra
     read.update(part.outputs.values())
     constants = {ref: array for ref, array in graph.constants.items() if ref in read}
     return Graph(part.inputs, part.outputs, constants, graph.types, calls)
+
+
+def dequantised(graph: Graph) -> Graph:
+    """With what is frozen in 8 bits computed from its numbers and the scales of its rows, where these are inputs."""
+    types, inputs, calls = dict(graph.types), dict(graph.inputs), []
+
+    def call(operator: str, kind: TensorType, **arguments: Argument) -> Ref:
+        ref = Ref(len(types))
+        types[ref] = kind
+        calls.append(Call(operator, arguments, (ref,), Place("", "")))
+        return ref
+
+    for name, numbers in graph.inputs.items():
+        if not name.startswith("quantised:"):
+            continue
+        key = name.removeprefix("quantised:")
+        kind, scale = types[inputs[f"frozen:{key}"]], inputs[f"scale:{key}"]
+        column = (*kind.shape[:1], *[1] * (len(kind.shape) - 1))
+        scales = call("aten.view.default", TensorType(column, kind.dtype), self=scale, size=column)
+        values = call("aten._to_copy.default", kind, self=numbers, dtype=DType(kind.dtype))
+        product = {"self": values, "other": scales}
+        calls.append(Call("aten.mul.Tensor", product, (inputs.pop(f"frozen:{key}"),), Place("", "")))
+    return Graph(inputs, graph.outputs, graph.constants, types, (*calls, *graph.calls))

@@ -291,7 +291,7 @@ def record(
         for name, tensor in inputs.items():
             recorder.add_input(name, tensor)
         # Fused kernels would be recorded as one operator; what they are made of is exported instead.
-        with places.following(), _without_fused_kernels(), Rewriting(), recorder:
+        with places.following(), without_fused_kernels(), Rewriting(), recorder:
             outputs = function(inputs)
         for name, tensor in outputs.items():
             recorder.add_output(name, tensor)
@@ -300,7 +300,8 @@ def record(
 
 
 @contextmanager
-def _without_fused_kernels() -> Iterator[None]:
+def without_fused_kernels() -> Iterator[None]:
+    """Keep torch from kernels that do the work of several operators, or are chosen by size."""
     # Not torch.backends.mkldnn.flags: it sets more than that, and warns of it on some machines.
     set_mkldnn: Any = torch.backends.mkldnn.set_flags
     (mkldnn, *_) = set_mkldnn(_enabled=False, _fp32_precision=None)

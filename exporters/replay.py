@@ -1,4 +1,4 @@
-"""Certify an exported step: replay it on ONNX Runtime against float64 autograd, step by step.
+"""Certify an exported step: replay it on the runtime that it is for against float64 autograd, step by step.
 
 Every step starts from one shared state, so that float32 chaos cannot build up. What may differ is a gradient,
 by a small part of its tensor's largest; the optimizer maps that allowance to parameters and slots. A ReLU or
@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 
 from edge_sdk.errors import ExportError, TrainingError
+from edge_sdk.training.graphs import OpenGraph, run_named
 from edge_sdk.training.layout import Layout
 from edge_sdk.training.manifest import BatchRange, ParitySpec, ParityStep, Replay
-from edge_sdk.training.onnx_sessions import OpenGraph, run_named
 from edge_sdk.training.parity import ParityValues, encode_parity, parity_weights
 from edge_sdk.training.plan import SEED_LIMIT
 from edge_sdk.training.steps import TrainingSteps
@@ -84,15 +84,6 @@ _PARITY_SAMPLES = 1024
 _DEVICE_SLACK = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What the manifest and the bundle hold of a replay that passed."""
-
-    replay: Replay
-    parity: ParitySpec
-    parity_part: bytes
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Graphs:
     """The graphs of a bundle, open."""
@@ -105,7 +96,7 @@ class Graphs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Compared:
-    """A step that passed: its inputs, what ONNX Runtime found, and how much each value was allowed to err."""
+    """A step that passed: its inputs, what the runtime found, and how much each value was allowed to err."""
 
     inputs: Arrays
     found: Arrays
@@ -160,17 +151,16 @@ class Examples:
         return drawn
 
 
-def certify(
-    step: Step, graphs: Graphs, examples: Examples, *, learning_rate: float, layout: Layout, batch: BatchRange
-) -> Certificate:
-    """Replay a step from the model's own parameters, from all zeros and on zero inputs; make the parity vector.
+def certify(step: Step, graphs: Graphs, examples: Examples, *, learning_rate: float, batch: BatchRange) -> Replay:
+    """Replay a step from the model's own parameters, from all zeros and on zero inputs, with batches of such sizes.
 
     Raises:
         ExportError: a step differs from float64 by more than its tolerance, or cannot run.
     """
     replayer = _Replayer(step, graphs, examples)
     initial = {name: tensor.numpy() for name, tensor in step.initial_state().items()}
-    sizes = _sizes(_PRIVATE_BATCH_SIZES if isinstance(step, PrivateStep) else _BATCH_SIZES, batch)
+    wanted = _PRIVATE_BATCH_SIZES if isinstance(step, PrivateStep) else _BATCH_SIZES
+    sizes = tuple(dict.fromkeys(_near(size, batch) for size in wanted))
     state = initial | _corrections(initial)
     for index in range(STEPS - 2):
         factor = _RATE_FACTORS[index % len(_RATE_FACTORS)]
@@ -181,12 +171,11 @@ def certify(
     zeros = {name: value if name.startswith("buffer:") else np.zeros_like(value) for name, value in initial.items()}
     replayer.check_zero_parameters(zeros, sizes[0], learning_rate)
     replayer.check_zero_input(state, sizes[0], learning_rate)
-    parity, part = _parity(replayer, initial, layout, learning_rate, batch)
-    return Certificate(Replay(STEPS, sizes, replayer.tolerance, round(replayer.worst, 4)), parity, part)
+    return Replay(STEPS, sizes, replayer.tolerance, round(replayer.worst, 4))
 
 
 class _Replayer:
-    """Runs single steps on ONNX Runtime and in float64, and compares them."""
+    """Runs single steps on a runtime and in float64, and compares them."""
 
     def __init__(self, step: Step, graphs: Graphs, examples: Examples) -> None:
         self._step, self._single = step.double(), step
@@ -381,23 +370,30 @@ class _Replayer:
         return {name: tensor.numpy() for name, tensor in self._step.named(stepped, buffers).items()}
 
 
-def _parity(
-    replayer: _Replayer, initial: Arrays, layout: Layout, learning_rate: float, allowed: BatchRange
+def make_parity(
+    step: Step, graphs: Graphs, examples: Examples, *, learning_rate: float, layout: Layout, batch: BatchRange
 ) -> tuple[ParitySpec, bytes]:
+    """Make the parity vector and its part, of batches of such sizes.
+
+    Raises:
+        ExportError: a step differs from float64 by more than its tolerance, or cannot run.
+    """
+    replayer = _Replayer(step, graphs, examples)
+    initial = {name: tensor.numpy() for name, tensor in step.initial_state().items()}
     stride = -(-layout.size // _PARITY_SAMPLES)
     state, steps, values = dict(initial), [], []
     allowance = np.zeros(layout.size)
     # The device reads the rate as float64 from the manifest and feeds it as float32.
-    for index, batch in enumerate(_sizes(_PARITY_BATCHES, allowed)):
-        fixed = state | replayer.parity_settings(batch)
-        compared = replayer.compare(fixed, batch, learning_rate, f"step {index + 1} of the parity vector")
+    for index, size in enumerate(_near(size, batch) for size in _PARITY_BATCHES):
+        fixed = state | replayer.parity_settings(size)
+        compared = replayer.compare(fixed, size, learning_rate, f"step {index + 1} of the parity vector")
         state |= compared.after
         names = [NEXT + entry.tensor for entry in layout.entries]
         expected = np.concatenate([compared.found[name].reshape(-1) for name in names])
         allowance += np.concatenate([compared.allowed[name].reshape(-1) for name in names])
         steps.append(
             ParityStep(
-                batch,
+                size,
                 learning_rate,
                 int(compared.inputs[SEED]),
                 float(compared.found[LOSS]),
@@ -426,11 +422,11 @@ def _corrections(state: Arrays) -> dict[str, npt.NDArray[Any]]:
     return found
 
 
-def _sizes(wanted: tuple[int, ...], batch: BatchRange) -> tuple[int, ...]:
-    """Batch sizes as near to the wanted ones as the model takes, each once."""
+def _near(size: int, batch: BatchRange) -> int:
+    """The batch size nearest to a wanted one that the graphs take."""
     # Normalised over two or three examples, most of a gradient cancels, and what is left is rounding.
-    least = 1 if batch.minimum == 1 else 4
-    return tuple(dict.fromkeys(min(max(size, least), batch.maximum) for size in wanted))
+    least = 1 if batch.minimum == 1 else max(batch.minimum, 4)
+    return min(max(size, least), batch.maximum)
 
 
 def _run(run: Callable[[Arrays], dict[str, npt.NDArray[Any]]], inputs: Arrays) -> dict[str, npt.NDArray[Any]]:

@@ -19,7 +19,7 @@ def model_parts(artifact: Artifact, checkpoint: bytes | None = None) -> list[byt
     if checkpoint is None:
         checkpoint = artifact.part(CHECKPOINT_PART)
     artifact.layout.decode(checkpoint)
-    names = (artifact.manifest.graph("evaluate").part, *artifact.manifest.frozen_parts)
+    names = (artifact.manifest.graph("evaluate").part(), *artifact.manifest.frozen_parts)
     return [artifact.head, *(artifact.part(name) for name in names), checkpoint]
 
 

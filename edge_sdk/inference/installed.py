@@ -62,7 +62,7 @@ class InstalledModels:
             self._folder.mkdir(parents=True, exist_ok=True)
             bundle = self._bundle_path(model)
             bundle.mkdir(exist_ok=True)
-            for name in (artifact.manifest.graph("infer").part, *artifact.manifest.frozen_parts):
+            for name in (artifact.manifest.graph("infer").part(), *artifact.manifest.frozen_parts):
                 self._put(bundle / artifact.manifest.part(name).sha256, artifact.part(name))
             self._put(bundle / _HEAD_FILE, artifact.head)
             self._put(self._checkpoint_path(model), data)

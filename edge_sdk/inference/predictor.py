@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.graphs import initial_feeds, open_graph
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_sessions import initial_feeds, open_graph
 from edge_sdk.training.trainer import Rows, check_inputs
 
 

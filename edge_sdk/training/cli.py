@@ -16,7 +16,7 @@ from edge_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from edge_sdk.cli import Subparsers
     from edge_sdk.training.artifact import Artifact
-    from edge_sdk.training.manifest import ExamplePrivacy, TensorSpec
+    from edge_sdk.training.manifest import ExamplePrivacy, FormatSpec, Runtime, TensorSpec
 
 
 # What a private bundle's epsilon is shown for: examples, in lots, and passes over them.
@@ -30,9 +30,9 @@ def add_inspect_verb(subparsers: Subparsers) -> None:
         "inspect",
         help="show a bundle's contents, signature and parity on this runtime",
         description="Show what a bundle holds. With the signer's public key its signature is checked, and its "
-        "parity vector is replayed on this machine's ONNX Runtime; without, nothing in it is run.",
+        "parity vector is replayed on this machine; without, nothing in it is run.",
     )
-    parser.add_argument("bundle", type=Path, help="a .edge file")
+    _add_bundle(parser)
     parser.add_argument("--signer", type=Path, metavar="KEY", help="the model signer's public key, a PEM file")
     parser.set_defaults(handler=_inspect)
 
@@ -45,7 +45,7 @@ def add_verify_verb(subparsers: Subparsers) -> None:
         description="Exit code 0 if the bundle is the signer's, whole, and computed right on this machine; 1 if this "
         "machine computes other values; 2 if the bundle is not to be trusted.",
     )
-    parser.add_argument("bundle", type=Path, help="a .edge file")
+    _add_bundle(parser)
     parser.add_argument("--signer", type=Path, required=True, metavar="KEY", help="the signer's public key, a PEM file")
     parser.set_defaults(handler=_verify)
 
@@ -57,13 +57,23 @@ def add_bench_verb(subparsers: Subparsers) -> None:
         help="measure a bundle's training step on this device",
         description="Train on the bundle's own parity examples, repeated, and print medians.",
     )
-    parser.add_argument("bundle", type=Path, help="a .edge file")
+    _add_bundle(parser)
     parser.add_argument("--signer", type=Path, required=True, metavar="KEY", help="the signer's public key, a PEM file")
     parser.add_argument(
         "--batch", type=int, action="append", metavar="N", help="examples a step; repeat it (default: 1, 8 and 32)"
     )
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="in each run (default: %(default)s)")
     parser.set_defaults(handler=_bench)
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="a .edge file")
+    parser.add_argument(
+        "--runtime",
+        default="onnx",
+        metavar="NAME",
+        help="what runs its graphs: onnx, torchscript, litert or executorch (default: %(default)s)",
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -74,26 +84,27 @@ def _verify(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.bundle}: signed by key {artifact.signer_key_id.hex()[:16]}, all {len(artifact.parts)} parts whole"
     )
-    return _print_parity(artifact)
+    return _print_parity(artifact, arguments.runtime)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     from edge_sdk.credentials import load_public_key
     from edge_sdk.training.artifact import read_artifact
+    from edge_sdk.training.graphs import runtime_name
     from edge_sdk.training.measure import measure
-    from edge_sdk.training.onnx_sessions import runtime_version
 
     artifact = read_artifact(arguments.bundle, signer=load_public_key(arguments.signer))
-    bounds = artifact.manifest.batch
-    batches = arguments.batch or [n for n in (1, 8, 32) if bounds.minimum <= n <= bounds.maximum]
+    bounds = artifact.manifest.format(arguments.runtime).batch
+    usual = {min(max(size, bounds.minimum), bounds.maximum) for size in (1, 8, 32)}
+    batches = arguments.batch or sorted(usual)
     if arguments.steps < 1 or not all(bounds.minimum <= batch <= bounds.maximum for batch in batches):
         raise ConfigError(
             f"{arguments.steps} steps of batches {batches} cannot be measured",
             hint=f"choose one step or more, and batches of {bounds.minimum} to {bounds.maximum}",
         )
-    found = measure(artifact, batches, arguments.steps)
+    found = measure(artifact, batches, arguments.steps, arguments.runtime)
     name = artifact.manifest.name
-    print(f"{name}: ready in {found.ready_s:.2f} s on ONNX Runtime {runtime_version()}")
+    print(f"{name}: ready in {found.ready_s:.2f} s on {runtime_name(arguments.runtime)}")
     print("  batch   ms a step   examples/s")
     for step in found.steps:
         print(f"  {step.batch:>5} {step.step_ms:>11.2f} {step.examples_per_s:>12,.0f}")
@@ -115,17 +126,17 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if not artifact.verified:
         print("  parity      not replayed: nothing runs from a bundle whose signature was not checked")
         return 0
-    return _print_parity(artifact)
+    return _print_parity(artifact, arguments.runtime)
 
 
-def _print_parity(artifact: Artifact) -> int:
-    from edge_sdk.training.onnx_sessions import runtime_version
+def _print_parity(artifact: Artifact, runtime: Runtime) -> int:
+    from edge_sdk.training.graphs import runtime_name
     from edge_sdk.training.parity import replay_parity
 
-    report = replay_parity(artifact)
+    report = replay_parity(artifact, runtime)
     verdict = "ok" if report.ok else "FAILED: this runtime computes other values, do not train on it"
     print(
-        f"  parity      {verdict}; {report.steps} steps on ONNX Runtime {runtime_version()}, "
+        f"  parity      {verdict}; {report.steps} steps on {runtime_name(runtime)}, "
         f"worst at {report.worst:.1%} of the tolerance"
     )
     return 0 if report.ok else 1
@@ -157,18 +168,26 @@ def describe(artifact: Artifact) -> Iterator[tuple[str, str]]:
     for offset, entry in zip(manifest.layout.offsets, manifest.layout.entries, strict=True):
         yield "", f"{offset:>9,}  {entry.name} {list(entry.shape)}"
     yield "parts", ", ".join(f"{part.name} {part.size_bytes:,}" for part in manifest.parts) + " bytes"
-    needs = manifest.requirements
-    yield "requires", f"ONNX Runtime {needs.onnxruntime}, opset {needs.opset}; formats {', '.join(needs.formats)}"
-    memory = needs.memory
+    memory = manifest.memory
     yield (
         "memory",
-        f"about {max(memory.fixed_bytes, memory.least_bytes) / 1e6:.1f} MB to train, and "
+        f"about {max(memory.fixed_bytes, memory.least_bytes) / 1e6:.1f} MB to train on ONNX Runtime, and "
         f"{memory.example_bytes / 1e3:,.0f} kB for each example of a batch",
     )
-    yield "operators", ", ".join(needs.operators)
     yield "made with", ", ".join(f"{tool.name} {tool.version}" for tool in manifest.tools)
-    replay = manifest.replay
+    for known in manifest.formats:
+        yield from _describe_format(known)
+
+
+def _describe_format(known: FormatSpec) -> Iterator[tuple[str, str]]:
+    from edge_sdk.training.backends import BACKENDS
+
+    opset = "" if known.opset is None else f", opset {known.opset}"
+    sizes = f"batches of {known.batch.minimum} to {known.batch.maximum}"
+    yield known.name, f"requires {BACKENDS[known.name].title} {known.oldest}{opset}; {sizes}"
+    replay = known.replay
     yield "certified", f"{replay.steps} steps against float64 autograd, worst at {replay.worst:.1%} of the tolerance"
+    yield "operators", ", ".join(known.operators)
 
 
 def _describe_privacy(privacy: ExamplePrivacy) -> Iterator[tuple[str, str]]:

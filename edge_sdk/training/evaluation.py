@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.graphs import initial_feeds, open_graph
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_sessions import initial_feeds, open_graph
 from edge_sdk.training.trainer import Rows, check_examples
 
 _BATCH = 256

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.graphs import initial_feeds, open_graph, run_named
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_sessions import initial_feeds, open_graph, run_named
+from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import step_seed
 from edge_sdk.training.trainer import Rows, check_examples
@@ -43,15 +44,16 @@ class OnnxGradients:
         TrainingError: the runtime computes other values than the bundle was certified with.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, runtime: Runtime = "onnx") -> None:
         if all(graph.kind != "gradient" for graph in artifact.manifest.graphs):
             raise ArtifactError(
                 "this bundle has no gradient graph",
                 hint="export it with gradient=True (edge export --gradient)",
             )
         self._artifact = artifact
-        self._graph = open_graph(artifact, "gradient")
-        require_parity(artifact)
+        self._graph = open_graph(artifact, "gradient", runtime)
+        self._batch = artifact.manifest.format(runtime).batch
+        require_parity(artifact, runtime)
 
     def at(self, parameters: Vector, examples: Rows, *, seed: bytes = b"", step: int = 0) -> Gradient:
         """The gradient at `parameters` (1-D float32, layout order) on all the examples as one batch.
@@ -64,7 +66,7 @@ class OnnxGradients:
         """
         manifest, layout = self._artifact.manifest, self._artifact.layout
         rows = check_examples(manifest, examples)
-        count, bounds = len(rows[manifest.target.name]), manifest.batch
+        count, bounds = len(rows[manifest.target.name]), self._batch
         if not bounds.minimum <= count <= bounds.maximum:
             raise TrainingError(
                 f"{count} examples are no batch of this bundle, which takes {bounds.minimum} to {bounds.maximum}",

@@ -22,8 +22,8 @@ from edge_sdk.protocol.messages import BlobRef, Digest
 from edge_sdk.runtime.agent import Bundle, TrainingJob
 from edge_sdk.training.artifact import Artifact, parse_head
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART
-from edge_sdk.training.onnx_sessions import Runtime, graph_part, runtime_name
+from edge_sdk.training.graphs import installed_version, runtime_name
+from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART, Runtime
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan
@@ -39,6 +39,9 @@ class LocalLearner:
         models: installed models.
         analytics: whether it answers queries too.
         runtime: what trains; predictions are ONNX Runtime's in any case.
+
+    Raises:
+        ArtifactError: the runtime is not installed.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class LocalLearner:
         analytics: bool = False,
         runtime: Runtime = "onnx",
     ) -> None:
+        installed_version(runtime)
         self._signer = signer
         self._runtime = runtime
         self._examples = examples
@@ -73,14 +77,10 @@ class LocalLearner:
         if is_query(head):
             return self._analyst.parts(head)
         manifest = parse_head(head, signer=self._signer).manifest
-        if self._runtime not in manifest.requirements.formats:
-            raise ArtifactError(
-                f"the bundle has no {self._runtime}, but {', '.join(manifest.requirements.formats)}",
-                hint="export it with that format too, or use another runtime",
-            )
+        manifest.format(self._runtime)
         # Held-out examples are evaluated where models are released; a device does without that graph.
-        training = [graph_part(graph, self._runtime) for graph in manifest.graphs if graph.kind in ("clip", "train")]
-        graphs = (*training, manifest.graph("infer").part)
+        training = [graph.part(self._runtime) for graph in manifest.graphs if graph.kind in ("clip", "train")]
+        graphs = (*training, manifest.graph("infer").part())
         specs = [manifest.part(name) for name in (*graphs, CHECKPOINT_PART, PARITY_PART, *manifest.frozen_parts)]
         return tuple(BlobRef(Digest(bytes.fromhex(spec.sha256)), spec.size_bytes) for spec in specs)
 

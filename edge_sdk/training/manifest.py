@@ -44,6 +44,11 @@ The optimizer is given gradient + proximal * parameter + correction, where a tra
 _STATE = ("parameter", "buffer", "slot")
 
 GraphKind = Literal["train", "clip", "gradient", "evaluate", "infer"]
+Runtime = Literal["onnx", "torchscript", "litert", "executorch"]
+"""What runs graphs, and so the format that they are written in."""
+
+_SUFFIXES: dict[Runtime, str] = {"onnx": "onnx", "torchscript": "ts", "litert": "tflite", "executorch": "pte"}
+
 Reduction = Literal["mean", "sum", "batch"]
 
 DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -75,13 +80,16 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """One ONNX graph: its part and its tensors in order."""
+    """One graph: its tensors in order, whatever the format."""
 
     kind: GraphKind
-    part: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     feedback: tuple[Feedback, ...]
+
+    def part(self, runtime: Runtime = "onnx") -> str:
+        """The name of the part that holds it for a runtime."""
+        return f"{self.kind}.{_SUFFIXES[runtime]}"
 
     def takes(self, role: Role) -> bool:
         """Whether some input has that role."""
@@ -140,7 +148,7 @@ class BatchRange:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What training takes beside the opened graph, the checkpoint and the examples.
+    """What training takes on ONNX Runtime, beside the opened graph, the checkpoint and the examples.
 
     The larger of `least_bytes` and `fixed_bytes` + `example_bytes` for each example of a batch.
     """
@@ -148,22 +156,6 @@ class Memory:
     least_bytes: int
     fixed_bytes: int
     example_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Requirements:
-    """What a runtime must offer: opset, IR version, oldest ONNX Runtime, every operator used, and memory.
-
-    `formats` are "onnx" and what else the graphs are there in: TorchScript needs the torch named among the tools, or a
-    newer one. `memory` is that of ONNX Runtime.
-    """
-
-    opset: int
-    ir_version: int
-    onnxruntime: str
-    operators: tuple[str, ...]
-    formats: tuple[str, ...]
-    memory: Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +178,28 @@ class Replay:
     batch_sizes: tuple[int, ...]
     gradient_tolerance: float
     worst: float
+
+
+@dataclass(frozen=True, slots=True)
+class FormatSpec:
+    """The graphs in one format: what runs them, and how they were certified.
+
+    Attributes:
+        name: the format.
+        oldest: the oldest release of its runtime that runs them.
+        opset: of ONNX, else None; as is `ir_version`.
+        operators: all that they use; ONNX's, in other formats ATen's that they were made from.
+        batch: how many examples they take at once.
+        replay: their certificate.
+    """
+
+    name: Runtime
+    oldest: str
+    opset: int | None
+    ir_version: int | None
+    operators: tuple[str, ...]
+    batch: BatchRange
+    replay: Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,15 +260,29 @@ class Manifest:
     privacy: ExamplePrivacy | None
     batch: BatchRange
     graphs: tuple[GraphSpec, ...]
-    requirements: Requirements
+    memory: Memory
+    formats: tuple[FormatSpec, ...]
     tools: tuple[Tool, ...]
-    replay: Replay
     parity: ParitySpec
     parts: tuple[PartSpec, ...]
 
     def graph(self, kind: GraphKind) -> GraphSpec:
         """The graph of a kind; a checked manifest has one of each."""
         return next(graph for graph in self.graphs if graph.kind == kind)
+
+    def format(self, runtime: Runtime) -> FormatSpec:
+        """The graphs in the format of a runtime; every bundle has ONNX.
+
+        Raises:
+            ArtifactError: the bundle has no such format.
+        """
+        for known in self.formats:
+            if known.name == runtime:
+                return known
+        raise ArtifactError(
+            f"the bundle has no {runtime}, but {', '.join(known.name for known in self.formats)}",
+            hint="export it with that format too, or use another runtime",
+        )
 
     @property
     def frozen_parts(self) -> tuple[str, ...]:
@@ -266,8 +294,7 @@ class Manifest:
 
         benchmarks/step_memory compares it with what processes took.
         """
-        memory = self.requirements.memory
-        return max(memory.least_bytes, memory.fixed_bytes + memory.example_bytes * batch)
+        return max(self.memory.least_bytes, self.memory.fixed_bytes + self.memory.example_bytes * batch)
 
     def part(self, name: str) -> PartSpec:
         """The part of that name.
@@ -312,7 +339,7 @@ def check_manifest(manifest: Manifest) -> None:
     names = [part.name for part in manifest.parts]
     if len(set(names)) != len(names):
         raise _malformed("two parts have one name")
-    if min(dataclasses.astuple(manifest.requirements.memory)) < 0:
+    if min(dataclasses.astuple(manifest.memory)) < 0:
         raise _malformed("it needs less than no memory")
     kinds = sorted(graph.kind for graph in manifest.graphs)
     some = ["evaluate", "infer", "train"]
@@ -332,10 +359,24 @@ def check_manifest(manifest: Manifest) -> None:
     _check_tensors("the frozen part", manifest.frozen)
     if any(spec.role != "frozen" or None in spec.shape for spec in manifest.frozen):
         raise _malformed("its frozen part holds something else")
+    _check_formats(manifest)
     for graph in manifest.graphs:
         _check_graph(manifest, graph)
     _check_privacy(manifest)
     _check_parity(manifest)
+
+
+def _check_formats(manifest: Manifest) -> None:
+    names = [known.name for known in manifest.formats]
+    if "onnx" not in names or len(set(names)) != len(names):
+        raise _malformed("it must have the format onnx, and each other at most once")
+    for known in manifest.formats:
+        if not manifest.batch.minimum <= known.batch.minimum <= known.batch.maximum <= manifest.batch.maximum:
+            raise _malformed(f"its {known.name} takes batches that the model does not, or none")
+        if any(not known.batch.minimum <= step.batch <= known.batch.maximum for step in manifest.parity.steps):
+            raise _malformed(f"its {known.name} does not take the batches of the parity vector")
+        for graph in manifest.graphs:
+            manifest.part(graph.part(known.name))
 
 
 def _check_tensors(where: str, tensors: tuple[TensorSpec, ...]) -> None:
@@ -349,7 +390,6 @@ def _check_tensors(where: str, tensors: tuple[TensorSpec, ...]) -> None:
 
 
 def _check_graph(manifest: Manifest, graph: GraphSpec) -> None:
-    manifest.part(graph.part)
     _check_tensors(f"graph {graph.kind}", graph.inputs)
     _check_tensors(f"graph {graph.kind}", graph.outputs)
     inputs = {tensor.name: tensor for tensor in graph.inputs}
@@ -415,8 +455,6 @@ def _check_privacy(manifest: Manifest) -> None:
 def _check_parity(manifest: Manifest) -> None:
     if manifest.parity.stride < 1 or not manifest.parity.steps:
         raise _malformed("its parity vector is empty")
-    if any(step.batch < 1 for step in manifest.parity.steps):
-        raise _malformed("its parity vector has an empty batch")
     sampled = -(-manifest.layout.size // manifest.parity.stride)
     size_bytes = sum(
         sum(row_bytes(spec) for spec in (*manifest.inputs, manifest.target)) * step.batch + 8 * sampled

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.training.artifact import Artifact
-from edge_sdk.training.manifest import PARITY_PART
+from edge_sdk.training.manifest import PARITY_PART, Runtime
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import decode_parity
 from edge_sdk.training.plan import TrainingPlan
@@ -50,14 +50,14 @@ class Measured:
     peak_bytes: int
 
 
-def measure(artifact: Artifact, batches: Sequence[int], steps: int) -> Measured:
+def measure(artifact: Artifact, batches: Sequence[int], steps: int, runtime: Runtime = "onnx") -> Measured:
     """Train on the parity vector's examples, repeated, and tell what it took.
 
     Raises:
         ArtifactError, TrainingError: the bundle cannot be trained here.
     """
     began = time.perf_counter()
-    trainer = OnnxTrainer(artifact)
+    trainer = OnnxTrainer(artifact, runtime)
     ready_s = time.perf_counter() - began
     return Measured(ready_s, tuple(_step_times(artifact, trainer, batches, steps)), _peak_bytes())
 

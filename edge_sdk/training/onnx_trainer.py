@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_sessions import Runtime
+from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan, TrainingResult, step_seed
 from edge_sdk.training.steps import open_steps
@@ -36,7 +36,7 @@ class OnnxTrainer:
     def __init__(
         self, artifact: Artifact, runtime: Runtime = "onnx", *, entropy: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
-        self._artifact = artifact
+        self._artifact, self._runtime = artifact, runtime
         self._steps = open_steps(artifact, runtime, entropy)
         require_parity(artifact, runtime)
 
@@ -105,7 +105,7 @@ class OnnxTrainer:
         return corrections | {"proximal": np.array(strength)}
 
     def _check_plan(self, plan: TrainingPlan, examples: int) -> None:
-        smallest, largest = self._artifact.manifest.batch.minimum, self._artifact.manifest.batch.maximum
+        smallest, largest = self._steps.smallest, self._artifact.manifest.format(self._runtime).batch.maximum
         if min(plan.batch_size, examples) < smallest:
             raise TrainingError(
                 f"this bundle trains on batches of {smallest} or more: batches of {plan.batch_size} are asked for, "

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.graphs import runtime_name
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.manifest import PARITY_PART, Manifest, row_bytes
-from edge_sdk.training.onnx_sessions import Runtime, runtime_name
+from edge_sdk.training.manifest import PARITY_PART, Manifest, Runtime, row_bytes
 from edge_sdk.training.steps import TrainingSteps, open_steps
 from edge_sdk.training.trainer import Rows
 

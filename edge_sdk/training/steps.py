@@ -21,9 +21,9 @@ from edge_sdk.privacy.subsampled import poisson_sample
 from edge_sdk.secagg.suite import Stream
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.example_privacy import sampled_steps, sampling_rate
+from edge_sdk.training.graphs import OpenGraph, initial_feeds, open_graph, run_named
 from edge_sdk.training.layout import Layout
-from edge_sdk.training.manifest import ExamplePrivacy
-from edge_sdk.training.onnx_sessions import OpenGraph, Runtime, initial_feeds, open_graph, run_named
+from edge_sdk.training.manifest import ExamplePrivacy, Runtime
 from edge_sdk.training.plan import SEED_LIMIT, TrainingPlan, batches
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -34,6 +34,11 @@ CLIP_SLACK = 2.0**-10
 
 class TrainingSteps(Protocol):
     """Steps of one bundle."""
+
+    @property
+    def smallest(self) -> int:
+        """The fewest examples that a step is of."""
+        ...
 
     def state(self, tensors: Arrays) -> dict[str, npt.NDArray[Any]]:
         """What to feed besides examples and rate: `tensors`, what is frozen, slots and corrections at zero."""
@@ -99,6 +104,7 @@ class SampledSteps:
         graph: the train graph, which takes gradients.
         layout: of what is learned.
         privacy: what the bundle promises.
+        filled: to how many rows runs of the clip graph are filled up, with rows that do not count.
         entropy: gives that many secret random bytes.
     """
 
@@ -106,7 +112,13 @@ class SampledSteps:
     graph: OpenGraph
     layout: Layout
     privacy: ExamplePrivacy
+    filled: int = 1
     entropy: Callable[[int], bytes] = secrets.token_bytes
+
+    @property
+    def smallest(self) -> int:
+        """See `TrainingSteps`."""
+        return 1
 
     def state(self, tensors: Arrays) -> dict[str, npt.NDArray[Any]]:
         """See `TrainingSteps`; the clip norm is that of the bundle."""
@@ -135,7 +147,12 @@ class SampledSteps:
         for start in range(0, count, plan.batch_size):
             part = {name: array[start : start + plan.batch_size] for name, array in rows.items()}
             size = min(plan.batch_size, count - start)
-            weight, mask_seed = np.ones(size, np.float32), np.array((seed + start) % SEED_LIMIT, np.int64)
+            held = max(size, self.filled)
+            part = {name: np.resize(array, (held, *array.shape[1:])) for name, array in part.items()}
+            weight, mask_seed = (
+                np.asarray(np.arange(held) < size, np.float32),
+                np.array((seed + start) % SEED_LIMIT, np.int64),
+            )
             outputs = run_named(self.clip, {**feeds, **part, "weight": weight, "seed": mask_seed})
             found = self._flat(outputs)
             self._check_clipped(found, size)
@@ -183,6 +200,8 @@ def open_steps(
         ArtifactError: the signature was not checked, the runtime is too old, or it cannot load a graph.
     """
     manifest, graph = artifact.manifest, open_graph(artifact, "train", runtime)
+    smallest = manifest.format(runtime).batch.minimum
     if manifest.privacy is None:
-        return ShuffledSteps(graph, manifest.batch.minimum)
-    return SampledSteps(open_graph(artifact, "clip", runtime), graph, manifest.layout, manifest.privacy, entropy)
+        return ShuffledSteps(graph, smallest)
+    clip = open_graph(artifact, "clip", runtime)
+    return SampledSteps(clip, graph, manifest.layout, manifest.privacy, smallest, entropy)

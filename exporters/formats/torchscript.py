@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from edge_sdk.errors import ExportError
+from edge_sdk.training.manifest import BatchRange
+from exporters import hashing
 from exporters.graph import Argument, BatchSize, Call, DType, Graph, Ref
 
-# Prims are written in Python for the compilers of torch 2, so no TorchScript runtime has them. A recorded view fits
-# the memory of the run that was recorded, which the graph says nothing of.
+# Prims are for torch's own compilers, no TorchScript runtime has them. A recorded view fits the memory of the run that
+# was recorded, of which the graph says nothing.
 _TWINS = {
     **{f"prims.{name}.default": f"aten.{name}.Tensor" for name in ("eq", "ne", "lt", "le", "gt", "ge")},
     "prims.where.default": "aten.where.self",
@@ -23,15 +25,30 @@ _TWINS = {
     "aten._unsafe_view.default": "aten.reshape.default",
 }
 
+_FUNCTIONS = f"""
+def stirred(x: Tensor) -> Tensor:
+    x = ((x ^ (x >> {hashing.SHIFTS[0]})) * {hashing.FACTORS[0]}) & {hashing.WORD}
+    return ((x ^ (x >> {hashing.SHIFTS[1]})) * {hashing.FACTORS[1]}) & {hashing.WORD}
 
-def to_torchscript(graph: Graph, batch_source: str | None) -> bytes:
+def keep(seed: Tensor, stride: int, size: List[int], bound: int) -> Tensor:
+    mixed = stirred(seed)
+    mixed = mixed ^ (mixed >> {hashing.SHIFTS[0]})
+    count = 1
+    for dim in size:
+        count = count * dim
+    x = stirred((torch.arange(count) * stride + mixed) & {hashing.WORD})
+    return (torch.where(x < {2**31}, x, x - {2**32}) < bound).reshape(size)
+"""
+
+
+def to_torchscript(graph: Graph, batch_source: str | None, batch: BatchRange) -> bytes:
     """A TorchScript file whose `forward(inputs: List[Tensor]) -> List[Tensor]` computes the graph.
 
     Inputs and outputs stand in the graph's order; `batch_source` is the input whose first dimension is the batch, if
-    there is one.
+    there is one. Batches may have any size, whatever is asked for.
 
     Raises:
-        ExportError: TorchScript cannot hold one of the operators; it names the operator and the module.
+        ExportError: TorchScript has no such operator; it names the operator and where it is.
     """
     constants = list(graph.constants)
     lines = ["def forward(inputs: List[Tensor], constants: List[Tensor]) -> List[Tensor]:"]
@@ -40,21 +57,22 @@ def to_torchscript(graph: Graph, batch_source: str | None) -> bytes:
     if batch_source is not None:
         lines.append(f"    batch = {_name(graph.inputs[batch_source])}.size(0)")
     lines += [f"    {_statement(call)}" for call in graph.calls]
-    lines.append(f"    return [{', '.join(_name(ref) for ref in graph.outputs.values())}]\n")
+    lines.append(f"    return [{', '.join(_name(ref) for ref in graph.outputs.values())}]")
     try:
-        function = torch.jit.CompilationUnit("\n".join(lines)).forward
+        unit = torch.jit.CompilationUnit("\n".join([_FUNCTIONS, *lines, ""]))
     except RuntimeError as error:
         raise ExportError(
             f"TorchScript does not take the graph: {error}",
-            hint="leave torchscript out of formats, and please report the model",
+            hint="leave torchscript out of the formats, and please report the model",
         ) from error
     tensors = [torch.from_numpy(graph.constants[ref]) for ref in constants]
-    return bytes(_with_constants(function.graph, tensors).save_to_buffer())
+    return bytes(_with_constants(unit.forward.graph, tensors).save_to_buffer())
 
 
 def _with_constants(program: Any, tensors: list[torch.Tensor]) -> Any:
     """A function whose second argument, a list of tensors, is built in."""
     program = program.copy()
+    torch._C._jit_pass_inline(program)
     _, table = program.inputs()
     for read in [use.user for use in table.uses()]:
         _, index = read.inputs()
@@ -65,35 +83,34 @@ def _with_constants(program: Any, tensors: list[torch.Tensor]) -> Any:
     return torch._C._create_function_from_graph("forward", program)
 
 
-def _operator(call: Call) -> Any:
+def _statement(call: Call) -> str:
+    match call.arguments:
+        case {"seed": seed, "site": int(site), "size": size, "share": float(share)}:
+            settings = (seed, hashing.stride(site), size, hashing.bound(share))
+            return f"{_targets(call)} = keep({', '.join(_argument(value, 'int[]') for value in settings)})"
+        case _:
+            pass
     namespace, name, overload = _TWINS.get(call.operator, call.operator).split(".")
-    operator = getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    if not torch._C._jit_get_schemas_for_operator(f"{namespace}::{name}") or namespace != "aten":
+    if namespace != "aten":
         raise ExportError(
             f"{call.place}TorchScript has no operator {call.operator}",
-            hint="leave torchscript out of formats, or use another layer",
+            hint="leave torchscript out of the formats, or use another layer",
         )
-    return operator
-
-
-def _statement(call: Call) -> str:
-    operator = _operator(call)
-    schema = operator._schema
-    targets = [_name(ref) if ref is not None else f"unused{index}" for index, ref in enumerate(call.outputs)]
-    # One name takes a result, names with commas take a tuple or a list apart.
-    many = len(schema.returns) > 1 or isinstance(schema.returns[0].type, torch.ListType)
+    schema = getattr(getattr(torch.ops.aten, name), overload)._schema
+    # A twin has the same arguments under other names.
     declared = {argument.name: argument for argument in schema.arguments}
-    named = (
-        zip(schema.arguments, call.arguments.values(), strict=True)
-        if call.operator in _TWINS
-        else ((declared[name], value) for name, value in call.arguments.items())
-    )
+    chosen = list(declared.values()) if call.operator in _TWINS else [declared[key] for key in call.arguments]
     written = [
         (f"{argument.name}=" if argument.kwarg_only else "") + _argument(value, str(argument.type))
-        for argument, value in named
+        for argument, value in zip(chosen, call.arguments.values(), strict=True)
     ]
-    namespace, name, _ = str(operator).split(".")
-    return f"{', '.join(targets)}{',' if many else ''} = torch.ops.{namespace}.{name}({', '.join(written)})"
+    # One name takes one result; names with commas take apart a tuple, or a list.
+    many = len(schema.returns) > 1 or isinstance(schema.returns[0].type, torch.ListType)
+    return f"{_targets(call)}{',' if many else ''} = torch.ops.aten.{name}({', '.join(written)})"
+
+
+def _targets(call: Call) -> str:
+    return ", ".join(_name(ref) if ref is not None else f"unused{index}" for index, ref in enumerate(call.outputs))
 
 
 def _argument(value: Argument, kind: str) -> str:

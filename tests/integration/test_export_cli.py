@@ -51,8 +51,8 @@ def test_the_default_model_is_exported_and_inspected(keys: Path, capsys: pytest.
         "int64[batch], 10 classes",
         "1,370 trained, 0 frozen",
         "0.weight [8, 1, 3, 3]",
-        "requires    ONNX Runtime",
         "memory      about ",
+        "requires ONNX Runtime",
         "MaxUnpool",
         "parity      ok; 3 steps",
     ):

@@ -164,7 +164,7 @@ def test_predictions_are_those_of_the_rounded_weights() -> None:
     found = Predictor(artifact, artifact.checkpoint()).predict(x.numpy())
     error = np.abs(found - exact).max()
     assert 0 < error < 0.05 * np.abs(exact).max()
-    assert "DequantizeLinear" in artifact.manifest.requirements.operators
+    assert "DequantizeLinear" in artifact.manifest.format("onnx").operators
 
 
 def test_names_win_over_requires_grad() -> None:

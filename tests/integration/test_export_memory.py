@@ -49,7 +49,7 @@ def _chain(*operators: str) -> onnx.ModelProto:
 
 
 def _spec(*inputs: TensorSpec, feedback: tuple[Feedback, ...] = ()) -> GraphSpec:
-    return GraphSpec("train", "train.onnx", inputs, (), feedback)
+    return GraphSpec("train", inputs, (), feedback)
 
 
 def test_a_chain_holds_two_results_at_a_time() -> None:
@@ -118,6 +118,6 @@ def test_both_halves_of_a_private_step_count() -> None:
 
 def test_less_than_no_memory_makes_no_sense() -> None:
     manifest = small().manifest
-    memory = replace(manifest.requirements.memory, example_bytes=-1)
+    memory = replace(manifest.memory, example_bytes=-1)
     with pytest.raises(ArtifactError, match="less than no memory"):
-        check_manifest(replace(manifest, requirements=replace(manifest.requirements, memory=memory)))
+        check_manifest(replace(manifest, memory=memory))

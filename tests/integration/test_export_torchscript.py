@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 from edge_sdk.errors import ArtifactError, ExportError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.training.learner import LocalLearner
-from edge_sdk.training.onnx_sessions import Runtime, graph_part, open_graph
+from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.plan import TrainingPlan
@@ -37,7 +39,7 @@ def test_two_devices_with_different_runtimes_make_the_same_update() -> None:
     ]
     assert np.abs(updates[0]).max() > 1e-3
     assert np.abs(updates[0] - updates[1]).max() < 1e-5
-    assert artifact.manifest.requirements.formats == BOTH
+    assert tuple(known.name for known in artifact.manifest.formats) == BOTH
     assert replay_parity(artifact, "torchscript").ok
 
 
@@ -47,14 +49,33 @@ def test_zoo_models_are_certified_as_torchscript_too(model: str) -> None:
     artifact = exported(
         spec.model, spec.example_inputs[0], spec.example_target, spec.loss, optimizer="adam", formats=BOTH
     )
-    assert {graph_part(graph, "torchscript") for graph in artifact.manifest.graphs} <= set(artifact.parts)
+    assert {graph.part("torchscript") for graph in artifact.manifest.graphs} <= set(artifact.parts)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"trainable": "3.*", "frozen": "int8"}, {"gradient": True}], ids=["all", "int8", "gradient"]
+)
+def test_dropout_and_what_is_frozen_in_8_bits_train_as_torchscript(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
+    x, y = torch.randn(24, 4), labels(24) % 3
+    artifact = exported(model, x, y, formats=BOTH, **settings)
+    plan = TrainingPlan(epochs=3, batch_size=8, learning_rate=0.1)
+    start, examples = artifact.checkpoint(), {"x": x.numpy(), "y": y.numpy()}
+    one, two = (OnnxTrainer(artifact, runtime).train(start, examples, plan, seed=b"s").update for runtime in BOTH)
+    assert np.abs(one).max() > 1e-2
+    assert np.abs(one - two).max() < 1e-6
+    again = OnnxTrainer(artifact, "torchscript").train(start, examples, plan, seed=b"t").update
+    assert np.abs(one - again).max() > 1e-3, "the seed decides about masks"
 
 
 def test_there_is_no_autograd_in_it() -> None:
-    graph = open_graph(both(), "train", "torchscript")
-    assert "backward" in str(graph._function.graph)  # type: ignore[attr-defined]
-    for tensor in graph.spec.inputs:
-        assert tensor.dtype in ("float32", "int64")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load")
+        loaded: Any = torch.jit.load(io.BytesIO(both().part("train.ts")))  # type: ignore[no-untyped-call]
+    code = str(loaded.code)
+    assert "convolution_backward" in code
+    assert "requires_grad" not in code
 
 
 def test_a_device_asks_for_the_parts_of_its_runtime(tmp_path: Path) -> None:
@@ -75,12 +96,8 @@ def test_a_device_asks_for_the_parts_of_its_runtime(tmp_path: Path) -> None:
         LocalLearner(key, None, models, runtime="torchscript").parts(small().head)
 
 
-def test_what_torchscript_cannot_hold_is_refused_by_name() -> None:
+def test_formats_that_there_are_not_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
-    with pytest.raises(ExportError, match="TorchScript has no operator edge_sdk"):
-        exported(model, torch.randn(8, 4), labels(8) % 3, formats=BOTH)
-    with pytest.raises(ExportError, match="in 8 bits cannot be TorchScript"):
-        exported(small_net(), torch.randn(8, 1, 8, 8), labels(8), formats=BOTH, trainable="4.*", frozen="int8")
     with pytest.raises(ExportError, match="the formats onnx, coreml cannot be exported"):
         exported(model, torch.randn(8, 4), labels(8) % 3, formats=("onnx", "coreml"))
     with pytest.raises(ExportError, match="the formats torchscript cannot be exported"):

@@ -12,8 +12,8 @@ import pytest
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.training.artifact import parse_artifact
 from edge_sdk.training.evaluation import evaluate
+from edge_sdk.training.graphs import open_graph
 from edge_sdk.training.manifest import Feedback, Manifest
-from edge_sdk.training.onnx_sessions import open_graph
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity, require_parity
 from edge_sdk.training.plan import TrainingPlan
@@ -220,7 +220,7 @@ def test_nothing_runs_from_a_bundle_that_was_not_verified() -> None:
 
 def test_a_bundle_for_a_newer_runtime_is_refused() -> None:
     def newer(manifest: Manifest) -> Manifest:
-        return replace(manifest, requirements=replace(manifest.requirements, onnxruntime="99.1"))
+        return replace(manifest, formats=(replace(manifest.format("onnx"), oldest="99.1"),))
 
     with pytest.raises(ArtifactError, match=r"needs ONNX Runtime 99\.1, this device has") as caught:
         OnnxTrainer(repacked(newer))

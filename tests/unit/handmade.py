@@ -11,6 +11,7 @@ from edge_sdk.training.layout import Layout, LayoutEntry, encode_vector
 from edge_sdk.training.manifest import (
     BatchRange,
     Feedback,
+    FormatSpec,
     GraphKind,
     GraphSpec,
     LossSpec,
@@ -20,7 +21,6 @@ from edge_sdk.training.manifest import (
     ParitySpec,
     ParityStep,
     Replay,
-    Requirements,
     TensorSpec,
     Tool,
 )
@@ -50,7 +50,7 @@ def _graph(kind: GraphKind) -> GraphSpec:
     if kind == "train":
         inputs, outputs = (*inputs, _Y, _RATE), (*_parameters("next:"), _LOSS)
         feedback = tuple(Feedback(f"next:{spec.name}", spec.name) for spec in _parameters())
-    return GraphSpec(kind, f"{kind}.onnx", inputs, outputs, feedback)
+    return GraphSpec(kind, inputs, outputs, feedback)
 
 
 def manifest() -> Manifest:
@@ -70,9 +70,9 @@ def manifest() -> Manifest:
         privacy=None,
         batch=BatchRange(1, 64),
         graphs=(_graph("train"), _graph("evaluate"), _graph("infer")),
-        requirements=Requirements(18, 8, "1.19.2", ("Gemm",), ("onnx",), Memory(2048, 1024, 512)),
+        memory=Memory(2048, 1024, 512),
+        formats=(FormatSpec("onnx", "1.19.2", 18, 8, ("Gemm",), BatchRange(1, 64), Replay(20, (4, 1), 5e-5, 0.1)),),
         tools=(Tool("hand", "1"),),
-        replay=Replay(20, (4, 1), 5e-5, 0.1),
         parity=ParitySpec(3, (ParityStep(2, 0.1, 0, 0.7, 1e-4),)),
         parts=(),
     )
