@@ -7,17 +7,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_sdk.client import EdgeClient as EdgeClient
     from edge_sdk.protocol.policy import DevicePolicy as DevicePolicy
-    from edge_sdk.training.examples import Field as Field
+    from edge_sdk.training.fields import Field as Field
+    from edge_sdk.training.fields import bool_ as bool_
+    from edge_sdk.training.fields import f16 as f16
+    from edge_sdk.training.fields import f32 as f32
+    from edge_sdk.training.fields import f64 as f64
+    from edge_sdk.training.fields import i32 as i32
+    from edge_sdk.training.fields import i64 as i64
+    from edge_sdk.training.fields import u8 as u8
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DevicePolicy": "edge_sdk.protocol.policy",
     "EdgeClient": "edge_sdk.client",
-    "Field": "edge_sdk.training.examples",
+    **dict.fromkeys(("Field", "bool_", "f16", "f32", "f64", "i32", "i64", "u8"), "edge_sdk.training.fields"),
 }
 
-__all__ = ["DevicePolicy", "EdgeClient", "Field", "__version__"]
+__all__ = [
+    "DevicePolicy",
+    "EdgeClient",
+    "Field",
+    "__version__",
+    "bool_",
+    "f16",
+    "f32",
+    "f64",
+    "i32",
+    "i64",
+    "u8",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """The app developer's door: one object that owns a device's folder and wires the agent to its ports.
 
-    schema = {"x": Field("float32", (1, 8, 8)), "y": Field("int64")}
+    schema = {"x": f32(1, 8, 8), "y": i64()}
     client = EdgeClient(Path("~/.myapp/edge").expanduser(), population="digits", schema=schema)
     client.examples.add(x=image, y=label)
     client.predict(images)
@@ -32,7 +32,8 @@ from edge_sdk.runtime.device_store import DeviceStore, Participation
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.eligibility import Eligibility, SystemConditions
 from edge_sdk.runtime.home_lock import only_process_in
-from edge_sdk.training.examples import ExampleStore, Schema
+from edge_sdk.training.examples import ExampleStore
+from edge_sdk.training.fields import Schema
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.trainer import Rows

@@ -8,48 +8,29 @@ here as StoreError.
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge_sdk.errors import ConfigError, StoreError
+from edge_sdk.training.fields import NUMBERS, Field, Schema, check_schema, in_words
 from edge_sdk.training.trainer import Rows
 
 SCHEMA_VERSION = 1
 DEFAULT_MAX_ROWS = 10_000
 
-_NUMBERS = "biuf"
-_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 _NPZ = "give an .npz file with arrays y and x, or what the model calls its inputs, a row for each example"
 
 _META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of an example: the dtype's name, such as "float32", and the shape of one row."""
-
-    dtype: str
-    shape: tuple[int, ...] = ()
-
-    @staticmethod
-    def of_rows(rows: NDArray[Any]) -> Field:
-        """The field that these rows have, the first dimension being the rows."""
-        return Field(rows.dtype.name, tuple(rows.shape[1:]))
-
-
-Schema: TypeAlias = Mapping[str, Field]
-"""What an example looks like: its fields by name."""
 
 
 class ExampleStore:
@@ -66,7 +47,7 @@ class ExampleStore:
 
     def __init__(self, path: Path, schema: Schema | None, max_rows: int | None = None) -> None:
         if schema is not None:
-            _check_schema(schema)
+            check_schema(schema)
         self._path = path
         self._lock = threading.Lock()
         try:
@@ -93,7 +74,7 @@ class ExampleStore:
         self.max_rows = max_rows or kept
         if schema is not None and dict(schema) != self.schema:
             raise StoreError(
-                f"{path} holds examples of {_words(self.schema)}, not of {_words(schema)}",
+                f"{path} holds examples of {in_words(self.schema)}, not of {in_words(schema)}",
                 hint="use another file for other examples",
             )
 
@@ -196,7 +177,7 @@ class ExampleStore:
                     hint="update edge-sdk",
                 )
             fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in data["fields"].items()}
-            _check_schema(fields)
+            check_schema(fields)
             return fields, int(data["max_rows"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._failed("read the schema of", error) from error
@@ -254,31 +235,11 @@ def read_examples(path: Path) -> dict[str, NDArray[Any]]:
         shapes = ", ".join(f"{name} of shape {rows.shape}" for name, rows in arrays.items())
         raise ConfigError(f"{path} holds {shapes}", hint=_NPZ)
     for name, rows in arrays.items():
-        if rows.dtype.kind not in _NUMBERS:
+        if rows.dtype.kind not in NUMBERS:
             raise ConfigError(f"{name} in {path} holds {rows.dtype}, not numbers", hint=_NPZ)
         if rows.dtype.kind == "f" and not np.all(np.isfinite(rows)):
             raise ConfigError(f"{name} in {path} holds NaN or infinity", hint="leave such examples out")
     return arrays
-
-
-def _words(schema: Schema) -> str:
-    return " and ".join(f"{name} {field.dtype}{list(field.shape)}" for name, field in schema.items())
-
-
-def _check_schema(schema: Schema) -> None:
-    if not schema or len({name.lower() for name in schema}) != len(schema):
-        raise StoreError("an example has no fields, or two of one name", hint='name its fields, such as "x" and "y"')
-    for name, field in schema.items():
-        if not _NAME.fullmatch(name):
-            raise StoreError(f"a field cannot be called {name!r}", hint="use letters, digits, underscores and points")
-        try:
-            dtype = np.dtype(field.dtype)
-        except TypeError:
-            dtype = None
-        if dtype is None or dtype.name != field.dtype or dtype.kind not in _NUMBERS:
-            raise StoreError(
-                f"{name} cannot be of the type {field.dtype!r}", hint='name a type of numbers, such as "float32"'
-            )
 
 
 def _quoted(name: str) -> str:

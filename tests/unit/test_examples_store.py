@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import StoreError
-from edge_sdk.training.examples import ExampleStore, Field, Schema
+from edge_sdk.training.examples import ExampleStore
+from edge_sdk.training.fields import Field, Schema
 
 SCHEMA: Schema = {"x": Field("float32", (2, 3)), "y": Field("int64")}
 
