@@ -94,7 +94,7 @@ def make_jobs(folder: Path) -> tuple[Job, Job]:
             title="Generated",
             artifact=exported(folder / "generated.edge", generated_task.build),
             data=lambda devices, seed: generated_task.generated_data(devices, seed=seed),
-            cohorts=(100, 400, 1600),
+            cohorts=(100, 400),
             clip_norm=GENERATED_CLIP_NORM,
             plan=GENERATED_PLAN,
             optimizer=GENERATED_OPTIMIZER,

@@ -62,9 +62,9 @@ _VERSIONS = ("0.1.0", "onnxruntime 1.31.1")  # as devices say them; a byte more 
 _UTILITY = (
     (0.2, "1 point or less"),
     (0.5, "1 to 3 points"),
-    (1.0, "4 to 6 points"),
-    (2.4, "11 to 17 points"),
-    (math.inf, "30 points or more: choose more devices, fewer trained parameters or a larger epsilon"),
+    (1.0, "4 to 5 points"),
+    (2.4, "9 to 14 points"),
+    (math.inf, "28 points or more: choose more devices, fewer trained parameters or a larger epsilon"),
 )
 
 
