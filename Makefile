@@ -10,6 +10,7 @@ demo: setup        ## 200 devices, ten private rounds, with dropouts and a crash
 
 test: setup check  ## everything that must pass
 	@.venv/bin/python -m pytest --cov
+	@tools/test_kotlin.sh
 
 check: setup       ## generated code, style, types, layers
 	@tools/check.sh

@@ -66,5 +66,11 @@ if ! PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null 2>&1
     apt_install mosquitto || say "mosquitto is not installed: the built-in broker (amqtt) is used instead"
 fi
 
+# The Kotlin client is built and tested with everything else, but who wants only a part of the Python does not need it.
+if [ "$EXTRAS" = all ] && ! { command -v mvn && command -v javac; } >/dev/null 2>&1; then
+    apt_install maven default-jdk-headless ||
+        say "Maven and a JDK are not installed: android_demo cannot be built, and make test will say so"
+fi
+
 fingerprint >"$STAMP"
 say "done: .venv/bin/edge --help"
