@@ -21,7 +21,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from edge_sdk.clock import Clock, SystemClock
-from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_identity, load_public_key
+from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_public_key
 from edge_sdk.errors import StoreError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.protocol.policy import DevicePolicy
@@ -31,6 +31,7 @@ from edge_sdk.runtime.broker_url import parse_broker_url
 from edge_sdk.runtime.device_store import DeviceStore, Participation
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.eligibility import Eligibility, SystemConditions
+from edge_sdk.runtime.enrolment import Renewal, registrar_url, usable_identity
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.fields import Schema
@@ -82,7 +83,7 @@ class EdgeClient:
         self.home = home
         self._clock = clock or SystemClock()
         self._eligibility = eligibility
-        self.identity = load_identity(home / IDENTITY_FOLDER, role="device", now=self._clock.now())
+        self.identity = usable_identity(home / IDENTITY_FOLDER, now=self._clock.now())
         signer = load_public_key(home / SIGNER_FILE)
         path = home / EXAMPLES_FILE
         self._examples = ExampleStore(path, schema) if schema is not None or path.exists() else None
@@ -147,6 +148,12 @@ class EdgeClient:
         folder = self.home / IDENTITY_FOLDER
         return TlsFiles(folder / CA_FILE, folder / CERTIFICATE_FILE, folder / KEY_FILE)
 
+    def renewals(self) -> dict[str, Renewal]:
+        """What renews this device's certificate while it runs; nothing where no registrar enrolled it."""
+        folder = self.home / IDENTITY_FOLDER
+        url = registrar_url(folder)
+        return {self.identity.id: Renewal(folder, url)} if url else {}
+
     async def run(self, broker: str, *, stop: asyncio.Event | None = None) -> None:
         """Take part until `stop` is set.
 
@@ -163,5 +170,10 @@ class EdgeClient:
         transports = mqtt(url, lambda agent: self.tls_files if url.tls else None)
         with only_process_in(self.home):
             await run_devices(
-                [self.agent], transports, stop=stop or asyncio.Event(), clock=self._clock, objections=self.objections
+                [self.agent],
+                transports,
+                stop=stop or asyncio.Event(),
+                clock=self._clock,
+                objections=self.objections,
+                renewals=self.renewals(),
             )

@@ -174,13 +174,16 @@ def verify_certificate(der: bytes, ca: x509.Certificate, role: Role, now: float)
         )
     if now > leaf.not_after:
         raise IdentityError(
-            f"the certificate of {leaf.id!r} expired at {_date(leaf.not_after)}",
-            hint="have a new one issued with: edge registrar issue",
+            f"the certificate of {leaf.id!r} expired at {utc_text(leaf.not_after)}",
+            hint=(
+                "renew it with: edge device renew, or have one issued with: edge registrar issue; "
+                f"or check this machine's clock, which says {utc_text(now)}"
+            ),
         )
     if now < leaf.not_before:
         raise IdentityError(
-            f"the certificate of {leaf.id!r} is not valid before {_date(leaf.not_before)}",
-            hint=f"check this machine's clock, which says {_date(now)}",
+            f"the certificate of {leaf.id!r} is not valid before {utc_text(leaf.not_before)}",
+            hint=f"check this machine's clock, which says {utc_text(now)}",
         )
     return VerifiedPeer(leaf.id, leaf.public_key, leaf.not_after)
 
@@ -274,5 +277,6 @@ def _values(name: x509.Name, oid: x509.ObjectIdentifier) -> tuple[str, ...]:
     return tuple(str(attribute.value) for attribute in name.get_attributes_for_oid(oid))
 
 
-def _date(seconds: float) -> str:
+def utc_text(seconds: float) -> str:
+    """Return a time as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

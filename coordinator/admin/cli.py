@@ -123,9 +123,13 @@ def _serve(arguments: argparse.Namespace) -> int:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
-            await serve(coordinator, url, identity.id, stop=stop, tls=tls, workers=arguments.workers)
+            await serve(
+                coordinator, url, identity.id, stop=stop, tls=tls, workers=arguments.workers, on_serving=say_serving
+            )
 
-        print(f"{identity.id} serves {home} at {url}{kind}; Ctrl-C stops it, starting it again resumes", flush=True)
+        def say_serving() -> None:
+            print(f"{identity.id} serves {home} at {url}{kind}; Ctrl-C stops it, starting it again resumes", flush=True)
+
         asyncio.run(main())
     return 0
 

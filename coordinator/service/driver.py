@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from coordinator.privacy import accountant
 from coordinator.secagg.work import Workers
@@ -37,10 +38,12 @@ async def serve(
     tls: TlsFiles | None = None,
     clock: Clock | None = None,
     workers: int | None = None,
+    on_serving: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until `stop` is set. Tasks that ended are still served: late devices fetch their model.
 
     Args:
+        on_serving: called once, when the broker is connected and rounds can open.
         workers: how many processes take masks off; None for one a core.
 
     Raises:
@@ -48,7 +51,7 @@ async def serve(
         StoreError: the store failed; nothing that it does not hold was published.
     """
     with ProcessWorkers(workers) as pool:
-        await _Loop(coordinator, broker, client_id, tls, clock or SystemClock(), pool).run(stop)
+        await _Loop(coordinator, broker, client_id, tls, clock or SystemClock(), pool, on_serving).run(stop)
 
 
 class _Loop:
@@ -60,7 +63,9 @@ class _Loop:
         tls: TlsFiles | None,
         clock: Clock,
         workers: Workers,
+        on_serving: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_serving = on_serving
         self._coordinator = coordinator
         self._workers = workers
         self._clock = clock
@@ -86,6 +91,8 @@ class _Loop:
             # No round opens without it, and it takes seconds, in which the broker must not be kept waiting.
             await asyncio.to_thread(accountant.load)
             self._publish(self._coordinator.start(self._clock.now()))
+            if not stop.is_set():
+                self._on_serving()
             while not stop.is_set():
                 await self._turn()
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -284,7 +284,8 @@ class DeviceAgent:
                 case other:
                     raise RemoteProtocolError(f"nothing is expected on {other}")
         except (RemoteProtocolError, IdentityError) as error:
-            log.info("%s refused a message on %s: %s", self.device_id, topic[:200], error)
+            hint = f" ({error.hint})" if error.hint else ""
+            log.info("%s refused a message on %s: %s%s", self.device_id, topic[:200], error, hint)
         return self.tick(now)
 
     def tick(self, now: float) -> tuple[Outgoing, ...]:
@@ -305,6 +306,30 @@ class DeviceAgent:
             log.info("%s %s", self.device_id, f"waits: {', '.join(objections)}" if objections else "may train again")
             self.objections = objections
         return self.tick(now)
+
+    @property
+    def between_rounds(self) -> bool:
+        """Whether it has neither joined a round nor offered itself to one."""
+        return isinstance(self._state, session.Waiting) and not self._awaiting_answer
+
+    def adopt(self, identity: Identity) -> None:
+        """Go on with a renewed certificate and its key. A round is signed with one key from its begin to its end.
+
+        Raises:
+            LocalProtocolError: not between rounds.
+            IdentityError: the certificate is another device's.
+        """
+        if not self.between_rounds:
+            raise LocalProtocolError("a certificate is changed between rounds only")
+        if identity.id != self.device_id:
+            raise IdentityError(f"the certificate of {identity.id!r} is not this device's, {self.device_id!r}")
+        self._identity = identity
+        self._environment = replace(self._environment, certificate=identity.certificate_der, sign=identity.sign)
+
+    def clock_set_back(self, now: float) -> tuple[Outgoing, ...]:
+        """The clock was put back: what waits for a time of the old clock would wait for ever."""
+        self._not_before = min(self._not_before, now)
+        return self.connected(now)
 
     def take_job(self) -> TrainingJob | None:
         """The training to run beside the loop, once."""

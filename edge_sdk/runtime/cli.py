@@ -58,7 +58,9 @@ def add_verb(subparsers: Subparsers) -> None:
     enrol.set_defaults(handler=_enrol)
     renew = actions.add_parser("renew", help="renew this device's certificate before it expires")
     renew.add_argument("--home", type=Path, required=True, metavar="DIR", help="the device's folder")
-    renew.add_argument("--registrar", required=True, metavar="URL", help="https://host[:port]")
+    renew.add_argument(
+        "--registrar", default="", metavar="URL", help="https://host[:port] (default: where it was enrolled)"
+    )
     renew.add_argument("--force", action="store_true", help="though two thirds of its life are not over")
     renew.set_defaults(handler=_renew)
     status = actions.add_parser("status", help="show what is installed and what left the device")
@@ -127,7 +129,14 @@ def _run(arguments: argparse.Namespace) -> int:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(number, stop.set)
                 transports = mqtt(url, lambda _: client.tls_files if url.tls else None)
-                await run_devices([agent], transports, stop=stop, done=done, objections=client.objections)
+                await run_devices(
+                    [agent],
+                    transports,
+                    stop=stop,
+                    done=done,
+                    objections=client.objections,
+                    renewals=client.renewals(),
+                )
 
             asyncio.run(main())
             _print_status(agent.device_id, client.store)
@@ -156,7 +165,7 @@ def _renew(arguments: argparse.Namespace) -> int:
     from edge_sdk.client import IDENTITY_FOLDER
     from edge_sdk.clock import SystemClock
     from edge_sdk.credentials import CERTIFICATE_FILE, load_certificate
-    from edge_sdk.runtime.enrolment import finish_renewal, is_due, renew
+    from edge_sdk.runtime.enrolment import finish_renewal, is_due, registrar_url, renew
 
     folder, now = arguments.home / IDENTITY_FOLDER, SystemClock().now()
     finish_renewal(folder)
@@ -164,7 +173,10 @@ def _renew(arguments: argparse.Namespace) -> int:
     if not arguments.force and not is_due(certificate, now):
         print(f"valid until {certificate.not_valid_after_utc:%Y-%m-%d}; too early to renew")
         return 0
-    identity = renew(folder, arguments.registrar, now=now)
+    url = arguments.registrar or registrar_url(folder)
+    if not url:
+        raise ConfigError(f"it is not known where {folder} was enrolled", hint="name it: --registrar https://host:port")
+    identity = renew(folder, url, now=now)
     print(f"device {identity.id} has a new certificate")
     return 0
 

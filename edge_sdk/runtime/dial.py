@@ -9,11 +9,13 @@ import asyncio
 import socket
 import ssl
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from edge_sdk.errors import IdentityError, TransportError
+from edge_sdk.identity import utc_text
 from edge_sdk.runtime.broker_url import BrokerUrl
 
 _READ_BYTES: Final = 64 * 1024
@@ -272,6 +274,8 @@ def _wake(ready: asyncio.Future[None]) -> None:
 
 def _tls_failure(url: BrokerUrl, error: OSError | ValueError) -> TransportError:
     match error:
+        case ssl.SSLCertVerificationError() if clock := clock_doubt(error):
+            return TransportError(f"the certificate of the broker at {url} is not trusted: {clock}", hint=CLOCK_HINT)
         case ssl.SSLCertVerificationError(verify_message=reason):
             return TransportError(
                 f"the certificate of the broker at {url} is not trusted: {reason}",
@@ -281,6 +285,17 @@ def _tls_failure(url: BrokerUrl, error: OSError | ValueError) -> TransportError:
             return TransportError(f"TLS with the broker at {url} failed: {words(error)}", hint=TLS_HINT)
 
 
+def clock_doubt(error: ssl.SSLCertVerificationError) -> str:
+    """Say that a certificate is out of its time by this machine's clock; empty where something else is wrong."""
+    if error.verify_code not in (_NOT_YET_VALID, _EXPIRED):
+        return ""
+    return f"{error.verify_message}, or this machine's clock is wrong: it says {utc_text(time.time())}"
+
+
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+
+CLOCK_HINT: Final = "set the clock (timedatectl, NTP); if it is right, the other side must renew its certificate"
 TLS_HINT: Final = (
     "check that the port speaks TLS, and that this side's certificate is from the registrar, "
     "not expired and not revoked"
@@ -292,9 +307,20 @@ def words(error: OSError | ValueError) -> str:
     match error:
         case ConnectionResetError():
             return "the connection was reset"
+        case ssl.SSLError(reason=str(reason)) if reason in _ALERTS:
+            return _ALERTS[reason]
         case ssl.SSLError(reason=str(reason)):
             return f"TLS: {reason.lower().replace('_', ' ')}"
         case OSError(strerror=str(reason)):
             return reason
         case _:
             return str(error)
+
+
+# What a broker says of this side's certificate, by OpenSSL's name of the alert.
+_ALERTS: Final = {
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "the other side says that this device's certificate was revoked",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the other side says that this device's certificate has expired",
+    "TLSV1_ALERT_UNKNOWN_CA": "the other side does not know the registrar of this device's certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other side asks for a certificate, and this one showed none",
+}

@@ -9,12 +9,13 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.errors import EdgeError
+from edge_sdk.identity import Identity
 from edge_sdk.protocol.session import round_id
 from edge_sdk.runtime.agent import DeviceAgent, Outgoing, TrainingJob
 from edge_sdk.runtime.broker_url import BrokerUrl
@@ -28,6 +29,20 @@ ASK_EVERY_S = 10.0
 """How often it is asked whether this is a good moment to train."""
 PAUSE_S = 1.0
 """How long a paused training waits before it looks whether its round is over."""
+
+
+CLOCK_STEP_S = 60.0
+"""By how much the clock may be off from one turn of the loop to the next before it was set."""
+
+
+class Renewal(Protocol):
+    """Renews one device's certificate."""
+
+    next_at: float
+
+    def attempt(self, now: float) -> Identity | None:
+        """Renew, taking as long as that takes; None where it failed, which is not raised."""
+        ...
 
 
 class Transport(Protocol):
@@ -77,8 +92,11 @@ async def run_devices(
     done: Callable[[], bool] = lambda: False,
     clock: Clock | None = None,
     objections: Callable[[], tuple[str, ...]] | None = None,
+    renewals: Mapping[str, Renewal] | None = None,
 ) -> None:
     """Run devices until `stop` is set or `done()` holds.
+
+    `renewals` renew certificates, by device id, when they are due and the device is between rounds.
 
     `objections` tells what is against training now. It is asked every few seconds: while there is any, no device joins
     a round, and one that trains pauses before its next step, for as long as its round lasts.
@@ -87,7 +105,7 @@ async def run_devices(
         StoreError: a device's store failed; nothing that it does not hold was sent.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="training") as pool:
-        await _Loop(agents, make_transport, pool, clock or SystemClock(), objections).run(stop, done)
+        await _Loop(agents, make_transport, pool, clock or SystemClock(), objections, renewals or {}).run(stop, done)
 
 
 class _Loop:
@@ -98,8 +116,11 @@ class _Loop:
         pool: ThreadPoolExecutor,
         clock: Clock,
         objections: Callable[[], tuple[str, ...]] | None,
+        renewals: Mapping[str, Renewal],
     ) -> None:
         self._clock = clock
+        self._seen_at = clock.now()
+        self._renewals = renewals
         self._objections = objections
         self._asked_at = -math.inf
         self._may_train = threading.Event()
@@ -132,6 +153,7 @@ class _Loop:
 
     async def _turn(self) -> None:
         await self._ask()
+        await self._renew()
         due = min(self._deadlines.values(), default=math.inf)
         if self._objections is not None:
             due = min(due, self._asked_at + ASK_EVERY_S)
@@ -147,9 +169,30 @@ class _Loop:
             # Let the sockets breathe between devices: one may have waited its turn behind many others.
             await asyncio.sleep(0)
         now = self._clock.now()
+        self._watch_clock(now)
         for agent in self._agents:
             if self._deadlines.get(agent.device_id, float("inf")) <= now:
                 self._send(agent, agent.tick(now))
+
+    def _watch_clock(self, now: float) -> None:
+        """A turn takes seconds: if the clock says something else, it was set, or the machine slept."""
+        step_s, self._seen_at = now - self._seen_at, now
+        if step_s > MAX_WAIT_S + CLOCK_STEP_S:
+            log.warning("the clock went forward by %.0f s: it was set, or this machine slept", step_s)
+        elif step_s < -CLOCK_STEP_S:
+            log.warning("the clock was put back by %.0f s; a round under way may be lost", -step_s)
+            self._asked_at = -math.inf
+            for agent in self._agents:
+                self._send(agent, agent.clock_set_back(now))
+
+    async def _renew(self) -> None:
+        """Renew the certificate of who is between rounds and due. Nothing is taken in meanwhile: no round begins."""
+        for agent in self._agents:
+            renewal = self._renewals.get(agent.device_id)
+            if renewal is not None and self._clock.now() >= renewal.next_at and agent.between_rounds:
+                identity = await asyncio.to_thread(renewal.attempt, self._clock.now())
+                if identity is not None:
+                    agent.adopt(identity)
 
     async def _ask(self) -> None:
         """Ask whether this is a good moment, if it is time to."""

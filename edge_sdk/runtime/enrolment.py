@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import secrets
 import ssl
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,14 +24,26 @@ from edge_sdk.credentials import (
     certificate_files,
     load_ca,
     load_certificate,
+    load_identity,
     load_private_key,
     private_key_file,
     replace_file,
     write_file,
 )
-from edge_sdk.errors import ConfigError, IdentityError, TransportError
-from edge_sdk.identity import RENEW_DOMAIN, UNREADABLE, Identity, certificate_id, create_request, make_identity
+from edge_sdk.errors import ConfigError, EdgeError, IdentityError, TransportError
+from edge_sdk.identity import (
+    RENEW_DOMAIN,
+    UNREADABLE,
+    Identity,
+    certificate_id,
+    create_request,
+    make_identity,
+    utc_text,
+)
+from edge_sdk.runtime.dial import CLOCK_HINT, clock_doubt
 from edge_sdk.signing import new_private_key, sign_raw
+
+log = logging.getLogger("edge.device")
 
 RENEW_AFTER: Final = 2 / 3
 """Share of a certificate's life after which it is renewed."""
@@ -37,6 +51,12 @@ RENEW_AFTER: Final = 2 / 3
 _TIMEOUT_S: Final = 30.0
 _ANSWER_MAX_BYTES: Final = 64 << 10
 NEXT_KEY_FILE: Final = "next.key"
+REGISTRAR_FILE: Final = "registrar.url"
+"""Where the certificate came from, and is renewed."""
+
+_SPREAD: Final = 0.1
+_RETRY_MIN_S: Final = 300.0
+_RETRY_MAX_S: Final = 6 * 3600.0
 
 
 def enrol(folder: Path, url: str, *, token: str, ca: x509.Certificate, now: float, identity_id: str = "") -> Identity:
@@ -68,7 +88,7 @@ def enrol(folder: Path, url: str, *, token: str, ca: x509.Certificate, now: floa
     answer = _post(url, "/v1/enrol", {"token": token, "request": request.decode()}, ca)
     certificate = _certificate(answer)
     identity = make_identity(key, certificate, ca, role="device", now=now)
-    for file in certificate_files(certificate, ca):
+    for file in (*certificate_files(certificate, ca), NewFile(REGISTRAR_FILE, url.encode())):
         replace_file(folder, file)
     (folder / _ID_FILE).unlink(missing_ok=True)
     return identity
@@ -102,7 +122,88 @@ def renew(folder: Path, url: str, *, now: float) -> Identity:
     # A crash between certificate and key leaves a pair that `finish_renewal` can tell and mend.
     replace_file(folder, certificate_files(certificate, ca)[0])
     finish_renewal(folder)
+    replace_file(folder, NewFile(REGISTRAR_FILE, url.encode()))
     return identity
+
+
+def registrar_url(folder: Path) -> str:
+    """The registrar that this identity was enrolled at; empty where an operator put the identity here.
+
+    Raises:
+        IdentityError: the file that names it cannot be read.
+    """
+    path = folder / REGISTRAR_FILE
+    try:
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    except (OSError, ValueError) as error:
+        raise IdentityError(f"cannot read {path}: {error}", hint="write the registrar's https:// URL in it") from error
+
+
+def usable_identity(folder: Path, *, now: float) -> Identity:
+    """A device's identity, as `load_identity` reads it; one that expired while the device was off is renewed first.
+
+    Raises:
+        IdentityError: as `load_identity`, or it has expired and cannot be renewed.
+    """
+    if not (folder / CERTIFICATE_FILE).exists():
+        return load_identity(folder, role="device", now=now)  # which says what is missing
+    finish_renewal(folder)
+    certificate, url = load_certificate(folder / CERTIFICATE_FILE), registrar_url(folder)
+    if not url or now <= certificate.not_valid_after_utc.timestamp():
+        return load_identity(folder, role="device", now=now)
+    try:
+        return renew(folder, url, now=now)
+    except (ConfigError, TransportError) as error:
+        raise IdentityError(
+            f"the certificate of {certificate_id(certificate)!r} has expired, and is not renewed: {error}",
+            hint=f"{error.hint}; and check this machine's clock, which says {utc_text(now)}",
+        ) from error
+
+
+class Renewal:
+    """Keeps a running device's certificate from expiring.
+
+    Devices that were enrolled in one hour are not renewed in one hour, and a registrar that does not answer is asked
+    again after five minutes, then after longer and longer, up to six hours.
+
+    Args:
+        folder: the identity folder.
+        url: the registrar's.
+        random: draws from 0 to 1; the operating system's by default.
+
+    Attributes:
+        next_at: when `attempt` is next worth a call, seconds since the epoch.
+
+    Raises:
+        IdentityError: the folder's certificate cannot be read.
+    """
+
+    def __init__(self, folder: Path, url: str, random: Callable[[], float] | None = None) -> None:
+        self._folder, self._url = folder, url
+        self._random = random or secrets.SystemRandom().random
+        self._failures = 0
+        self.next_at = self._due_at()
+
+    def attempt(self, now: float) -> Identity | None:
+        """Renew; None where that failed, which is logged and will be tried again. It may take half a minute."""
+        try:
+            identity = renew(self._folder, self._url, now=now)
+        except EdgeError as error:
+            pause_s = min(_RETRY_MAX_S, _RETRY_MIN_S * 2.0**self._failures) * (0.5 + self._random() / 2)
+            self._failures = min(self._failures + 1, 30)
+            self.next_at = now + pause_s
+            again = f"tried again in {pause_s / 60:.0f} min"
+            log.warning("the certificate is not renewed: %s (%s); %s", error, error.hint, again)
+            return None
+        self._failures = 0
+        self.next_at = self._due_at()
+        log.info("%s has a new certificate, valid until %s", identity.id, utc_text(identity.not_after))
+        return identity
+
+    def _due_at(self) -> float:
+        certificate = load_certificate(self._folder / CERTIFICATE_FILE)
+        begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        return begin + (RENEW_AFTER + _SPREAD * self._random()) * (end - begin)
 
 
 def finish_renewal(folder: Path) -> None:
@@ -140,9 +241,10 @@ def _post(url: str, path: str, body: dict[str, str], ca: x509.Certificate) -> di
         if not isinstance(answer, dict):
             raise ValueError("not a registrar's answer")
     except ssl.SSLCertVerificationError as error:
+        clock = clock_doubt(error)
         raise TransportError(
-            f"the registrar at {url} does not prove who it is: {error.verify_message}",
-            hint="check the URL and the registrar's certificate",
+            f"the registrar at {url} does not prove who it is: {clock or error.verify_message}",
+            hint=CLOCK_HINT if clock else "check the URL and the registrar's certificate",
         ) from error
     except (OSError, http.client.HTTPException) as error:
         raise TransportError(f"cannot reach the registrar at {url}: {error}", hint="check URL and network") from error

@@ -67,7 +67,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     def run(*arguments: str | Path) -> str:
         capsys.readouterr()
         assert main([str(argument) for argument in arguments]) == EXIT_FAILED
-        error, hint = capsys.readouterr().err.splitlines()
+        said = capsys.readouterr()
+        assert "serves" not in said.out
+        error, hint = said.err.splitlines()
         assert error.startswith("edge: error: ")
         assert hint.startswith("  hint: ")
         return error.removeprefix("edge: error: ")

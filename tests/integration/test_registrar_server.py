@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,27 @@ from coordinator.registrar.authority import DAY_S, create_authority, issue_ident
 from coordinator.registrar.folder import init_folder, read_log, revoke
 from coordinator.registrar.server import RateLimit, Registrar, serve
 from coordinator.registrar.tokens import make_tokens
-from edge_sdk.clock import SystemClock
+from edge_sdk.clock import ManualClock, SystemClock
 from edge_sdk.credentials import CERTIFICATE_FILE, KEY_FILE, load_certificate, load_identity, save_identity
 from edge_sdk.errors import ConfigError, IdentityError, TransportError
 from edge_sdk.identity import Identity
+from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime import enrolment
-from edge_sdk.runtime.enrolment import NEXT_KEY_FILE, enrol, finish_renewal, is_due, renew
+from edge_sdk.runtime.agent import DeviceAgent
+from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.device_store import DeviceStore
+from edge_sdk.runtime.driver import run_devices
+from edge_sdk.runtime.enrolment import (
+    NEXT_KEY_FILE,
+    REGISTRAR_FILE,
+    Renewal,
+    enrol,
+    finish_renewal,
+    is_due,
+    renew,
+    usable_identity,
+)
+from tests.simulation.world import KnownLearner
 
 NOW = SystemClock().now()
 
@@ -94,6 +111,7 @@ def test_a_token_gives_one_device_one_identity(served: Served, tmp_path: Path) -
         "identity.crt",
         "identity.key",
         "registrar.crt",
+        "registrar.url",
     ]
     assert (tmp_path / "one" / KEY_FILE).stat().st_mode & 0o77 == 0
     with pytest.raises(IdentityError, match="unknown, expired, already used"):
@@ -162,6 +180,140 @@ def test_a_renewal_cut_off_between_certificate_and_key_is_finished(
     finish_renewal(folder)
     load_identity(folder, role="device", now=NOW)
     assert not (folder / NEXT_KEY_FILE).exists()
+
+
+def test_a_certificate_that_expired_while_the_device_was_off_is_renewed_at_the_start(
+    served: Served, tmp_path: Path
+) -> None:
+    folder = tmp_path / "one"
+    identity = served.enrol(folder, served.token())
+    served.now = identity.not_after + 21 * DAY_S
+    with pytest.raises(IdentityError, match="expired"):
+        load_identity(folder, role="device", now=served.now)
+    again = usable_identity(folder, now=served.now)
+    assert again.id == identity.id
+    assert again.not_after > served.now
+    assert again.certificate_der == load_identity(folder, role="device", now=served.now).certificate_der
+    # A good one is used as it is, without a word to anybody.
+    assert usable_identity(folder, now=served.now + 1).certificate_der == again.certificate_der
+
+
+def test_an_expired_certificate_and_no_registrar_names_the_clock(served: Served, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    identity = served.enrol(folder, served.token())
+    (folder / REGISTRAR_FILE).write_text("https://localhost:1")
+    with pytest.raises(IdentityError, match="cannot reach the registrar") as caught:
+        usable_identity(folder, now=identity.not_after + DAY_S)
+    assert "check this machine's clock, which says" in caught.value.hint
+    (folder / REGISTRAR_FILE).unlink()
+    with pytest.raises(IdentityError, match="expired at") as caught:
+        usable_identity(folder, now=identity.not_after + DAY_S)
+    assert "edge device renew" in caught.value.hint
+
+
+class Nowhere:
+    """A transport to no broker."""
+
+    def launch(self) -> None:
+        pass
+
+    def publish(self, topic: str, payload: bytes, *, expiry_s: float | None = None) -> bool:
+        return False
+
+    async def stop(self) -> None:
+        pass
+
+
+def test_a_running_device_renews_between_rounds_and_goes_on(
+    served: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "edge.device")
+    folder = tmp_path / "one" / "identity"
+    identity = served.enrol(folder, served.token())
+    clock = ManualClock(NOW)
+    renewal = Renewal(folder, served.url, lambda: 0.5)
+    assert renewal.next_at > NOW + 0.66 * (identity.not_after - NOW)
+    with DeviceStore(tmp_path / "one" / "device.sqlite") as store:
+        agent = DeviceAgent(
+            identity,
+            "testers",
+            store,
+            BlobCache(tmp_path / "one" / "blobs"),
+            KnownLearner(0),
+            policy=DevicePolicy(),
+            random_bytes=os.urandom,
+        )
+
+        def run_until(done: Callable[[], bool]) -> None:
+            asyncio.run(
+                run_devices(
+                    [agent],
+                    lambda agent, on_message, on_connected: Nowhere(),
+                    stop=asyncio.Event(),
+                    clock=clock,
+                    done=done,
+                    objections=lambda: (),
+                    renewals={identity.id: renewal},
+                )
+            )
+
+        # The registrar is away when it is due: it is asked again, later and later.
+        served.now = due_at = renewal.next_at
+        clock.advance(due_at - clock.now())
+        renewal._url = "https://localhost:1"
+        run_until(lambda: renewal.next_at > due_at)
+        assert agent._identity is identity
+        first_pause_s = renewal.next_at - clock.now()
+        assert 200 < first_pause_s < 300
+        clock.advance(first_pause_s)
+        due_at = renewal.next_at
+        run_until(lambda: renewal.next_at > due_at)
+        assert renewal.next_at - clock.now() == pytest.approx(2 * first_pause_s)
+        assert "cannot reach the registrar" in caplog.text
+        # It is back.
+        renewal._url = served.url
+        clock.advance(2 * first_pause_s)
+        run_until(lambda: agent._identity is not identity)
+    assert agent._environment.certificate == agent._identity.certificate_der
+    assert load_identity(folder, role="device", now=clock.now()).certificate_der == agent._identity.certificate_der
+    assert renewal.next_at > identity.not_after
+    assert "has a new certificate" in caplog.text
+
+
+@contextmanager
+def tls_server(folder: Path) -> Iterator[int]:
+    """Takes one connection, and shows the certificate of a folder."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / CERTIFICATE_FILE, folder / KEY_FILE)
+
+    def shake(listener: socket.socket) -> None:
+        with suppress(OSError), listener.accept()[0] as plain, context.wrap_socket(plain, server_side=True):
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=shake, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+def test_a_registrar_out_of_its_time_puts_the_clock_in_doubt(served: Served, tmp_path: Path) -> None:
+    """As a machine sees it whose clock is ahead: the registrar's own certificate has expired."""
+    options = {"identity_id": "registrar", "hosts": ["localhost"], "lifetime_days": 1}
+    own = issue_identity(served.authority, role="registrar", now=NOW - 9 * DAY_S, **options)  # type: ignore[arg-type]
+    save_identity(tmp_path / "late", own)
+    with (
+        tls_server(tmp_path / "late") as port,
+        pytest.raises(TransportError, match="or this machine's clock is wrong: it says") as caught,
+    ):
+        enrol(
+            tmp_path / "one",
+            f"https://localhost:{port}",
+            token=served.token(),
+            ca=served.authority.certificate,
+            now=NOW,
+        )
+    assert "NTP" in caught.value.hint
 
 
 def test_a_revoked_device_is_told_so(served: Served, tmp_path: Path) -> None:
