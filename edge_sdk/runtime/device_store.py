@@ -7,22 +7,21 @@ rounds that ended stay, so that no round is joined twice. Foreign exceptions end
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 from edge_sdk.errors import StoreError
 from edge_sdk.privacy.accounting import Release
 from edge_sdk.privacy.noise import Mechanism
 from edge_sdk.protocol.policy import Spending
+from edge_sdk.sqlite_file import SqliteFile, Statement
 
 SCHEMA_VERSION = 1
 
-_Statement: TypeAlias = tuple[str, tuple[object, ...]]
+_DAMAGED = "the file is damaged: restore it from a backup; a new one forgets what this device already spent"
 
-_META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS journal (
     position INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL,
@@ -83,25 +82,15 @@ class DeviceStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600, exist_ok=True)
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise self._failed("open", error) from error
+        self._file = SqliteFile(path, "the device's store", if_damaged=_DAMAGED)
+        self._read, self._write = self._file.read, self._file.write
         try:
             self._prepare()
         except StoreError:
-            self._connection.close()
+            self._file.close()
             raise
 
     def _prepare(self) -> None:
-        try:
-            for pragma in ("journal_mode=WAL", "secure_delete=ON", "busy_timeout=5000"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            self._connection.execute(_META)
-        except sqlite3.Error as error:
-            raise self._failed("open", error) from error
         found = self.get("schema")
         if found is not None and found != str(SCHEMA_VERSION):
             raise StoreError(
@@ -120,14 +109,13 @@ class DeviceStore:
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        self._file.close()
 
     # ---- small facts
 
     def get(self, key: str) -> str | None:
         """A stored text, or None."""
-        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
-        return str(rows[0][0]) if rows else None
+        return self._file.fact(key)
 
     def number(self, key: str) -> int:
         """A stored number; 0 where there is none.
@@ -167,7 +155,7 @@ class DeviceStore:
             participation: for the ledger, in the same transaction.
             durable: it must outlive a power cut, and not only this process.
         """
-        statements: list[_Statement] = [
+        statements: list[Statement] = [
             (
                 "INSERT INTO journal VALUES (?, ?, ?, ?, ?)",
                 (entry.position, entry.at, entry.kind, entry.payload, entry.entropy),
@@ -192,8 +180,7 @@ class DeviceStore:
             ("INSERT OR IGNORE INTO ended VALUES (?, ?, ?, ?)", (rid, at, int(committed), detail)),
             ("DELETE FROM journal", ()),
         )
-        # What was deleted still stands in the log of writes.
-        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._file.forget_deleted()
 
     def has_ended(self, rid: bytes) -> bool:
         """Whether this device already left that round, or gave it what it gives once."""
@@ -214,40 +201,6 @@ class DeviceStore:
         )
         count = self._read("SELECT count(*) FROM ledger WHERE task = ?", task)[0][0]
         return Spending(count, tuple((_release(row[:-1]), row[-1]) for row in rows))
-
-    def _read(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        try:
-            return self._connection.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._failed("read", error) from error
-
-    def _write(self, *statements: _Statement, durable: bool = False) -> None:
-        """All statements in one transaction, or none of them."""
-        try:
-            # Without the sync a power cut may undo the last transactions, but never tear or reorder them.
-            self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                for sql, values in statements:
-                    self._connection.execute(sql, values)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise self._failed("write", error) from error
-
-    def _failed(self, what: str, error: Exception) -> StoreError:
-        damaged = "not a database" in str(error) or "malformed" in str(error)
-        return StoreError(
-            f"cannot {what} the device's store {self._path}: {error}",
-            hint=(
-                "the file is damaged: restore it from a backup; a new one forgets what this device already spent"
-                if damaged
-                else "check the disk's free space and the folder's permissions; the device resumes where it stopped"
-            ),
-        )
 
 
 def _release(values: tuple[Any, ...]) -> Release:

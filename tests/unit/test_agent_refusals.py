@@ -576,7 +576,7 @@ def test_a_stricter_policy_after_a_reboot_leaves_the_open_round(post: Post, poli
 @pytest.mark.parametrize("damage", ["kind = 'other'", "payload = x'00'", "payload = x'ffffffff00'"])
 def test_a_damaged_journal_costs_the_round_and_not_the_device(post: Post, damage: str) -> None:
     post.follow()
-    post.store._connection.execute(f"UPDATE journal SET {damage} WHERE position = 0")  # noqa: S608
+    post.store._file.connection.execute(f"UPDATE journal SET {damage} WHERE position = 0")  # noqa: S608
     again = post.reboot()
     assert stage_of(again) == "Waiting"
     assert again.store.journal() == []

@@ -118,8 +118,8 @@ def test_an_event_and_its_cost_are_kept_together_or_not_at_all(store: DeviceStor
 
 def test_a_full_disk_leaves_everything_as_it_was(path: Path, store: DeviceStore) -> None:
     store.append(entry(0))
-    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-    store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+    (pages,) = store._file.connection.execute("PRAGMA page_count").fetchone()
+    store._file.connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     for _ in range(3):
         with pytest.raises(StoreError, match="full") as caught:
             store.append(entry(1, bytes(1 << 20)), participation())
@@ -127,13 +127,13 @@ def test_a_full_disk_leaves_everything_as_it_was(path: Path, store: DeviceStore)
         assert str(path) in str(caught.value)
     assert store.journal() == [entry(0)]
     assert store.participations() == []
-    store._connection.execute("PRAGMA max_page_count = 1000000")
+    store._file.connection.execute("PRAGMA max_page_count = 1000000")
     store.append(entry(1, bytes(1 << 20)), participation())
     assert len(store.journal()) == 2
 
 
 def test_a_read_only_store_says_what_to_do(store: DeviceStore) -> None:
-    store._connection.execute("PRAGMA query_only = ON")
+    store._file.connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreError, match="readonly") as caught:
         store.append(entry())
     assert "permissions" in caught.value.hint
