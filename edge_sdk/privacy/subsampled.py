@@ -10,6 +10,8 @@ and sums over all integers, like integrals over the reals, do not change by that
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,21 @@ from edge_sdk.privacy.accounting import ORDERS, epsilon_of
 from edge_sdk.secagg.suite import Stream
 
 _WORDS = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Noisy sums over Poisson samples of a device's examples, as an accountant needs to know them.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise over the largest norm of one example's part of a sum.
+        rate: chance of each example to be in a step's sample.
+        steps: sums released.
+    """
+
+    noise_multiplier: float
+    rate: float
+    steps: int
 
 
 def poisson_sample(count: int, rate: float, stream: Stream) -> NDArray[np.int64]:
@@ -35,13 +52,11 @@ def poisson_sample(count: int, rate: float, stream: Stream) -> NDArray[np.int64]
     return np.flatnonzero(words < np.uint64(limit)) if limit < _WORDS else np.arange(count)
 
 
-def sampled_epsilon(noise_multiplier: float, rate: float, steps: int, delta: float) -> float:
-    """Return the least epsilon for which `steps` noisy sums together are (epsilon, delta)-DP for each example.
+def sampled_epsilon(samplings: Iterable[Sampling], delta: float) -> float:
+    """Return the least epsilon for which all these sums together are (epsilon, delta)-DP for each example; 0 for none.
 
     Args:
-        noise_multiplier: standard deviation of the noise over the largest norm of one example's part of a sum.
-        rate: chance of each example to be in a step's sample.
-        steps: sums released; 0 costs nothing.
+        samplings: of the same examples.
         delta: in (0, 1).
 
     Raises:
@@ -49,9 +64,12 @@ def sampled_epsilon(noise_multiplier: float, rate: float, steps: int, delta: flo
     """
     if not 0 < delta < 1:
         raise PrivacyError(f"a delta of {delta} is not between 0 and 1")
-    if steps < 0:
-        raise PrivacyError(f"{steps} steps cannot be counted")
-    return epsilon_of(steps * sampled_divergences(noise_multiplier, rate), delta) if steps else 0.0
+    total = np.zeros(len(ORDERS))
+    for one in samplings:
+        if one.steps < 0:
+            raise PrivacyError(f"{one.steps} steps cannot be counted")
+        total += one.steps * sampled_divergences(one.noise_multiplier, one.rate)
+    return epsilon_of(total, delta) if total.any() else 0.0
 
 
 def sampled_divergences(noise_multiplier: float, rate: float) -> NDArray[np.float64]:

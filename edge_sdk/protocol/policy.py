@@ -14,6 +14,7 @@ import numpy as np
 from edge_sdk.errors import ConfigError, PrivacyError
 from edge_sdk.privacy.accounting import ORDERS, Release, epsilon_of, honest_reports, renyi_divergences
 from edge_sdk.privacy.encode import EncodingParameters
+from edge_sdk.privacy.subsampled import Sampling, sampled_epsilon
 from edge_sdk.protocol.limits import COHORT_MAX
 from edge_sdk.protocol.messages import DeclineReason, Plan
 from edge_sdk.secagg import suite
@@ -33,6 +34,8 @@ class DevicePolicy:
         delta_at_most: the delta at which epsilon is computed.
         participations_at_most: how often it takes part in one task, whatever the plan allows.
         corrupt_share_at_least: the share of colluding devices that a plan must assume.
+        example_epsilon_at_most: the largest example-level epsilon that this device's own noise leaves to any of its
+            examples, over all it ever trained; infinity takes bundles that do not protect each example.
         local_noise: count on this device's own noise only, as if all others worked with the coordinator: local
             differential privacy.
         min_examples: the fewest examples worth training on.
@@ -47,6 +50,7 @@ class DevicePolicy:
     delta_at_most: float = 1e-5
     participations_at_most: int = 1_000
     corrupt_share_at_least: float = 0.05
+    example_epsilon_at_most: float = math.inf
     local_noise: bool = False
     min_examples: int = 1
 
@@ -56,6 +60,11 @@ class DevicePolicy:
             raise ConfigError(
                 f"a policy of epsilon {self.epsilon_at_most} at delta {self.delta_at_most} protects nothing",
                 hint="choose a positive epsilon (infinity allows noise off) and 0 < delta < 1",
+            )
+        if not self.example_epsilon_at_most > 0:
+            raise ConfigError(
+                f"an example-level epsilon of {self.example_epsilon_at_most} allows no training",
+                hint="choose a positive one (infinity takes bundles without example-level noise)",
             )
         if not 0 <= self.corrupt_share_at_least < 0.5:
             raise ConfigError(
@@ -187,6 +196,30 @@ def objection(plan: Plan, policy: DevicePolicy, spending: Spending) -> Objection
             f"this device allows {policy.epsilon_at_most:g}" + " by its own noise alone" * policy.local_noise,
         )
     return None
+
+
+def example_objection(sampling: Sampling | None, policy: DevicePolicy, spent: Iterable[Sampling]) -> Objection | None:
+    """Why this device will not train on its examples so, or None.
+
+    Args:
+        sampling: what the training would release of each example; None where nothing protects each.
+        policy: the device's floors.
+        spent: what was released of its examples before, whatever the task.
+    """
+    if math.isinf(policy.example_epsilon_at_most):
+        return None
+    if sampling is None:
+        return Objection(
+            DeclineReason.NOISE_TOO_SMALL, "the bundle adds no noise for each example; this device asks for some"
+        )
+    epsilon = sampled_epsilon([*spent, sampling], policy.delta_at_most)
+    if epsilon <= policy.example_epsilon_at_most:
+        return None
+    return Objection(
+        DeclineReason.EPSILON_TOO_LARGE,
+        f"with this training each example would have cost epsilon {epsilon:.2f} at delta {policy.delta_at_most:g}; "
+        f"this device allows {policy.example_epsilon_at_most:g}",
+    )
 
 
 def _malformed(plan: Plan) -> str:

@@ -27,6 +27,7 @@ from edge_sdk.errors import (
     TrainingError,
 )
 from edge_sdk.identity import Identity, verify_certificate
+from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol import chunks, codec, session, topics
 from edge_sdk.protocol.limits import (
     BLOB_MAX_BYTES,
@@ -59,7 +60,7 @@ from edge_sdk.protocol.messages import (
     Survivors,
     TaskState,
 )
-from edge_sdk.protocol.policy import DevicePolicy, composed_epsilon, release_of
+from edge_sdk.protocol.policy import DevicePolicy, Objection, composed_epsilon, example_objection, release_of
 from edge_sdk.runtime import journal
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore, JournalEntry, Participation
@@ -103,6 +104,19 @@ class TrainingJob:
     seed: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What training came to.
+
+    Attributes:
+        values: float32 little-endian in layout order.
+        sampling: what it releases of each example, where the bundle adds noise for each.
+    """
+
+    values: bytes = field(repr=False)
+    sampling: Sampling | None = None
+
+
 class Learner(Protocol):
     """Training and serving on this device, as the agent needs them."""
 
@@ -132,8 +146,16 @@ class Learner(Protocol):
         """
         ...
 
-    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
-        """The update, float32 little-endian in layout order. `should_stop` is asked before every step.
+    def sampling(self, bundle: Bundle, plan: Plan) -> Sampling | None:
+        """What training by this plan would release of each example now; None where nothing protects each.
+
+        Raises:
+            ArtifactError: as for `check`.
+        """
+        ...
+
+    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> Update:
+        """Train. `should_stop` is asked before every step.
 
         Raises:
             TrainingError: it failed, or was asked to stop.
@@ -336,11 +358,21 @@ class DeviceAgent:
         job, self._job = self._job, None
         return job
 
-    def trained(self, job: TrainingJob, update: bytes, now: float) -> tuple[Outgoing, ...]:
+    def trained(self, job: TrainingJob, update: Update, now: float) -> tuple[Outgoing, ...]:
         """A job ended well."""
         if session.round_id(self._state) == job.plan.rid:
-            self._apply(session.Trained(update), now)
+            # There may be more examples than when the plan came.
+            refusal = self._example_objection(update.sampling)
+            if refusal is not None:
+                self._apply(session.Failed(refusal.reason, refusal.detail), now)
+                return self.tick(now)
+            if update.sampling is not None:
+                self.store.count_examples(job.plan.rid, update.sampling)
+            self._apply(session.Trained(update.values), now)
         return self.tick(now)
+
+    def _example_objection(self, sampling: Sampling | None) -> Objection | None:
+        return example_objection(sampling, self.policy, self.store.samplings())
 
     def failed(self, job: TrainingJob, error: EdgeError, now: float) -> tuple[Outgoing, ...]:
         """A job ended badly."""
@@ -611,6 +643,11 @@ class DeviceAgent:
             try:
                 if self._complete(plan.bundle, plan.checkpoint, now):
                     self._check(plan)
+                    bundle = self._read(plan.bundle, plan.checkpoint)[0]
+                    refusal = self._example_objection(self.learner.sampling(bundle, plan))
+                    if refusal is not None:
+                        self._apply(session.Failed(refusal.reason, refusal.detail), now)
+                        return
                     self._install(plan.model_version, plan.bundle, plan.checkpoint)
                     self._apply(session.Ready(), now)
             except (ArtifactError, StoreError, TrainingError) as error:

@@ -35,6 +35,12 @@ def add_verb(subparsers: Subparsers) -> None:
         help="most this device spends on all tasks together, or 'any' to allow no noise (default: %(default)s)",
     )
     run.add_argument(
+        "--example-epsilon",
+        default="any",
+        help="most that this device's own noise leaves to any of its examples; 'any' takes bundles without such noise "
+        "(default: %(default)s)",
+    )
+    run.add_argument(
         "--local-noise", action="store_true", help="count on this device's own noise only, whatever other devices add"
     )
     run.add_argument(
@@ -90,7 +96,8 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     policy = DevicePolicy(
         min_reports=arguments.min_reports,
-        epsilon_at_most=_epsilon(arguments.epsilon),
+        epsilon_at_most=_epsilon(arguments.epsilon, "--epsilon"),
+        example_epsilon_at_most=_epsilon(arguments.example_epsilon, "--example-epsilon"),
         local_noise=arguments.local_noise,
     )
     eligibility = _eligibility(arguments.only_when)
@@ -200,10 +207,17 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _print_status(device_id: str, store: DeviceStore) -> None:
+    from edge_sdk.privacy.subsampled import sampled_epsilon
+    from edge_sdk.protocol.policy import DevicePolicy
+
     participations = store.participations()
     print(f"device {device_id}: model version {store.get('installed_version') or 'none'}")
     if not participations:
         print("  nothing left this device")
+    if samplings := store.samplings():
+        delta = DevicePolicy().delta_at_most
+        cost = sampled_epsilon(samplings, delta)
+        print(f"  by this device's own noise each example has cost epsilon {cost:.2f} at delta {delta:g}")
     for p in participations:
         epsilon = "no noise" if math.isinf(p.epsilon) else f"epsilon {p.epsilon:.2f} so far"
         print(
@@ -212,7 +226,7 @@ def _print_status(device_id: str, store: DeviceStore) -> None:
         )
 
 
-def _epsilon(text: str) -> float:
+def _epsilon(text: str, option: str) -> float:
     if text == "any":
         return math.inf
     try:
@@ -221,7 +235,7 @@ def _epsilon(text: str) -> float:
         value = math.nan
     # Infinity is asked for by its name only, so that nobody turns the noise off by mistake.
     if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"--epsilon {text} is no budget", hint="give a positive number, or 'any' to allow no noise")
+        raise ConfigError(f"{option} {text} is no budget", hint="give a positive number, or 'any' to allow no noise")
     return value
 
 

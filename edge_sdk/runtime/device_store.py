@@ -15,6 +15,7 @@ from typing import Any, Self
 from edge_sdk.errors import StoreError
 from edge_sdk.privacy.accounting import Release
 from edge_sdk.privacy.noise import Mechanism
+from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol.policy import Spending
 from edge_sdk.sqlite_file import SqliteFile, Statement
 
@@ -33,6 +34,8 @@ _TABLES = (
     epsilon REAL NOT NULL, delta REAL NOT NULL, sent_bytes INTEGER NOT NULL, sent_sha256 BLOB NOT NULL,
     mechanism INTEGER NOT NULL, norm_bound REAL NOT NULL, length INTEGER NOT NULL,
     device_variance INTEGER NOT NULL, honest INTEGER NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS example_ledger (
+    rid BLOB PRIMARY KEY, noise_multiplier REAL NOT NULL, rate REAL NOT NULL, steps INTEGER NOT NULL)""",
 )
 
 
@@ -201,6 +204,19 @@ class DeviceStore:
         )
         count = self._read("SELECT count(*) FROM ledger WHERE task = ?", task)[0][0]
         return Spending(count, tuple((_release(row[:-1]), row[-1]) for row in rows))
+
+    def count_examples(self, rid: bytes, sampling: Sampling) -> None:
+        """Keep what a round's training releases of each example, before anything of it can leave.
+
+        A training that ended and was lost with its process is replaced by the one that was made instead.
+        """
+        values = (rid, sampling.noise_multiplier, sampling.rate, sampling.steps)
+        self._write(("INSERT OR REPLACE INTO example_ledger VALUES (?, ?, ?, ?)", values), durable=True)
+
+    def samplings(self) -> tuple[Sampling, ...]:
+        """What was released of the device's examples by training with noise for each, whatever the task."""
+        rows = self._read("SELECT noise_multiplier, rate, sum(steps) FROM example_ledger GROUP BY 1, 2 ORDER BY 1, 2")
+        return tuple(Sampling(*row) for row in rows)
 
 
 def _release(values: tuple[Any, ...]) -> Release:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from edge_sdk.privacy.subsampled import sampled_epsilon
+from edge_sdk.privacy.subsampled import Sampling, sampled_epsilon
 from edge_sdk.training.manifest import ExamplePrivacy
 from edge_sdk.training.plan import TrainingPlan
 
@@ -36,4 +36,9 @@ def example_epsilon(privacy: ExamplePrivacy, examples: int, steps: int, delta: f
     Raises:
         PrivacyError: delta is not in (0, 1).
     """
-    return sampled_epsilon(privacy.noise_multiplier, sampling_rate(privacy, examples), steps, delta)
+    return sampled_epsilon([Sampling(privacy.noise_multiplier, sampling_rate(privacy, examples), steps)], delta)
+
+
+def sampling_of(privacy: ExamplePrivacy, plan: TrainingPlan, examples: int) -> Sampling:
+    """What training by a plan releases of each of so many examples."""
+    return Sampling(privacy.noise_multiplier, sampling_rate(privacy, examples), sampled_steps(privacy, plan, examples))

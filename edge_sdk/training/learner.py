@@ -18,9 +18,11 @@ from edge_sdk.analytics.analyst import Analyst
 from edge_sdk.analytics.query import is_query
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
-from edge_sdk.protocol.messages import BlobRef, Digest
-from edge_sdk.runtime.agent import Bundle, TrainingJob
+from edge_sdk.privacy.subsampled import Sampling
+from edge_sdk.protocol.messages import BlobRef, Digest, Plan
+from edge_sdk.runtime.agent import Bundle, TrainingJob, Update
 from edge_sdk.training.artifact import Artifact, parse_head
+from edge_sdk.training.example_privacy import sampling_of
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.graphs import installed_version, runtime_name
 from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART, Runtime
@@ -93,23 +95,26 @@ class LocalLearner:
             raise ArtifactError(f"a checkpoint of {len(checkpoint)} bytes does not fit {dimension} parameters")
         return dimension
 
-    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
-        """The update, float32 little-endian in layout order; or the answer to a query."""
+    def sampling(self, bundle: Bundle, plan: Plan) -> Sampling | None:
+        """What training by this plan would release of each example; None where the bundle does not protect each."""
+        if is_query(bundle.head) or not self.example_count:
+            return None
+        privacy = self._artifact(bundle).manifest.privacy
+        return None if privacy is None else sampling_of(privacy, _training(plan), self.example_count)
+
+    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> Update:
+        """The update; or the answer to a query."""
         if is_query(job.bundle.head):
-            return self._analyst.answer(job.bundle.head, job.bundle.read)
+            return Update(self._analyst.answer(job.bundle.head, job.bundle.read))
         if self._examples is None:
             raise TrainingError("this device holds no examples", hint="add some, or let it only serve")
-        plan = TrainingPlan(
-            epochs=job.plan.epochs,
-            batch_size=job.plan.batch_size,
-            learning_rate=job.plan.learning_rate,
-            max_steps=job.plan.max_steps,
-            proximal=job.plan.proximal,
-        )
-        trainer = OnnxTrainer(self._artifact(job.bundle), self._runtime)
+        plan, artifact, examples = _training(job.plan), self._artifact(job.bundle), self._examples.arrays()
         checkpoint = np.frombuffer(job.checkpoint, "<f4").astype(np.float32)
-        result = trainer.train(checkpoint, self._examples.arrays(), plan, seed=job.seed, should_stop=should_stop)
-        return result.update.astype("<f4").tobytes()
+        trainer = OnnxTrainer(artifact, self._runtime)
+        result = trainer.train(checkpoint, examples, plan, seed=job.seed, should_stop=should_stop)
+        privacy, count = artifact.manifest.privacy, len(next(iter(examples.values())))
+        sampling = None if privacy is None else sampling_of(privacy, plan, count)
+        return Update(result.update.astype("<f4").tobytes(), sampling)
 
     def install(self, version: int, bundle: Bundle, checkpoint: bytes) -> None:
         """Serve predictions from this model from now on; of a query's result nothing is served."""
@@ -131,3 +136,14 @@ class LocalLearner:
                 require_parity(artifact, self._runtime)
                 self._newest = artifact
             return self._newest
+
+
+def _training(plan: Plan) -> TrainingPlan:
+    """The part of a round's plan that says how to train."""
+    return TrainingPlan(
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        max_steps=plan.max_steps,
+        proximal=plan.proximal,
+    )

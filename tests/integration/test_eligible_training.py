@@ -12,7 +12,7 @@ import pytest
 from coordinator.service.broker import RunningBroker
 from coordinator.service.driver import serve
 from edge_sdk.runtime import driver
-from edge_sdk.runtime.agent import TrainingJob
+from edge_sdk.runtime.agent import TrainingJob, Update
 from edge_sdk.runtime.driver import mqtt, run_devices
 from tests.simulation import world
 from tests.simulation.world import KnownLearner, World
@@ -26,7 +26,7 @@ class Stepwise(KnownLearner):
     asked = 0
     at_step: Callable[[int], None] = staticmethod(lambda step: None)
 
-    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
+    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> Update:
         assert should_stop is not None
         for step in range(STEPS):
             type(self).at_step(step)

@@ -98,7 +98,7 @@ def test_a_rounds_plan_reaches_the_trainer(tmp_path: Path) -> None:
         bundle = Bundle(artifact.head, lambda part: contents[part.sha256])
         plan = planned(epochs=4, batch_size=4, max_steps=20, learning_rate=0.1, proximal=0.5, dimension=checkpoint.size)
         update = learner.train(TrainingJob(plan, bundle, checkpoint.tobytes(), b"s"))
-    assert np.array_equal(np.frombuffer(update, "<f4"), trained(artifact, 0.5) - checkpoint)
+    assert np.array_equal(np.frombuffer(update.values, "<f4"), trained(artifact, 0.5) - checkpoint)
 
 
 def test_without_a_correction_nothing_changes() -> None:

@@ -483,7 +483,7 @@ def test_the_learner_trains_a_private_bundle(tmp_path: Path) -> None:
         bundle = Bundle(artifact.head, lambda part: contents[part.sha256])
         assert learner.check(bundle, checkpoint.tobytes()) == artifact.layout.size
         job = TrainingJob(planned(epochs=2, batch_size=4, dimension=checkpoint.size), bundle, checkpoint.tobytes(), b"")
-        one, two = (np.frombuffer(learner.train(job), "<f4") for _ in range(2))
+        one, two = (np.frombuffer(learner.train(job).values, "<f4") for _ in range(2))
     assert np.isfinite(one).all()
     assert not np.array_equal(one, two)
 

@@ -16,6 +16,7 @@ from coordinator.service.tasks import newest_model
 from device_sim.virtual import Network
 from edge_sdk.protocol import session
 from edge_sdk.protocol.messages import AbandonReason, TaskState
+from edge_sdk.runtime.agent import Update
 from edge_sdk.secagg import client, modular
 from tests.simulation.world import Case, World, device_name, known_update, task_config
 
@@ -134,7 +135,7 @@ def test_updates_that_are_too_long_count_no_more_than_others(folder: Path) -> No
     """Clipping on the device holds for honest devices; the sum stays that of the clipped."""
     with World(folder, 6) as world:
         learner = world.learners[0]
-        learner.train = lambda job, should_stop=None: (100 * known_update(0)).astype("<f4").tobytes()  # type: ignore[method-assign]
+        learner.train = lambda job, should_stop=None: Update((100 * known_update(0)).astype("<f4").tobytes())  # type: ignore[method-assign]
         assert world.run()
         _, checkpoint = newest_model(world.database, world.blobs, "task")
     clipped = known_update(0) / np.linalg.norm(known_update(0))
@@ -144,7 +145,7 @@ def test_updates_that_are_too_long_count_no_more_than_others(folder: Path) -> No
 
 def test_a_device_that_cannot_train_leaves_and_is_counted(folder: Path) -> None:
     with World(folder, 8) as world:
-        world.learners[2].train = lambda job, should_stop=None: np.full(50, np.nan, "<f4").tobytes()  # type: ignore[method-assign]
+        world.learners[2].train = lambda job, should_stop=None: Update(np.full(50, np.nan, "<f4").tobytes())  # type: ignore[method-assign]
         assert world.run()
         (view,) = world.rounds
         assert (view.phase, view.reported) == ("committed", 7)

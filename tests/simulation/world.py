@@ -32,6 +32,7 @@ from coordinator.store.database import Database
 from device_sim.script import Fault
 from device_sim.virtual import Network, VirtualFleet
 from edge_sdk.identity import Identity, Role
+from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol import codec, topics
 from edge_sdk.protocol.checks import survivors_digest
 from edge_sdk.protocol.messages import (
@@ -41,6 +42,7 @@ from edge_sdk.protocol.messages import (
     Digest,
     Endorsement,
     MaskedInput,
+    Plan,
     Quorum,
     Survivors,
     TaskState,
@@ -48,7 +50,7 @@ from edge_sdk.protocol.messages import (
     members,
 )
 from edge_sdk.protocol.policy import DevicePolicy
-from edge_sdk.runtime.agent import Bundle, DeviceAgent, Learner, Pace, TrainingJob
+from edge_sdk.runtime.agent import Bundle, DeviceAgent, Learner, Pace, TrainingJob, Update
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.secagg import client, modular, suite
@@ -97,6 +99,7 @@ class KnownLearner:
     installed: list[int] = field(default_factory=list)
     runtime_version: str = "none"
     example_count: int = 10
+    sampled: Sampling | None = None
 
     def parts(self, head: bytes) -> tuple[BlobRef, ...]:
         return ()
@@ -104,8 +107,11 @@ class KnownLearner:
     def check(self, bundle: Bundle, checkpoint: bytes) -> int:
         return len(checkpoint) // 4
 
-    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> bytes:
-        return known_update(self.number, self.dimension).astype("<f4").tobytes()
+    def sampling(self, bundle: Bundle, plan: Plan) -> Sampling | None:
+        return self.sampled
+
+    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> Update:
+        return Update(known_update(self.number, self.dimension).astype("<f4").tobytes(), self.sampled)
 
     def install(self, version: int, bundle: Bundle, checkpoint: bytes) -> None:
         self.installed.append(version)

@@ -11,7 +11,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDp
 
 from edge_sdk.errors import PrivacyError
 from edge_sdk.privacy.accounting import ORDERS
-from edge_sdk.privacy.subsampled import poisson_sample, sampled_divergences, sampled_epsilon
+from edge_sdk.privacy.subsampled import Sampling, poisson_sample, sampled_divergences, sampled_epsilon
 from edge_sdk.secagg.suite import Stream, digest
 
 CASES = [(1.0, 0.01, 1000), (2.0, 0.05, 500), (0.8, 0.2, 30), (1.0, 1.0, 10), (5.0, 1e-4, 10**6)]
@@ -21,7 +21,7 @@ CASES = [(1.0, 0.01, 1000), (2.0, 0.05, 500), (0.8, 0.2, 30), (1.0, 1.0, 10), (5
 def test_epsilon_agrees_with_dp_accounting(noise_multiplier: float, rate: float, steps: int) -> None:
     event = SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(noise_multiplier)), steps)
     accountant = rdp.RdpAccountant(orders=list(ORDERS)).compose(event)
-    found = sampled_epsilon(noise_multiplier, rate, steps, 1e-5)
+    found = sampled_epsilon([Sampling(noise_multiplier, rate, steps)], 1e-5)
     assert found == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-8)
 
 
@@ -29,7 +29,7 @@ def test_epsilon_agrees_with_dp_accounting(noise_multiplier: float, rate: float,
 def test_epsilon_is_above_the_tight_one_and_not_by_much(noise_multiplier: float, rate: float, steps: int) -> None:
     event = SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(noise_multiplier)), steps)
     tight = pld.PLDAccountant(value_discretization_interval=1e-3).compose(event).get_epsilon(1e-5)
-    assert tight < sampled_epsilon(noise_multiplier, rate, steps, 1e-5) < 1.25 * tight
+    assert tight < sampled_epsilon([Sampling(noise_multiplier, rate, steps)], 1e-5) < 1.25 * tight
 
 
 @pytest.mark.parametrize(("noise_multiplier", "rate"), [(1.0, 0.01), (0.5, 0.3), (4.0, 1e-6)])
@@ -48,12 +48,12 @@ def test_divergences_are_those_of_the_exact_sum(noise_multiplier: float, rate: f
 
 
 def test_no_step_costs_nothing_and_more_of_anything_costs_more() -> None:
-    assert sampled_epsilon(1.0, 0.1, 0, 1e-5) == 0.0
-    base = sampled_epsilon(1.0, 0.1, 10, 1e-5)
-    assert base < sampled_epsilon(1.0, 0.1, 11, 1e-5)
-    assert base < sampled_epsilon(1.0, 0.11, 10, 1e-5)
-    assert base < sampled_epsilon(0.99, 0.1, 10, 1e-5)
-    assert base < sampled_epsilon(1.0, 0.1, 10, 1e-6)
+    assert sampled_epsilon([Sampling(1.0, 0.1, 0)], 1e-5) == 0.0
+    base = sampled_epsilon([Sampling(1.0, 0.1, 10)], 1e-5)
+    assert base < sampled_epsilon([Sampling(1.0, 0.1, 11)], 1e-5)
+    assert base < sampled_epsilon([Sampling(1.0, 0.11, 10)], 1e-5)
+    assert base < sampled_epsilon([Sampling(0.99, 0.1, 10)], 1e-5)
+    assert base < sampled_epsilon([Sampling(1.0, 0.1, 10)], 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_no_step_costs_nothing_and_more_of_anything_costs_more() -> None:
 )
 def test_nonsense_has_no_epsilon(noise_multiplier: float, rate: float, steps: int, delta: float) -> None:
     with pytest.raises(PrivacyError):
-        sampled_epsilon(noise_multiplier, rate, steps, delta)
+        sampled_epsilon([Sampling(noise_multiplier, rate, steps)], delta)
 
 
 def test_samples_are_of_every_size_with_the_right_chance() -> None:
