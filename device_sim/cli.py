@@ -26,7 +26,9 @@ def add_demo_verb(subparsers: Subparsers) -> None:
     parser.add_argument("--epsilon", help="device-level budget over all rounds, or 'off' for no noise (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of data, split, fleet and faults (default: %(default)s)")
     parser.add_argument(
-        "--broker", default="embedded", help="mqtt(s)://host[:port], or 'embedded' (default: %(default)s)"
+        "--broker",
+        default="embedded",
+        help="mqtt(s)://[user@]host[:port], password in EDGE_BROKER_PASSWORD, or 'embedded' (default: %(default)s)",
     )
     parser.add_argument("--no-kills", action="store_true", help="kill no process on the way")
     parser.add_argument("--work", type=Path, default=Path("work/demo"), help="work folder (default: %(default)s)")

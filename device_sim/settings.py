@@ -9,7 +9,7 @@ from pathlib import Path
 
 from device_sim import job
 from edge_sdk.errors import ConfigError
-from edge_sdk.runtime.broker_url import parse_broker_url
+from edge_sdk.runtime.broker_url import PASSWORD_VARIABLE, parse_broker_url
 
 MARKER = "demo.json"
 """Stands in every demo's work folder."""
@@ -52,8 +52,12 @@ class DemoSettings:
         # Checked here, before the results of an earlier demo make room for this one.
         if not (0.1 <= self.epsilon <= 50 or self.epsilon == math.inf):
             raise ConfigError(f"--epsilon {self.epsilon:g} is out of range", hint="choose 0.1 to 50, or 'off'")
-        if self.broker != "embedded":
-            parse_broker_url(self.broker)
+        # The URL goes into files and onto the command lines of other processes.
+        if self.broker != "embedded" and parse_broker_url(self.broker, {}).password is not None:
+            raise ConfigError(
+                "the broker URL of a demo cannot hold a password",
+                hint=f"write mqtts://user@host, and the password into the environment as {PASSWORD_VARIABLE}",
+            )
 
 
 def load_settings(work: Path) -> tuple[DemoSettings, bool] | None:

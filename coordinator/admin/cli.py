@@ -37,7 +37,7 @@ def add_coordinator_verb(subparsers: Subparsers) -> None:
         "--broker",
         default="embedded",
         metavar="URL",
-        help=f"mqtt(s)://host[:port], or 'embedded' to start one on this machine {_DEFAULT}",
+        help=f"mqtt(s)://[user@]host[:port], password in EDGE_BROKER_PASSWORD; or 'embedded' to start one {_DEFAULT}",
     )
     serve.add_argument("--port", type=int, default=1883, metavar="N", help=f"of the embedded broker {_DEFAULT}")
     serve.add_argument(

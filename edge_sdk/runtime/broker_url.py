@@ -1,10 +1,13 @@
 """Where the broker is, as a person writes it: `mqtt://host[:port]` or `mqtts://user:password@host`.
 
-Only reads text; opens nothing.
+A command line is there for all users of a machine to read: a user name without a password takes it from the
+environment. Only reads text; opens nothing.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -13,6 +16,7 @@ from edge_sdk.errors import ConfigError
 
 PORT_PLAIN: Final = 1883
 PORT_TLS: Final = 8883
+PASSWORD_VARIABLE: Final = "EDGE_BROKER_PASSWORD"  # noqa: S105  # its name
 
 _FORM: Final = "write it as mqtt://host:1883 or, with TLS, mqtts://host:8883"
 
@@ -35,8 +39,12 @@ class BrokerUrl:
         return f"{scheme}://{user}{host}:{self.port}"
 
 
-def parse_broker_url(text: str) -> BrokerUrl:
+def parse_broker_url(text: str, environment: Mapping[str, str] = os.environ) -> BrokerUrl:
     """Read a broker's URL.
+
+    Args:
+        text: the URL.
+        environment: its EDGE_BROKER_PASSWORD is the password, where the URL has a user name and none.
 
     Raises:
         ConfigError: it is not one; the message never repeats the password.
@@ -59,6 +67,8 @@ def parse_broker_url(text: str) -> BrokerUrl:
     if not parts.hostname:
         raise ConfigError(f"the broker URL {_shown(text)} names no host", hint=_FORM)
     username, password = _credentials(parts, text)
+    if username is not None and password is None:
+        password = environment.get(PASSWORD_VARIABLE)
     return BrokerUrl(parts.hostname, _port(parts, text, tls), tls, username, password)
 
 

@@ -21,7 +21,9 @@ def add_verb(subparsers: Subparsers) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     run = actions.add_parser("run", help="take part in a population's training and serve its newest model")
     run.add_argument("--home", type=Path, required=True, metavar="DIR", help="the device's folder")
-    run.add_argument("--broker", required=True, metavar="URL", help="mqtt(s)://host[:port]")
+    run.add_argument(
+        "--broker", required=True, metavar="URL", help="mqtt(s)://[user@]host[:port], password in EDGE_BROKER_PASSWORD"
+    )
     run.add_argument("--population", required=True, metavar="NAME", help="whose tasks to take part in")
     run.add_argument(
         "--examples", type=Path, metavar="FILE", help=".npz with x and y, to fill an empty example store with"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from device_sim.settings import DemoSettings
 from edge_sdk.errors import ConfigError
 from edge_sdk.runtime.broker_url import BrokerUrl, parse_broker_url
 
@@ -86,3 +87,21 @@ def test_no_message_repeats_a_password(text: str) -> None:
 
 def test_a_password_is_not_in_the_repr() -> None:
     assert "secret" not in repr(parse_broker_url("mqtt://ann:secret@host"))
+
+
+def test_a_password_may_come_from_the_environment() -> None:
+    environment = {"EDGE_BROKER_PASSWORD": "secret"}
+    for text, expected in (
+        ("mqtt://ann@host", "secret"),
+        ("mqtt://ann:other@host", "other"),
+        ("mqtt://host", None),
+    ):
+        assert parse_broker_url(text, environment).password == expected
+    assert parse_broker_url("mqtt://ann@host", {}).password is None
+
+
+def test_a_demo_writes_no_password_down() -> None:
+    with pytest.raises(ConfigError, match="cannot hold a password") as caught:
+        DemoSettings(broker="mqtt://ann:secret@host")
+    assert "secret" not in str(caught.value)
+    assert "EDGE_BROKER_PASSWORD" in (caught.value.hint or "")
