@@ -78,6 +78,9 @@ async def host(settings: HostSettings) -> None:
         EdgeClient(Path(home), population=settings.population, policy=policy, pace=Pace(settings.resend_s))
         for home in settings.homes
     ]
+    for client in clients:
+        if not client.consent.granted:
+            client.consent.grant(purpose="a simulation", text_version="1")
     by_id = {client.agent.device_id: client for client in clients}
     url = parse_broker_url(settings.broker)
     transports = mqtt(url, lambda agent: by_id[agent.device_id].tls_files if url.tls else None)

@@ -105,7 +105,7 @@ def _write_sent(folders: FleetFolders, settings: DemoSettings) -> list[str]:
         writer.writerow(["device", "round", "masked_bytes", "sha256", "epsilon_so_far"])
         for device_id in device_ids(settings.devices):
             with EdgeClient(folders.device(device_id), population=job.TASK) as client:
-                lines = client.participations()
+                lines = client.privacy.receipts()
             for p in lines:
                 epsilon = "inf" if math.isinf(p.epsilon) else f"{p.epsilon:.3f}"
                 writer.writerow([device_id, p.round_number, p.sent_bytes, p.sent_sha256.hex(), epsilon])

@@ -3,6 +3,7 @@
     schema = {"x": f32(1, 8, 8), "y": i64()}
     client = EdgeClient(Path("~/.myapp/edge").expanduser(), population="digits", schema=schema)
     client.examples.add(x=image, y=label)
+    client.consent.grant(purpose="reading digits", text_version="1")
     client.predict(images)
     asyncio.run(client.run("mqtt://broker:1883"))
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,16 +25,20 @@ from numpy.typing import NDArray
 from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_public_key
 from edge_sdk.errors import StoreError
+from edge_sdk.events import Event, OnEvent
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.broker_url import parse_broker_url
-from edge_sdk.runtime.device_store import DeviceStore, Participation
+from edge_sdk.runtime.consent import Consent
+from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.eligibility import Eligibility, SystemConditions
 from edge_sdk.runtime.enrolment import Renewal, registrar_url, usable_identity
+from edge_sdk.runtime.event_stream import EventStream
 from edge_sdk.runtime.home_lock import only_process_in
+from edge_sdk.runtime.privacy_account import PrivacyAccount
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.fields import Schema
 from edge_sdk.training.learner import LocalLearner
@@ -60,6 +66,11 @@ class EdgeClient:
             its format.
         pace: how patient it is.
         clock: tells the time.
+        on_event: is told what happens; see `edge_sdk.events`.
+
+    Attributes:
+        consent: the owner's; nothing is trained until it is granted.
+        privacy: what left the device, and what it cost.
 
     Raises:
         IdentityError: key, certificate or signer are missing, wrong or expired.
@@ -79,15 +90,20 @@ class EdgeClient:
         runtime: Runtime = "onnx",
         pace: Pace | None = None,
         clock: Clock | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         self.home = home
         self._clock = clock or SystemClock()
+        self._events = EventStream(on_event)
         self._eligibility = eligibility
         self.identity = usable_identity(home / IDENTITY_FOLDER, now=self._clock.now())
         signer = load_public_key(home / SIGNER_FILE)
         path = home / EXAMPLES_FILE
         self._examples = ExampleStore(path, schema) if schema is not None or path.exists() else None
         self.store = DeviceStore(home / DEVICE_FILE)
+        self.consent = Consent(self.store, self._clock)
+        policy = policy or DevicePolicy()
+        self.privacy = PrivacyAccount(self.store, policy)
         models = InstalledModels(home / "models", signer=signer)
         self.learner = LocalLearner(signer, self._examples, models, analytics=analytics, runtime=runtime)
         self.agent = DeviceAgent(
@@ -96,9 +112,11 @@ class EdgeClient:
             self.store,
             BlobCache(home / "blobs"),
             self.learner,
-            policy=policy or DevicePolicy(),
+            policy=policy,
             random_bytes=os.urandom,
             pace=pace,
+            consent=self.consent,
+            on_event=self._events.emit,
         )
 
     def __enter__(self) -> Self:
@@ -109,6 +127,7 @@ class EdgeClient:
 
     def close(self) -> None:
         """Close the device's files."""
+        self._events.close()
         self.store.close()
         if self._examples is not None:
             self._examples.close()
@@ -132,9 +151,9 @@ class EdgeClient:
         """
         return self.learner.predict(inputs, **named)
 
-    def participations(self) -> list[Participation]:
-        """What left this device, when, for which task, and what it cost."""
-        return self.store.participations()
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on, until the client is closed; see `edge_sdk.events`."""
+        return self._events.read()
 
     def objections(self) -> tuple[str, ...]:
         """What is against training on this machine now, in words; empty where nothing is."""

@@ -33,6 +33,7 @@ class DevicePolicy:
             infinity allows noise off.
         delta_at_most: the delta at which epsilon is computed.
         participations_at_most: how often it takes part in one task, whatever the plan allows.
+        all_participations_at_most: how often it takes part in its life, in all tasks together.
         corrupt_share_at_least: the share of colluding devices that a plan must assume.
         example_epsilon_at_most: the largest example-level epsilon that this device's own noise leaves to any of its
             examples, over all it ever trained; infinity takes bundles that do not protect each example.
@@ -49,6 +50,7 @@ class DevicePolicy:
     epsilon_at_most: float = 10.0
     delta_at_most: float = 1e-5
     participations_at_most: int = 1_000
+    all_participations_at_most: int = 10_000
     corrupt_share_at_least: float = 0.05
     example_epsilon_at_most: float = math.inf
     local_noise: bool = False
@@ -71,7 +73,7 @@ class DevicePolicy:
                 f"a policy cannot ask for {self.corrupt_share_at_least} colluding devices",
                 hint="choose a share from 0 to below 0.5",
             )
-        for name in ("min_reports", "participations_at_most", "min_examples"):
+        for name in ("min_reports", "participations_at_most", "all_participations_at_most", "min_examples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"a policy's {name} is {getattr(self, name)}", hint="choose 1 or more")
 
@@ -91,6 +93,11 @@ class Spending:
 
     participations: int = 0
     releases: tuple[tuple[Release, int], ...] = ()
+
+    @property
+    def all_participations(self) -> int:
+        """How often it took part in any task."""
+        return sum(count for _, count in self.releases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +188,19 @@ def objection(plan: Plan, policy: DevicePolicy, spending: Spending) -> Objection
     cap = min(plan.participation_cap, policy.participations_at_most)
     if spending.participations >= cap:
         return Objection(DeclineReason.PARTICIPATION_CAP, f"took part {spending.participations} times of at most {cap}")
+    left = policy.all_participations_at_most - spending.all_participations
+    if left < 1:
+        return Objection(
+            DeclineReason.PARTICIPATION_CAP,
+            f"took part {spending.all_participations} times in all tasks of at most "
+            f"{policy.all_participations_at_most}",
+        )
     if math.isinf(policy.epsilon_at_most):
         return None
     release = release_of(plan)
     if release.variance == 0:
         return Objection(DeclineReason.NOISE_TOO_SMALL, "the plan adds no noise; this device asks for some")
-    planned = (release, cap - spending.participations)
+    planned = (release, min(cap - spending.participations, left))
     counted = [(policy.counted(one), count) for one, count in (*spending.releases, planned)]
     epsilon = composed_epsilon(counted, policy.delta_at_most)
     if epsilon > policy.epsilon_at_most:

@@ -26,6 +26,7 @@ from edge_sdk.errors import (
     StoreError,
     TrainingError,
 )
+from edge_sdk.events import Deferred, Event, Installed, Refused, Trained, Uploaded
 from edge_sdk.identity import Identity, verify_certificate
 from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol import chunks, codec, session, topics
@@ -63,6 +64,7 @@ from edge_sdk.protocol.messages import (
 from edge_sdk.protocol.policy import DevicePolicy, Objection, composed_epsilon, example_objection, release_of
 from edge_sdk.runtime import journal
 from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore, JournalEntry, Participation
 from edge_sdk.secagg import suite
 from edge_sdk.signing import verify_raw
@@ -72,6 +74,7 @@ log = logging.getLogger("edge.device")
 WORKER = 0
 RETRY_MAX_S = 86_400.0
 """A rejected device comes again after a day at the latest, whatever it was told."""
+NO_CONSENT = "no consent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,8 @@ class DeviceAgent:
         policy: the device's own floors.
         random_bytes: secret randomness from the operating system.
         pace: see there.
+        consent: the owner's; None where there is no owner to ask, as in a simulation.
+        on_event: is told what happens, once it is durable; must return at once.
     """
 
     def __init__(
@@ -206,6 +211,8 @@ class DeviceAgent:
         policy: DevicePolicy,
         random_bytes: Callable[[int], bytes],
         pace: Pace | None = None,
+        consent: Consent | None = None,
+        on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.device_id = DeviceId(identity.id)
         self.population = population
@@ -216,6 +223,8 @@ class DeviceAgent:
         self.learner = learner
         self._random_bytes = random_bytes
         self._pace = pace or Pace()
+        self._consent = consent
+        self._on_event = on_event
         self._environment = session.Environment(
             device_id=identity.id,
             certificate=identity.certificate_der,
@@ -231,6 +240,7 @@ class DeviceAgent:
         self._left = False  # the announced round, by declining or otherwise
         self._not_before = 0.0
         self.objections: tuple[str, ...] = ()
+        self._deferred = ""
         self._resend_at: float | None = None
         self._downloads: dict[bytes, _Download] = {}
         self._job: TrainingJob | None = None
@@ -315,6 +325,9 @@ class DeviceAgent:
         base = session.base_of(self._state)
         if base is not None and now >= base.expires_at:
             self._apply(session.Tick(), now)
+        elif base is not None and not self._consented:
+            detail = "the device's owner no longer agrees"
+            self._apply(session.Failed(DeclineReason.TASK_NOT_ALLOWED, detail), now)
         self._consider(now)
         self._request(now)
         if self._awaiting_answer and self._resend_at is not None and now >= self._resend_at:
@@ -327,6 +340,7 @@ class DeviceAgent:
         if objections != self.objections:
             log.info("%s %s", self.device_id, f"waits: {', '.join(objections)}" if objections else "may train again")
             self.objections = objections
+            self._defer(", ".join(objections), now)
         return self.tick(now)
 
     @property
@@ -368,6 +382,7 @@ class DeviceAgent:
                 return self.tick(now)
             if update.sampling is not None:
                 self.store.count_examples(job.plan.rid, update.sampling)
+            self._on_event(Trained(self.population, now, job.plan.round_number, self.learner.example_count))
             self._apply(session.Trained(update.values), now)
         return self.tick(now)
 
@@ -386,7 +401,7 @@ class DeviceAgent:
         times: list[float | None] = [d.assembly.next_deadline for d in self._downloads.values()]
         times.append(base.expires_at if base else None)
         times.append(self._resend_at if self._awaiting_answer else None)
-        if self._may_check_in:
+        if self._is_asked and not self._hindrance:
             times.append(self._not_before)
         return min((t for t in times if t is not None), default=None)
 
@@ -461,13 +476,19 @@ class DeviceAgent:
         found = self._announcement
         if found is None or (found.rid, found.task) != (plan.rid, plan.task):
             raise RemoteProtocolError("a plan of a round that is not announced")
+        if not self._consented:
+            self._decline(plan, DeclineReason.TASK_NOT_ALLOWED, "the device's owner does not agree", now)
+            return
         if self.learner.example_count < self.policy.min_examples:
-            detail = "too few examples on this device"
-            self._leave(plan, now, committed=False, detail=detail)
-            self._send(Decline(plan.rid, DeclineReason.NOT_ENOUGH_EXAMPLES, detail))
+            self._decline(plan, DeclineReason.NOT_ENOUGH_EXAMPLES, "too few examples on this device", now)
             return
         digest = Digest(suite.digest(body))
         self._apply(session.PlanReceived(plan, digest, self.store.spending(plan.task)), now, body)
+
+    def _decline(self, plan: Plan, reason: DeclineReason, detail: str, now: float) -> None:
+        """Refuse a plan that the session is not even asked about."""
+        self._leave(plan, now, committed=False, declined=reason, detail=detail)
+        self._send(Decline(plan.rid, reason, detail))
 
     def _rejected(self, message: Rejection, now: float) -> None:
         if self._announcement is None or message.task != self._announcement.task:
@@ -478,7 +499,9 @@ class DeviceAgent:
             min(max(0.0, seconds), RETRY_MAX_S) for seconds in (message.retry_after_s, message.retry_spread_s)
         )
         self._not_before = now + after_s + share * spread_s
-        log.info("%s was rejected: %s", self.device_id, message.reason.name.lower())
+        reason = message.reason.name.lower()
+        log.info("%s was rejected: %s", self.device_id, reason)
+        self._defer(reason, now)
 
     # ---- the session
 
@@ -497,23 +520,26 @@ class DeviceAgent:
             self._carry_out(effects, now)
             return
         if isinstance(after, session.Ended):
-            self._leave(after.plan, now, committed=after.committed, detail=after.detail)
+            self._leave(after.plan, now, committed=after.committed, declined=after.declined, detail=after.detail)
         else:
             kind, payload = journal.from_event(event, body)
             # What was said must never be unsaid, not even by a power cut: a device that forgot could say another thing.
             durable = any(isinstance(effect, session.Send) for effect in effects)
-            self.store.append(
-                JournalEntry(self._position, now, kind, payload, entropy),
-                self._participation(after, effects, now),
-                durable=durable,
-            )
+            spent = self._participation(after, effects, now)
+            self.store.append(JournalEntry(self._position, now, kind, payload, entropy), spent, durable=durable)
+            if spent is not None:
+                self._on_event(
+                    Uploaded(self.population, now, spent.round_number, spent.sent_bytes, spent.epsilon, spent.delta)
+                )
             self._state = after
             self._position += 1
         self._carry_out(effects, now)
 
-    def _leave(self, plan: Plan, now: float, *, committed: bool, detail: str) -> None:
+    def _leave(self, plan: Plan, now: float, *, committed: bool, declined: DeclineReason | None, detail: str) -> None:
         self.store.end_round(plan.rid, now, committed=committed, detail=detail)
         log.info("%s left round %d: %s", self.device_id, plan.round_number, detail)
+        if declined is not None:
+            self._on_event(Refused(self.population, now, plan.round_number, declined.name.lower(), detail))
         self._state, self._position = session.Waiting(), 0
         for download in self._downloads.values():
             download.parts.close()
@@ -529,6 +555,7 @@ class DeviceAgent:
         if spend is None or vector is None:
             return None
         plan = spend.plan
+        consent = self._consent.newest if self._consent is not None else None
         release = release_of(plan)
         releases = (*(p.release for p in self.store.participations(plan.task)), release)
         spent = composed_epsilon(((self.policy.counted(one), 1) for one in releases), plan.delta)
@@ -542,6 +569,7 @@ class DeviceAgent:
             sent_bytes=len(vector[1]),
             sent_sha256=vector[0],
             release=release,
+            purpose=consent.purpose if consent is not None else "",
         )
 
     def _carry_out(self, effects: tuple[session.Effect, ...], now: float) -> None:
@@ -648,14 +676,14 @@ class DeviceAgent:
                     if refusal is not None:
                         self._apply(session.Failed(refusal.reason, refusal.detail), now)
                         return
-                    self._install(plan.model_version, plan.bundle, plan.checkpoint)
+                    self._install(plan.model_version, plan.bundle, plan.checkpoint, now)
                     self._apply(session.Ready(), now)
             except (ArtifactError, StoreError, TrainingError) as error:
                 self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
         elif found is not None and found.state is TaskState.COMPLETE:
             try:
                 if self._complete(found.bundle, found.checkpoint, now):
-                    self._install(found.model_version, found.bundle, found.checkpoint)
+                    self._install(found.model_version, found.bundle, found.checkpoint, now)
             except (ArtifactError, StoreError, TrainingError) as error:
                 log.warning("%s keeps its model: %s", self.device_id, error)
 
@@ -685,13 +713,14 @@ class DeviceAgent:
         if dimension != plan.dimension:
             raise ArtifactError(f"the bundle trains {dimension} parameters; the plan says {plan.dimension}")
 
-    def _install(self, version: int, bundle: BlobRef, checkpoint: BlobRef) -> None:
+    def _install(self, version: int, bundle: BlobRef, checkpoint: BlobRef, now: float) -> None:
         if version <= self.installed_version and self.store.get("installed_sha256") == checkpoint.sha256.hex():
             return
         self.learner.install(version, *self._read(bundle, checkpoint))
         self.installed_version = version
         self.store.put("installed_version", str(version))
         self.store.put("installed_sha256", checkpoint.sha256.hex())
+        self._on_event(Installed(self.population, now, version))
 
     def _serve(self, pull: Pull) -> None:
         held = session.masked_vector(self._state)
@@ -705,7 +734,18 @@ class DeviceAgent:
     # ---- checking in and repeating
 
     @property
-    def _may_check_in(self) -> bool:
+    def _consented(self) -> bool:
+        return self._consent is None or self._consent.granted
+
+    def _defer(self, reason: str, now: float) -> None:
+        """Say why it does not take part now, once for each reason in a row."""
+        if reason and reason != self._deferred:
+            self._on_event(Deferred(self.population, now, reason))
+        self._deferred = reason
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether there is a round to offer itself to."""
         found = self._announcement
         return (
             isinstance(self._state, session.Waiting)
@@ -716,11 +756,21 @@ class DeviceAgent:
             and not self._left
             and not self.objections
             and (not self.policy.tasks or found.task in self.policy.tasks)
-            and self.learner.example_count >= self.policy.min_examples
         )
 
+    @property
+    def _hindrance(self) -> str:
+        """What the device lacks for any round; empty where nothing."""
+        if not self._consented:
+            return NO_CONSENT
+        return "" if self.learner.example_count >= self.policy.min_examples else "too few examples"
+
     def _consider(self, now: float) -> None:
-        if self._may_check_in and now >= self._not_before:
+        if not self._is_asked or now < self._not_before:
+            return
+        hindrance = self._hindrance
+        self._defer(hindrance, now)
+        if not hindrance:
             self._checked_in = True
             self._check_in()
             self._schedule_resend(now)

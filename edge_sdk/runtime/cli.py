@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,13 @@ from edge_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_sdk.cli import Subparsers
+    from edge_sdk.runtime.consent import ConsentChange
     from edge_sdk.runtime.device_store import DeviceStore
     from edge_sdk.runtime.eligibility import Eligibility
+
+
+CONSENT_TEXT = "edge device run --consent"
+"""Stands for the version of the text that the owner was shown."""
 
 
 def add_verb(subparsers: Subparsers) -> None:
@@ -53,6 +59,12 @@ def add_verb(subparsers: Subparsers) -> None:
         default="",
         metavar="WHAT",
         help="train only when: any of charging, unmetered, idle, with commas between (default: always)",
+    )
+    run.add_argument(
+        "--consent",
+        default="",
+        metavar="PURPOSE",
+        help="the owner agrees to training for this purpose; kept until it is revoked, and then without effect",
     )
     run.add_argument("--until-done", action="store_true", help="end once the finished task's model is installed")
     run.add_argument("--verbose", action="store_true", help="log details")
@@ -117,11 +129,16 @@ def _run(arguments: argparse.Namespace) -> int:
             analytics=arguments.analytics,
         ) as client:
             agent = client.agent
+            # A service has it in its command line for ever: that must not undo a revocation.
+            if arguments.consent and client.consent.newest is None:
+                client.consent.grant(purpose=arguments.consent, text_version=CONSENT_TEXT)
             print(
                 f"device {agent.device_id}: {client.learner.example_count} examples, model version "
                 f"{agent.installed_version or 'none'}; Ctrl-C stops it, starting it again resumes",
                 flush=True,
             )
+            if not client.consent.granted:
+                print(f"  it only serves: {consent_line(client.consent.newest)}; see --consent", flush=True)
 
             def done() -> bool:
                 found = agent.announcement
@@ -209,11 +226,15 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _print_status(device_id: str, store: DeviceStore) -> None:
+    from edge_sdk.clock import SystemClock
     from edge_sdk.privacy.subsampled import sampled_epsilon
     from edge_sdk.protocol.policy import DevicePolicy
+    from edge_sdk.runtime.consent import Consent
 
+    consent = Consent(store, SystemClock()).newest
     participations = store.participations()
     print(f"device {device_id}: model version {store.get('installed_version') or 'none'}")
+    print(f"  {consent_line(consent)}")
     if not participations:
         print("  nothing left this device")
     if samplings := store.samplings():
@@ -226,6 +247,15 @@ def _print_status(device_id: str, store: DeviceStore) -> None:
             f"  {p.task} round {p.round_number}: sent {p.sent_bytes:,} masked bytes, "
             f"sha256 {p.sent_sha256.hex()[:16]}..., {epsilon}"
         )
+
+
+def consent_line(newest: ConsentChange | None) -> str:
+    """Whether the owner agrees to training, in words."""
+    if newest is None:
+        return "training is off: nobody consented yet"
+    when = datetime.fromtimestamp(newest.at, UTC).isoformat(sep=" ", timespec="seconds")
+    what = f"{newest.purpose} (text {newest.text_version})"
+    return f"consent to: {what}, since {when}" if newest.granted else f"training is off: consent revoked at {when}"
 
 
 def _epsilon(text: str, option: str) -> float:

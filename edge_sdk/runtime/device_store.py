@@ -19,7 +19,7 @@ from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol.policy import Spending
 from edge_sdk.sqlite_file import SqliteFile, Statement
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _DAMAGED = "the file is damaged: restore it from a backup; a new one forgets what this device already spent"
 
@@ -33,10 +33,12 @@ _TABLES = (
     rid BLOB PRIMARY KEY, task TEXT NOT NULL, round_number INTEGER NOT NULL, at REAL NOT NULL,
     epsilon REAL NOT NULL, delta REAL NOT NULL, sent_bytes INTEGER NOT NULL, sent_sha256 BLOB NOT NULL,
     mechanism INTEGER NOT NULL, norm_bound REAL NOT NULL, length INTEGER NOT NULL,
-    device_variance INTEGER NOT NULL, honest INTEGER NOT NULL)""",
+    device_variance INTEGER NOT NULL, honest INTEGER NOT NULL, purpose TEXT NOT NULL DEFAULT '')""",
     """CREATE TABLE IF NOT EXISTS example_ledger (
     rid BLOB PRIMARY KEY, noise_multiplier REAL NOT NULL, rate REAL NOT NULL, steps INTEGER NOT NULL)""",
 )
+_UPGRADES = {"1": "ALTER TABLE ledger ADD COLUMN purpose TEXT NOT NULL DEFAULT ''"}
+"""What makes a file of a version one of the next, beside the tables that it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Participation:
         epsilon, delta: spent on the task up to and with this participation, by the device's own accounting.
         sent_bytes, sent_sha256: the masked vector, which says nothing of the update.
         release: the noised sum that the update may have gone into.
+        purpose: what the owner had agreed to then; empty where nobody was asked.
     """
 
     rid: bytes
@@ -71,6 +74,7 @@ class Participation:
     sent_bytes: int
     sent_sha256: bytes
     release: Release
+    purpose: str = ""
 
 
 class DeviceStore:
@@ -95,6 +99,11 @@ class DeviceStore:
 
     def _prepare(self) -> None:
         found = self.get("schema")
+        while found in _UPGRADES:
+            newer = str(int(found) + 1)
+            steps = (*_TABLES, _UPGRADES[found])
+            self._write(*((step, ()) for step in steps), ("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (newer,)))
+            found = newer
         if found is not None and found != str(SCHEMA_VERSION):
             raise StoreError(
                 f"{self._path} has schema {found}; this version of edge-sdk reads {SCHEMA_VERSION}",
@@ -144,9 +153,9 @@ class DeviceStore:
         except ValueError as error:
             raise _unreadable(key, text) from error
 
-    def put(self, key: str, value: str) -> None:
-        """Store a text."""
-        self._write(("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)))
+    def put(self, key: str, value: str, *, durable: bool = False) -> None:
+        """Store a text; `durable` if it must outlive a power cut, and not only this process."""
+        self._write(("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)), durable=durable)
 
     # ---- the open round
 
@@ -168,7 +177,10 @@ class DeviceStore:
             p = participation
             values = (p.rid, p.task, p.round_number, p.at, p.epsilon, p.delta, p.sent_bytes, p.sent_sha256)
             statements.append(
-                ("INSERT OR IGNORE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", (*values, *astuple(p.release)))
+                (
+                    "INSERT OR IGNORE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    (*values, *astuple(p.release), p.purpose),
+                )
             )
         self._write(*statements, durable=durable)
 
@@ -194,7 +206,11 @@ class DeviceStore:
     def participations(self, task: str | None = None) -> list[Participation]:
         """What this device took part in, oldest first."""
         rows = self._read("SELECT * FROM ledger WHERE ? IS NULL OR task = ? ORDER BY at", task, task)
-        return [Participation(*row[:8], _release(row[8:])) for row in rows]  # type: ignore[call-arg]
+        return [Participation(*row[:8], _release(row[8:13]), row[13]) for row in rows]  # type: ignore[call-arg]
+
+    def outcomes(self) -> dict[bytes, str]:
+        """How each round that ended did, in words, by its id."""
+        return dict(self._read("SELECT rid, detail FROM ended"))
 
     def spending(self, task: str) -> Spending:
         """How often this device took part in a task, and all that left it for any."""

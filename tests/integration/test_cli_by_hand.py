@@ -49,7 +49,16 @@ def coordinator(folders: FleetFolders, port: int) -> Command:
 
 
 def device(folders: FleetFolders, device_id: str, port: int) -> Command:
-    options = ("--broker", f"mqtt://127.0.0.1:{port}", "--population", "digits", "--min-reports", "3")
+    options = (
+        "--broker",
+        f"mqtt://127.0.0.1:{port}",
+        "--population",
+        "digits",
+        "--min-reports",
+        "3",
+        "--consent",
+        "digits",
+    )
     return Command("device", "run", "--home", folders.device(device_id), *options, "--epsilon", "any", "--until-done")
 
 

@@ -76,6 +76,7 @@ def test_the_walk_by_hand(tmp_path: Path, port: int) -> None:
     assert shown.count("committed") >= 4
     assert "device device-0000: model version 4" in shown
     assert "round 3: sent" in shown
+    assert "consent to: reading digits" in shown
 
 
 def test_the_code_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from edge_sdk.clock import ManualClock
+from edge_sdk.events import Event
 from edge_sdk.identity import Identity
 from edge_sdk.protocol import chunks, codec, topics
 from edge_sdk.protocol.messages import (
@@ -28,6 +30,7 @@ from edge_sdk.protocol.messages import (
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import Bundle, DeviceAgent, Outgoing, Pace, TrainingJob
 from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.secagg import suite
 from tests.simulation.world import POPULATION, START, KnownLearner, device_name, identity
@@ -83,15 +86,24 @@ class Post:
 
     Args:
         folder: the device's home; another post over the same folder is the device after a reboot.
+        asks: whether the device's owner must consent.
     """
 
     def __init__(
-        self, folder: Path, *, policy: DevicePolicy = POLICY, now: float = START, learner: Learner | None = None
+        self,
+        folder: Path,
+        *,
+        policy: DevicePolicy = POLICY,
+        now: float = START,
+        learner: Learner | None = None,
+        asks: bool = False,
     ) -> None:
         self.now = now
         self.folder = folder
         self.store = DeviceStore(folder / "device.sqlite")
         self.blobs = BlobCache(folder / "blobs")
+        self.consent = Consent(self.store, ManualClock(now)) if asks else None
+        self.events: list[Event] = []
         self.learner = learner or Learner(0, DIMENSION)
         self.agent = DeviceAgent(
             identity(ME),
@@ -102,13 +114,16 @@ class Post:
             policy=policy,
             random_bytes=os.urandom,
             pace=Pace(resend_s=10.0),
+            consent=self.consent,
+            on_event=self.events.append,
         )
         self.started = self.read(self.agent.start(now))
 
     def reboot(self, *, policy: DevicePolicy = POLICY) -> Post:
         """The process dies and starts again."""
         self.store.close()
-        return Post(self.folder, policy=policy, now=self.now, learner=self.learner)
+        asks = self.consent is not None
+        return Post(self.folder, policy=policy, now=self.now, learner=self.learner, asks=asks)
 
     # ---- bytes and messages
 

@@ -1,0 +1,77 @@
+"""What a device tells its app while it runs: frozen values, in the order in which they happened.
+
+    async for event in edge.events():
+        match event:
+            case Uploaded():
+                print(f"{event.sent_bytes} masked bytes, epsilon {event.epsilon:.2f} so far")
+            case Refused():
+                print(f"{event.population}: {event.detail}")
+
+All have `population`, the name that was joined, and `at`, seconds since the epoch. Knows nothing of who sends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A round's training ended well; nothing left the device yet."""
+
+    population: str
+    at: float
+    round_number: int
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A masked update left the device; `epsilon` is what the task has cost so far, at `delta`."""
+
+    population: str
+    at: float
+    round_number: int
+    sent_bytes: int
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """Predictions come from this version of the global model from now on."""
+
+    population: str
+    at: float
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The device declined a round, by its policy or because it could not go on; the coordinator is told the same.
+
+    Attributes:
+        reason: one word of the protocol, such as "cohort_too_small".
+        detail: a sentence, with the numbers.
+    """
+
+    population: str
+    at: float
+    round_number: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The device would take part, but not now; `reason` says why, such as "not charging" or "no consent"."""
+
+    population: str
+    at: float
+    reason: str
+
+
+Event: TypeAlias = Trained | Uploaded | Installed | Refused | Deferred
+OnEvent: TypeAlias = Callable[[Event], None]
