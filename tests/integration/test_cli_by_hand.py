@@ -135,7 +135,7 @@ def test_who_declines_says_why_and_is_counted(
     assert main(["signer", "init", "--out", str(folders.work / "other")]) == 0
     shutil.copy(folders.work / "other" / "signer.pub", folders.device(DEVICES[3]) / "signer.pub")
     mistrusts = running.enter_context(device(folders, DEVICES[3], port))
-    options = ("--broker", f"mqtt://127.0.0.1:{port}", "--population", "digits")
+    options = ("--broker", f"mqtt://127.0.0.1:{port}", "--population", "digits", "--consent", "digits")
     strict = running.enter_context(Command("device", "run", "--home", folders.device(DEVICES[4]), *options))
     steady = [running.enter_context(device(folders, name, port)) for name in DEVICES[:3]]
     # Those who decline say so, and the operator sees how many did, and for what reason.
