@@ -241,7 +241,7 @@ def _check_fit(arguments: argparse.Namespace, artifact: Artifact) -> None:
     """See that server, batches and held-out examples go with the bundle, before anything is written."""
     from coordinator.aggregation.server_optimizers import server_optimizer
     from edge_sdk.training.evaluation import evaluate
-    from edge_sdk.training.examples import read_examples
+    from edge_sdk.training.npz import read_examples
 
     server_optimizer(arguments.server_optimizer)
     batch = artifact.manifest.batch

@@ -13,6 +13,7 @@ from edge_sdk.protocol.messages import BlobRef, Digest
 from edge_sdk.training.artifact import parse_head
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.examples import ExampleStore
+from edge_sdk.training.trainer import everything
 
 Read = Callable[[BlobRef], bytes]
 
@@ -51,12 +52,13 @@ class Analyst:
             TrainingError: the examples cannot be used.
         """
         query, examples = self._query(content)
-        rows = examples.arrays()
         if query.kind != "evaluate":
-            return answer(query, rows).astype("<f4").tobytes()
+            return answer(query, everything(examples.rows(newest=query.max_rows))).astype("<f4").tobytes()
         head, *parts, checkpoint = (read(_blob(reference)) for reference in query.model)
         artifact = parse_head(head, signer=self._signer).with_parts(parts)
-        newest = {name: array[-query.max_rows :] for name, array in rows.items()}
+        # What was never trained on tells how good a model is; where nothing is held out, the others must do.
+        held_out = True if examples.count(held_out=True) else None
+        newest = examples.rows(held_out=held_out, newest=query.max_rows)
         found = evaluate(artifact, artifact.layout.decode(checkpoint), newest)
         return answer_evaluation(query, found.loss, found.accuracy, found.examples).astype("<f4").tobytes()
 

@@ -21,6 +21,8 @@ from edge_sdk.privacy.accounting import ORDERS, epsilon_of
 from edge_sdk.secagg.suite import Stream
 
 _WORDS = 1 << 64
+_AT_ONCE = 1 << 16
+"""Places for which words are in memory together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,15 @@ def poisson_sample(count: int, rate: float, stream: Stream) -> NDArray[np.int64]
         PrivacyError: the rate is not in (0, 1].
     """
     _check_rate(rate)
-    words = stream.uint64(count)
     limit = math.floor(math.ldexp(rate, 64))
-    return np.flatnonzero(words < np.uint64(limit)) if limit < _WORDS else np.arange(count)
+    if limit == _WORDS:
+        stream.bytes(8 * count)
+        return np.arange(count)
+    drawn = [
+        start + np.flatnonzero(stream.uint64(min(_AT_ONCE, count - start)) < np.uint64(limit))
+        for start in range(0, count, _AT_ONCE)
+    ]
+    return np.concatenate(drawn) if drawn else np.arange(0)
 
 
 def sampled_epsilon(samplings: Iterable[Sampling], delta: float) -> float:

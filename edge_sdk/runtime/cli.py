@@ -286,10 +286,11 @@ def _eligibility(text: str) -> Eligibility | None:
 
 
 def _import_examples(source: Path, target: Path) -> None:
-    from edge_sdk.training.examples import ExampleStore, read_examples
+    from edge_sdk.training.examples import ExampleStore
+    from edge_sdk.training.npz import read_examples
 
     if target.is_file():
-        with ExampleStore.open(target) as store:
+        with ExampleStore(target) as store:
             if len(store):
                 print(f"{target} holds {len(store)} examples; {source} is not added to them")
                 return

@@ -1,103 +1,114 @@
-"""The app's examples on the device: one SQLite file with a fixed schema, capped by rows.
+"""The app's examples on the device: one SQLite file with a fixed schema, encrypted, capped by rows, bytes and age.
 
 Examples never leave this file but for training on the device. An example has named fields, inputs and the target "y";
-the schema (dtype and shape of each) is fixed when the store is made and checked on every add. Foreign exceptions end
-here as StoreError.
+the schema (dtype and shape of each) is fixed when the store is made and checked on every add. Each row is sealed on its
+own, as one blob of all its fields, under a key that is kept beside the file or in the system's keyring: without the key
+nothing of a row can be read, so that erasing it erases them all. Foreign exceptions end here as StoreError.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import math
+import re
+import secrets
 import sqlite3
-import threading
-import zipfile
-import zlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.errors import ConfigError, StoreError
-from edge_sdk.training.fields import NUMBERS, Field, Schema, check_schema, in_words
-from edge_sdk.training.trainer import Rows
+from edge_sdk.sqlite_file import SqliteFile
+from edge_sdk.training.example_caps import Caps
+from edge_sdk.training.example_key import KEY_BYTES, SEAL_BYTES, KeyPlace, RowCipher, key_holder
+from edge_sdk.training.fields import Field, Schema, check_schema, in_words
+from edge_sdk.training.trainer import Places, Rows, everything
 
-SCHEMA_VERSION = 1
-DEFAULT_MAX_ROWS = 10_000
+log = logging.getLogger("edge.device")
 
-_NPZ = "give an .npz file with arrays y and x, or what the model calls its inputs, a row for each example"
+SCHEMA_VERSION: Final = 2
 
-_META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+_FORGET_EVERY_S: Final = 3_600.0
+"""How often the log of writes is cleared of rows that went, which costs a sync."""
+_AT_ONCE: Final = 500
+"""Rows asked for in one query."""
+
+_DAMAGED: Final = (
+    "the file is damaged: move it away to begin anew, or restore it with its key from a backup; nothing was changed"
+)
+
+# The oldest of each part are found, counted and listed by the index alone.
+_TABLES: Final = (
+    "CREATE TABLE examples (row INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, held_out INTEGER NOT NULL, "
+    "sealed BLOB NOT NULL)",
+    "CREATE INDEX by_age ON examples (held_out, at)",
+)
+_COUNT: Final = "SELECT held_out, count(*), min(at) FROM examples WHERE held_out IN (0, 1) AND at > ? GROUP BY held_out"
+_LIST: Final = "SELECT row FROM examples WHERE held_out = ? ORDER BY at"
+_STORE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 
 
 class ExampleStore:
-    """A file of examples. Make one with `create`, `create_for` or `open`.
+    """A file of examples, which threads and processes may share. Names a file that is there, or makes one.
 
     Args:
-        path: the file, mode 0600.
+        path: the file, mode 0600. Its key is in `PATH.key`, unless it is in the keyring.
         schema: None reads the file's.
-        max_rows: adding to a full store drops the oldest; None keeps the file's.
+        max_rows, max_bytes, ttl_days, holdout: see `Caps`; None keeps the file's. They may change, and so may the
+            share held out, which is decided for each row when it is added.
+        key: where a new store's key is kept; one that is there stays where it is.
+        clock: tells how old rows are.
 
     Raises:
-        StoreError: it cannot be opened, or holds another schema.
+        StoreError: it cannot be opened, holds another schema, or its key is missing or another.
     """
 
-    def __init__(self, path: Path, schema: Schema | None, max_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema | None = None,
+        *,
+        max_rows: int | None = None,
+        max_bytes: float | None = None,
+        ttl_days: float | None = None,
+        holdout: float | None = None,
+        key: KeyPlace = "file",
+        clock: Clock | None = None,
+    ) -> None:
+        if schema is None and not path.is_file():
+            raise StoreError(f"there are no examples at {path}", hint="create the store first, with a schema")
         if schema is not None:
             check_schema(schema)
-        self._path = path
-        self._lock = threading.Lock()
+        self.path = path
+        self._clock = clock or SystemClock()
+        self._cipher: RowCipher | None = None
+        self._forgotten_at = -math.inf
+        self._counted = _Counted()
+        asked = {"max_rows": max_rows, "max_bytes": max_bytes, "ttl_days": ttl_days, "holdout": holdout}
+        given = {name: value for name, value in asked.items() if value is not None}
+        Caps(**given)  # type: ignore[arg-type]  # refused before a file is made
+        self._file = SqliteFile(path, "the examples at", if_damaged=_DAMAGED)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600, exist_ok=True)
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "busy_timeout=5000"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            self._connection.execute(_META)
-            stored = self._connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
-        except (OSError, sqlite3.Error) as error:
-            raise self._failed("open", error) from error
-        if stored is None:
-            if schema is None:
-                raise StoreError(f"{path} holds no examples' schema", hint="create the store before opening it")
-            self.schema, self.max_rows = dict(schema), max_rows or DEFAULT_MAX_ROWS
-            columns = "".join(f", {_quoted(name)} BLOB NOT NULL" for name in self.schema)
-            self._write(
-                (f'CREATE TABLE examples ("#" INTEGER PRIMARY KEY AUTOINCREMENT{columns})', [()]),
-                ("INSERT INTO meta VALUES ('schema', ?)", [(self._schema_text(),)]),
-            )
-            return
-        self.schema, kept = self._read_schema(str(stored[0]))
-        self.max_rows = max_rows or kept
-        if schema is not None and dict(schema) != self.schema:
-            raise StoreError(
-                f"{path} holds examples of {in_words(self.schema)}, not of {in_words(schema)}",
-                hint="use another file for other examples",
-            )
+            with self._file.transaction() as connection:
+                self._open(connection, schema, given, key)
+                self._expire(connection)
+        except BaseException:
+            self._file.close()
+            raise
 
     @classmethod
-    def create(cls, path: Path, schema: Schema, *, max_rows: int = DEFAULT_MAX_ROWS) -> Self:
-        """Make a store, or open one with the same schema."""
-        return cls(path, schema, max_rows)
-
-    @classmethod
-    def create_for(cls, path: Path, rows: Rows, *, max_rows: int = DEFAULT_MAX_ROWS) -> Self:
-        """Make a store for rows like these, without adding them."""
-        return cls(path, {name: Field.of_rows(array) for name, array in rows.items()}, max_rows)
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open an existing store.
-
-        Raises:
-            StoreError: there is none.
-        """
-        if not path.is_file():
-            raise StoreError(f"there are no examples at {path}", hint="create the store first")
-        return cls(path, None)
+    def create_for(cls, path: Path, rows: Rows, **options: Any) -> Self:
+        """Make a store for rows like these, without adding them; `options` as in the constructor."""
+        return cls(path, {name: Field.of_rows(array) for name, array in rows.items()}, **options)
 
     def __enter__(self) -> Self:
         return self
@@ -106,56 +117,260 @@ class ExampleStore:
         self.close()
 
     def __len__(self) -> int:
-        return int(self._read("SELECT count(*) FROM examples")[0][0])
+        return self.count()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    # ---- adding and erasing
 
     def add(self, **fields: ArrayLike) -> None:
         """Add one example.
 
         Raises:
-            StoreError: it does not fit the schema, or cannot be written.
+            StoreError: it does not fit the schema, is not finite, or cannot be written.
         """
         self._check_names(fields)
-        self.add_many({name: _one(name, value, self.schema[name])[np.newaxis] for name, value in fields.items()})
+        self.add_many({name: _one(value, self.schema[name])[np.newaxis] for name, value in fields.items()})
 
     def add_many(self, rows: Rows) -> None:
-        """Add examples, all or none; the oldest beyond `max_rows` go.
+        """Add examples, all or none; the oldest beyond the caps go.
+
+        What was added outlives this process, however it ends. A power cut may take the last examples along: a sync for
+        each would cost milliseconds and wear the flash, for rows that the next few taps replace.
 
         Raises:
-            StoreError: they do not fit the schema, or cannot be written.
+            StoreError: they do not fit the schema, are not finite, or cannot be written.
         """
-        self._check_names(rows)
-        if len({len(array) for array in rows.values()}) > 1:
-            counts = ", ".join(f"{len(rows[name])} of {name}" for name in self.schema)
-            raise StoreError(
-                f"the fields have different numbers of rows: {counts}", hint="give each example all fields"
+        packed = self._packed(rows)
+        with self._file.transaction() as connection:
+            cipher, at = self._current(connection), self._clock.now()
+            last = self._last(connection)
+            # Rows are numbered without a gap: those numbered so much lower are beyond the cap, however many are left.
+            # They go first, so that the new ones take their pages.
+            connection.execute("DELETE FROM examples WHERE row <= ?", (last + len(packed) - self._cap,))
+            self._expire(connection)
+            connection.executemany(
+                "INSERT INTO examples VALUES (?, ?, ?, ?)",
+                (
+                    (row, at, _is_held_out(row, self.caps.holdout), cipher.seal(row, plain.tobytes()))
+                    for row, plain in enumerate(packed, last + 1)
+                ),
             )
-        columns = [_rows(name, rows[name], field) for name, field in self.schema.items()]
-        places = ", ".join("?" for _ in columns)
-        self._write(
-            (f"INSERT INTO examples ({self._columns()}) VALUES ({places})", list(zip(*columns, strict=True))),  # noqa: S608 - names are checked
-            (
-                'DELETE FROM examples WHERE "#" <= (SELECT "#" FROM examples ORDER BY "#" DESC LIMIT 1 OFFSET ?)',
-                [(self.max_rows,)],
-            ),
-        )
+        self._forget()
+
+    def expire(self) -> None:
+        """Erase rows that are too old now; opening, adding, counting and selecting do so too.
+
+        Raises:
+            StoreError: they cannot be erased. They are not given out in any case.
+        """
+        with self._file.transaction() as connection:
+            self._expire(connection)
+        self._forget()
+
+    def erase(self) -> None:
+        """Erase all examples, and the key they were sealed with first; the store is empty then, under a new key.
+
+        A training that goes on meanwhile, in whichever process, ends without a result. However this ends, a power cut
+        included, the next to open or use the store completes it.
+
+        Raises:
+            StoreError: the file cannot be written. The key was erased all the same, and no row can be read any more.
+        """
+        try:
+            # A store whose key is not named begins anew.
+            self._file.write(("DELETE FROM meta WHERE key = 'key'", ()), durable=True)
+        except StoreError:
+            self._cipher = None
+            self._holder.erase()
+            raise
+        with self._file.transaction(durable=True) as connection:
+            self._current(connection)
+        self._file.forget_deleted()
+
+    # ---- reading
+
+    def count(self, *, held_out: bool | None = None) -> int:
+        """How many rows there are: those to train on, those held out, or None for all. Costs next to nothing."""
+        if self._clock.now() >= self._counted.until:
+            try:
+                self.expire()
+            except StoreError as error:
+                log.warning("%s; expired examples stay on the disk, unused", error)
+        found = self._count()
+        return sum(found.parts) if held_out is None else found.parts[held_out]
+
+    def rows(self, *, held_out: bool | None = None, newest: int | None = None) -> StoredRows:
+        """The rows there are now, oldest first, none of them in memory.
+
+        Args:
+            held_out: only those to train on, only those held out, or None for all.
+            newest: that many at most.
+
+        Raises:
+            StoreError: they cannot be listed.
+        """
+        with self._file.transaction() as connection:
+            cipher = self._current(connection)
+            self._expire(connection)
+            found = [
+                np.fromiter((row for (row,) in connection.execute(_LIST, (part,))), np.int64)
+                for part in ((0, 1) if held_out is None else (int(held_out),))
+            ]
+        self._forget()
+        numbers = np.sort(np.concatenate(found))
+        return StoredRows(self, numbers if newest is None else numbers[-newest:], cipher)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All examples, oldest first, by field; the first dimension is the rows."""
-        rows = self._read(f'SELECT {self._columns()} FROM examples ORDER BY "#"')  # noqa: S608 - names are checked
-        return {
-            name: _array([row[index] for row in rows], field) for index, (name, field) in enumerate(self.schema.items())
-        }
+        """All examples, oldest first, by field; the first dimension is the rows. They are all in memory then."""
+        return everything(self.rows())
 
-    def clear(self) -> None:
-        """Erase all examples; their pages are overwritten."""
-        self._write(("DELETE FROM examples", [()]))
+    def take(self, numbers: NDArray[np.int64], cipher: RowCipher) -> tuple[NDArray[np.bool_], dict[str, NDArray[Any]]]:
+        """Rows by their numbers, in this order: which are still there, and the fields of those.
 
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+        Raises:
+            StoreError: the examples were erased since, or a row is damaged.
+        """
+        if self._cipher is None or self._file.fact("key") != cipher.check:
+            raise StoreError(f"the examples at {self.path} were erased", hint="what was begun with them ends here")
+        asked: list[int] = numbers.tolist()
+        plain: dict[int, bytes] = {}
+        for start in range(0, len(asked), _AT_ONCE):
+            some = asked[start : start + _AT_ONCE]
+            sql = f"SELECT row, sealed FROM examples WHERE row IN ({','.join('?' * len(some))}) AND at > ?"  # noqa: S608 - question marks
+            for row, sealed in self._file.read(sql, *some, self._oldest):
+                plain[row] = self._opened(row, sealed, cipher)
+        there = [row in plain for row in asked]
+        packed = np.frombuffer(b"".join(plain[row] for row in asked if row in plain), self._packing)
+        fields = {name: packed[name].astype(field.dtype) for name, field in self.schema.items()}
+        return np.array(there, np.bool_), fields
 
-    def _columns(self) -> str:
-        return ", ".join(_quoted(name) for name in self.schema)
+    def _opened(self, row: int, sealed: bytes, cipher: RowCipher) -> bytes:
+        opened = cipher.open(row, sealed)
+        if opened is None or len(opened) != self._packing.itemsize:
+            raise StoreError(f"example {row} of {self.path} was damaged on the disk", hint=_DAMAGED)
+        return opened
+
+    def _count(self) -> _Counted:
+        """The cached count, or a new one where anything was written since, by whichever process."""
+        ((version,),) = self._file.read("PRAGMA data_version")
+        seen = (int(version), self._file.connection.total_changes)
+        if seen != self._counted.seen or self._clock.now() >= self._counted.until:
+            rows = self._file.read(_COUNT, self._oldest)
+            counts = {part: count for part, count, _ in rows}
+            oldest = min((at for _, _, at in rows), default=math.inf)
+            self._counted = _Counted(seen, (counts.get(0, 0), counts.get(1, 0)), oldest + self.caps.ttl_s)
+        return self._counted
+
+    # ---- the file
+
+    def _open(
+        self, connection: sqlite3.Connection, schema: Schema | None, given: Mapping[str, Any], key: KeyPlace
+    ) -> None:
+        """Read what the file says of itself, or write it."""
+        found = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        if "schema" not in found and schema is None:
+            raise StoreError(f"{self.path} holds no examples' schema", hint="create the store before opening it")
+        if "schema" not in found and schema is not None:
+            self.schema, self.caps = dict(schema), Caps(**given)
+            found |= {"schema": self._schema_text(), "key_place": key}
+            for table in _TABLES:
+                connection.execute(table)
+        else:
+            self.schema, self.caps = self._read_schema(found)
+            self.caps = replace(self.caps, **given)
+        if schema is not None and dict(schema) != self.schema:
+            raise StoreError(
+                f"{self.path} holds examples of {in_words(self.schema)}, not of {in_words(schema)}",
+                hint="use another file, or another name, for other examples",
+            )
+        self._packing = np.dtype(
+            [(name, np.dtype(field.dtype).newbyteorder("<"), field.shape) for name, field in self.schema.items()]
+        )
+        self._cap = self.caps.rows_of(self._packing.itemsize + SEAL_BYTES)
+        self._context = hashlib.sha256(found["schema"].encode()).digest()
+        self._holder = key_holder("keyring" if found.get("key_place") == "keyring" else "file", self.path)
+        found["caps"] = json.dumps(asdict(self.caps))
+        if "key" not in found and (left := self._holder.load()) is not None and not self._last(connection):
+            # Of a database that was moved away, whose rows its owner may still want to read.
+            found["key"] = RowCipher.of(left, self._context).check
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found.items())
+        self._current(connection)
+        connection.execute("DELETE FROM examples WHERE row <= ?", (self._last(connection) - self._cap,))
+
+    def _current(self, connection: sqlite3.Connection) -> RowCipher:
+        """The cipher of the key that the file names; where it names none, all rows go and a new key begins."""
+        found = connection.execute("SELECT value FROM meta WHERE key = 'key'").fetchone()
+        if self._cipher is not None and found == (self._cipher.check,):
+            return self._cipher
+        if found is None:
+            key = secrets.token_bytes(KEY_BYTES)
+            self._holder.save(key)  # over the old one, before anything else
+            cipher = RowCipher.of(key, self._context)
+            connection.execute("DELETE FROM examples")
+            connection.execute("INSERT INTO meta VALUES ('key', ?)", (cipher.check,))
+        else:
+            cipher = self._load(str(found[0]))
+        self._cipher = cipher
+        return cipher
+
+    def _load(self, check: str) -> RowCipher:
+        key = self._holder.load()
+        if key is None:
+            raise StoreError(
+                f"the key of the examples at {self.path} is missing from {self._holder}",
+                hint=f"restore it; without it nobody can read them: remove {self.path} to begin anew",
+            )
+        cipher = RowCipher.of(key, self._context)
+        if cipher.check != check:
+            raise StoreError(
+                f"the examples at {self.path} were sealed under another key than that in {self._holder}",
+                hint=f"restore the key that belongs to them, or remove {self.path} to begin anew; nothing was changed",
+            )
+        return cipher
+
+    def _expire(self, connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM examples WHERE held_out IN (0, 1) AND at <= ?", (self._oldest,))
+
+    def _forget(self) -> None:
+        """Every now and then, take rows that went out of the log of writes."""
+        if self._clock.now() >= self._forgotten_at + _FORGET_EVERY_S:
+            self._forgotten_at = self._clock.now()
+            self._file.forget_deleted()
+
+    @property
+    def _oldest(self) -> float:
+        """Rows of this time and before are too old."""
+        return self._clock.now() - self.caps.ttl_s
+
+    def _last(self, connection: sqlite3.Connection) -> int:
+        """The number of the newest row that ever was."""
+        found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'examples'").fetchone()
+        return int(found[0]) if found else 0
+
+    def _schema_text(self) -> str:
+        fields = {name: asdict(field) for name, field in self.schema.items()}
+        return json.dumps({"version": SCHEMA_VERSION, "fields": fields})
+
+    def _read_schema(self, found: Mapping[str, str]) -> tuple[dict[str, Field], Caps]:
+        try:
+            data = json.loads(found["schema"])
+            if data["version"] != SCHEMA_VERSION:
+                raise StoreError(
+                    f"{self.path} has schema version {data['version']}; this SDK reads {SCHEMA_VERSION}",
+                    hint="update edge-sdk"
+                    if data["version"] > SCHEMA_VERSION
+                    else "an earlier edge-sdk wrote it, unencrypted: move it away, and add its examples anew",
+                )
+            fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in data["fields"].items()}
+            check_schema(fields)
+            return fields, Caps(**json.loads(found["caps"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._file.failed("read the schema of", error) from error
+
+    # ---- one example
 
     def _check_names(self, fields: Mapping[str, Any]) -> None:
         if set(fields) != set(self.schema):
@@ -164,89 +379,72 @@ class ExampleStore:
                 hint="give every field by its name",
             )
 
-    def _schema_text(self) -> str:
-        fields = {name: asdict(field) for name, field in self.schema.items()}
-        return json.dumps({"version": SCHEMA_VERSION, "max_rows": self.max_rows, "fields": fields})
-
-    def _read_schema(self, text: str) -> tuple[dict[str, Field], int]:
-        try:
-            data = json.loads(text)
-            if data["version"] != SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self._path} has schema version {data['version']}; this SDK reads {SCHEMA_VERSION}",
-                    hint="update edge-sdk",
-                )
-            fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in data["fields"].items()}
-            check_schema(fields)
-            return fields, int(data["max_rows"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self._failed("read the schema of", error) from error
-
-    def _read(self, sql: str) -> list[tuple[Any, ...]]:
-        try:
-            with self._lock:
-                return self._connection.execute(sql).fetchall()
-        except sqlite3.Error as error:
-            raise self._failed("read", error) from error
-
-    def _write(self, *statements: tuple[str, list[tuple[Any, ...]]]) -> None:
-        # The app adds examples in its own threads; a transaction is one thread's at a time.
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    for sql, rows in statements:
-                        self._connection.executemany(sql, rows)
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise self._failed("write", error) from error
-
-    def _failed(self, what: str, error: Exception) -> StoreError:
-        return StoreError(
-            f"cannot {what} the examples at {self._path}: {error}",
-            hint="check the disk's free space and the file's permissions",
-        )
+    def _packed(self, rows: Rows) -> NDArray[Any]:
+        """Rows as they are sealed, all fields of one in one; no more of them than the store keeps."""
+        self._check_names(rows)
+        for name, field in self.schema.items():
+            _check_rows(name, rows[name], field)
+        if len({len(array) for array in rows.values()}) > 1:
+            counts = ", ".join(f"{len(rows[name])} of {name}" for name in self.schema)
+            raise StoreError(
+                f"the fields have different numbers of rows: {counts}", hint="give each example all fields"
+            )
+        kept = {name: array[-self._cap :] for name, array in rows.items()}
+        packed = np.empty(len(next(iter(kept.values()))), self._packing)
+        for name, array in kept.items():
+            packed[name] = array
+        return packed
 
 
-def read_examples(path: Path) -> dict[str, NDArray[Any]]:
-    """Read examples from an .npz file: an array for each field, the target called y, with a row for each example.
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """Rows of a store as they were at one moment: their numbers, and the key they are under. See `Examples`."""
+
+    _store: ExampleStore = dataclass_field(repr=False)
+    _numbers: NDArray[np.int64] = dataclass_field(repr=False)
+    _cipher: RowCipher = dataclass_field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def take(self, places: Places) -> tuple[Places, dict[str, NDArray[Any]]]:
+        """Those of the rows at these places that are still there, and not too old by now."""
+        there, rows = self._store.take(self._numbers[places], self._cipher)
+        return places[there], rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Rows to train on and held out, when the file was last seen to change, and until when none gets too old."""
+
+    seen: tuple[int, int] = (-1, -1)
+    parts: tuple[int, int] = (0, 0)
+    until: float = math.inf
+
+
+def store_path(home: Path, name: str) -> Path:
+    """The file of a device's examples of that name.
 
     Raises:
-        ConfigError: it cannot be read, lacks y or an input, or they are not rows of finite numbers.
+        ConfigError: the name cannot be a file's everywhere.
     """
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise ValueError("it holds one array without a name")
-            arrays = {str(name): np.asarray(array) for name, array in loaded.items()}
-    except OSError as error:
-        raise ConfigError(f"cannot read examples from {path}: {error.strerror or error}", hint=_NPZ) from error
-    except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{path} is not an .npz file of numbers", hint=_NPZ) from error
-    if "y" not in arrays or len(arrays) < 2:
-        raise ConfigError(f"{path} lacks an array x or y: it holds {', '.join(arrays) or 'none'}", hint=_NPZ)
-    lengths = {len(rows) if rows.ndim else 0 for rows in arrays.values()}
-    if len(lengths) > 1 or 0 in lengths:
-        shapes = ", ".join(f"{name} of shape {rows.shape}" for name, rows in arrays.items())
-        raise ConfigError(f"{path} holds {shapes}", hint=_NPZ)
-    for name, rows in arrays.items():
-        if rows.dtype.kind not in NUMBERS:
-            raise ConfigError(f"{name} in {path} holds {rows.dtype}, not numbers", hint=_NPZ)
-        if rows.dtype.kind == "f" and not np.all(np.isfinite(rows)):
-            raise ConfigError(f"{name} in {path} holds NaN or infinity", hint="leave such examples out")
-    return arrays
+    if not _STORE_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r:.80} cannot name a store of examples",
+            hint="use 1 to 63 of the characters a-z, 0-9, '_' and '-', beginning with a letter or a digit",
+        )
+    return home / "examples" / f"{name}.sqlite"
 
 
-def _quoted(name: str) -> str:
-    return f'"{name}"'
+def _is_held_out(row: int, share: float) -> bool:
+    """By the row's number alone, so that it can be told again; rows added one after another do not go together."""
+    if share == 0:
+        return False
+    digest = hashlib.sha256(b"edge-sdk/held-out/1" + row.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest[:8], "little") < share * 2.0**64
 
 
-def _one(name: str, value: ArrayLike, field: Field) -> NDArray[Any]:
+def _one(value: ArrayLike, field: Field) -> NDArray[Any]:
     """One value of a field; single numbers are converted where nothing is lost in kind."""
     array = np.asarray(value)
     if field.shape == () == array.shape and np.can_cast(array.dtype, field.dtype, "same_kind"):
@@ -254,21 +452,11 @@ def _one(name: str, value: ArrayLike, field: Field) -> NDArray[Any]:
     return array
 
 
-def _rows(name: str, rows: NDArray[Any], field: Field) -> list[bytes]:
-    if rows.dtype.name != field.dtype or tuple(rows.shape[1:]) != field.shape:
+def _check_rows(name: str, rows: NDArray[Any], field: Field) -> None:
+    if Field.of_rows(rows) != field:
         raise StoreError(
-            f"{name} is {rows.dtype.name}{list(rows.shape[1:])} a row; "
-            f"the store holds {field.dtype}{list(field.shape)}",
+            f"{name} is {Field.of_rows(rows)} a row; the store holds {field}",
             hint="convert the examples, or use another store",
         )
-    return [np.ascontiguousarray(row).tobytes() for row in rows]
-
-
-def _array(rows: list[bytes], field: Field) -> NDArray[Any]:
-    try:
-        return np.frombuffer(b"".join(rows), field.dtype).reshape(len(rows), *field.shape).copy()
-    except ValueError as error:
-        raise StoreError(
-            f"an example is not {field.dtype}{list(field.shape)}: the store is damaged",
-            hint="restore it from a backup, or clear it and add the examples again",
-        ) from error
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise StoreError(f"{name} holds NaN or infinity", hint="leave such examples out")

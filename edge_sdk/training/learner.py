@@ -72,7 +72,7 @@ class LocalLearner:
     @property
     def example_count(self) -> int:
         """Examples that could be trained on now."""
-        return 0 if self._examples is None else len(self._examples)
+        return 0 if self._examples is None else self._examples.count(held_out=False)
 
     def parts(self, head: bytes) -> tuple[BlobRef, ...]:
         """The parts of a bundle that training and serving here need, or what a query's answer needs."""
@@ -108,12 +108,13 @@ class LocalLearner:
             return Update(self._analyst.answer(job.bundle.head, job.bundle.read))
         if self._examples is None:
             raise TrainingError("this device holds no examples", hint="add some, or let it only serve")
-        plan, artifact, examples = _training(job.plan), self._artifact(job.bundle), self._examples.arrays()
+        plan, artifact = _training(job.plan), self._artifact(job.bundle)
+        examples = self._examples.rows(held_out=False)
         checkpoint = np.frombuffer(job.checkpoint, "<f4").astype(np.float32)
         trainer = OnnxTrainer(artifact, self._runtime)
         result = trainer.train(checkpoint, examples, plan, seed=job.seed, should_stop=should_stop)
-        privacy, count = artifact.manifest.privacy, len(next(iter(examples.values())))
-        sampling = None if privacy is None else sampling_of(privacy, plan, count)
+        privacy = artifact.manifest.privacy
+        sampling = None if privacy is None else sampling_of(privacy, plan, len(examples))
         return Update(result.update.astype("<f4").tobytes(), sampling)
 
     def install(self, version: int, bundle: Bundle, checkpoint: bytes) -> None:

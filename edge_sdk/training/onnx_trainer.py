@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan, TrainingResult, step_seed
 from edge_sdk.training.steps import open_steps
-from edge_sdk.training.trainer import Rows, TrainingInterrupted, check_examples
+from edge_sdk.training.trainer import Examples, Places, Rows, TrainingInterrupted, checked
 
 
 class OnnxTrainer:
@@ -43,7 +44,7 @@ class OnnxTrainer:
     def train(
         self,
         checkpoint: Vector,
-        examples: Rows,
+        examples: Rows | Examples,
         plan: TrainingPlan,
         *,
         seed: bytes,
@@ -59,8 +60,8 @@ class OnnxTrainer:
             TrainingError: unusable checkpoint, examples, plan or correction, or a loss or update that is not finite.
         """
         layout = self._artifact.layout
-        rows = check_examples(self._artifact.manifest, examples)
-        count = len(rows[self._artifact.manifest.target.name])
+        rows = checked(self._artifact.manifest, examples)
+        count = len(rows)
         self._check_plan(plan, count)
         feeds = self._steps.state(layout.unflatten(checkpoint))
         feeds["learning_rate"] = np.array(plan.learning_rate, np.float32)
@@ -72,13 +73,18 @@ class OnnxTrainer:
         for chosen in self._steps.samples(plan, count, seed):
             if should_stop is not None and should_stop():
                 raise TrainingInterrupted(f"training was stopped after {steps} steps", hint="it can start again later")
-            drawn = {name: field[chosen] for name, field in rows.items()}
+            drawn = _Drawn(rows, chosen, plan.batch_size)
             loss = self._steps.take(feeds, drawn, plan, step_seed(seed, steps))
+            if loss is None:
+                continue  # The app's newer examples drove these out meanwhile, or they became too old.
             if not math.isfinite(loss):
                 raise _diverged(f"the loss of step {steps + 1} is {loss}", plan)
-            steps, seen, loss_sum = steps + 1, seen + len(chosen), loss_sum + loss * len(chosen)
-            used[chosen] = True
+            found = drawn.found
+            steps, seen, loss_sum = steps + 1, seen + len(found), loss_sum + loss * len(found)
+            used[found] = True
 
+        if not used.any() and not self._artifact.manifest.privacy:
+            raise TrainingError("all examples went while they were to be trained on", hint="keep them for longer")
         update = layout.flatten(feeds) - checkpoint
         if not np.isfinite(update).all():
             raise _diverged("the update holds NaN or infinity", plan)
@@ -117,6 +123,20 @@ class OnnxTrainer:
                 f"the plan asks for batches of {plan.batch_size}, this bundle takes up to {largest}",
                 hint="lower the task's batch size, or export with a larger batch_max",
             )
+
+
+class _Drawn:
+    """One step's examples, read part by part; once they were, `found` are the places of those that were there."""
+
+    def __init__(self, examples: Examples, chosen: Places, part: int) -> None:
+        self._examples, self._chosen, self._part = examples, chosen, part
+        self.found = chosen[:0]
+
+    def __iter__(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        for start in range(0, len(self._chosen), self._part):
+            found, rows = self._examples.take(self._chosen[start : start + self._part])
+            self.found = np.concatenate([self.found, found])
+            yield rows
 
 
 def _diverged(what: str, plan: TrainingPlan) -> TrainingError:

@@ -8,7 +8,7 @@ what the device makes of that sum.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,8 +56,12 @@ class TrainingSteps(Protocol):
         """The rows that each step is of."""
         ...
 
-    def take(self, feeds: dict[str, npt.NDArray[Any]], rows: Arrays, plan: TrainingPlan, seed: int) -> float:
-        """Take a step of these rows: put the new state into `feeds`, and give the rows' mean loss.
+    def take(
+        self, feeds: dict[str, npt.NDArray[Any]], drawn: Iterable[Arrays], plan: TrainingPlan, seed: int
+    ) -> float | None:
+        """Take a step of the drawn rows: put the new state into `feeds`, and give the rows' mean loss.
+
+        They come in parts of at most the plan's batch size. None where so few are left that no step can be taken.
 
         Raises:
             TrainingError: the runtime failed, or what it found cannot be used.
@@ -88,8 +92,13 @@ class ShuffledSteps:
         """A fresh shuffle every epoch; see `batches`."""
         return batches(plan, examples, seed, self.smallest)
 
-    def take(self, feeds: dict[str, npt.NDArray[Any]], rows: Arrays, plan: TrainingPlan, seed: int) -> float:
-        """See `TrainingSteps`."""
+    def take(
+        self, feeds: dict[str, npt.NDArray[Any]], drawn: Iterable[Arrays], plan: TrainingPlan, seed: int
+    ) -> float | None:
+        """See `TrainingSteps`; a step has one part."""
+        (rows,) = drawn
+        if _count(rows) < self.smallest:
+            return None
         outputs = self.run({**feeds, **rows, "seed": np.array(seed, np.int64)})
         self.feed_back(outputs, feeds)
         return float(outputs["loss"])
@@ -140,30 +149,28 @@ class SampledSteps:
         for _ in range(sampled_steps(self.privacy, plan, examples)):
             yield poisson_sample(examples, sampling_rate(self.privacy, examples), stream)
 
-    def take(self, feeds: dict[str, npt.NDArray[Any]], rows: Arrays, plan: TrainingPlan, seed: int) -> float:
-        """See `TrainingSteps`; at most the plan's batch size of rows are run at once, and there may be none at all."""
-        total, loss = np.zeros(self.layout.size), 0.0
-        count = len(next(iter(rows.values())))
-        for start in range(0, count, plan.batch_size):
-            part = {name: array[start : start + plan.batch_size] for name, array in rows.items()}
-            size = min(plan.batch_size, count - start)
-            held = max(size, self.filled)
-            part = {name: np.resize(array, (held, *array.shape[1:])) for name, array in part.items()}
-            weight, mask_seed = (
-                np.asarray(np.arange(held) < size, np.float32),
-                np.array((seed + start) % SEED_LIMIT, np.int64),
-            )
-            outputs = run_named(self.clip, {**feeds, **part, "weight": weight, "seed": mask_seed})
+    def take(
+        self, feeds: dict[str, npt.NDArray[Any]], drawn: Iterable[Arrays], plan: TrainingPlan, seed: int
+    ) -> float | None:
+        """See `TrainingSteps`; the parts are run one by one, and there may be no rows at all."""
+        total, loss, count = np.zeros(self.layout.size), 0.0, 0
+        for place, rows in enumerate(drawn):
+            size = _count(rows)
+            if not size:
+                continue
+            mask_seed = np.array((seed + place * plan.batch_size) % SEED_LIMIT, np.int64)
+            outputs = run_named(self.clip, {**feeds, **rows, "weight": np.ones(size, np.float32), "seed": mask_seed})
             found = self._flat(outputs)
             self._check_clipped(found, size)
             total += found
-            loss += float(outputs["loss"]) * size / count
+            loss += float(outputs["loss"]) * size
+            count += size
         try:
             private = noised(total, self._sensitivity, self.privacy.noise_multiplier, Stream(self.entropy(32)))
         except PrivacyError as error:
             raise TrainingError(f"the gradients cannot be given noise: {error}", hint=error.hint) from error
         self.feed_back(self._moved(feeds, private), feeds)
-        return loss
+        return loss / max(count, 1)
 
     @property
     def _sensitivity(self) -> float:
@@ -189,6 +196,10 @@ class SampledSteps:
         mean = self.layout.unflatten((total / self.privacy.lot_size).astype(np.float32))
         gradients = {f"gradient:{entry.name}": mean[entry.tensor] for entry in self.layout.entries}
         return run_named(self.graph, {**feeds, **gradients})
+
+
+def _count(rows: Arrays) -> int:
+    return len(next(iter(rows.values())))
 
 
 def open_steps(

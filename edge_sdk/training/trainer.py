@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,6 +18,45 @@ Rows: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """Examples by field, inputs and target "y"; the first dimension of each array is the rows, which belong together."""
 
 
+Places: TypeAlias = npt.NDArray[np.int64]
+"""Which examples: places counted from 0, 1-D."""
+
+
+class Examples(Protocol):
+    """Examples that are read when they are asked for, so that no more are in memory than are at work."""
+
+    def __len__(self) -> int:
+        """How many there are, or were when they were listed."""
+        ...
+
+    def take(self, places: Places) -> tuple[Places, dict[str, npt.NDArray[Any]]]:
+        """The examples at these places, in this order. Those that are gone are left out, and so are their places.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """Examples that are in memory anyway."""
+
+    rows: Rows = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.rows.values())))
+
+    def take(self, places: Places) -> tuple[Places, dict[str, npt.NDArray[Any]]]:
+        """See `Examples`: all are there."""
+        return places, {name: array[places] for name, array in self.rows.items()}
+
+
+def everything(examples: Examples) -> dict[str, npt.NDArray[Any]]:
+    """All examples in memory."""
+    return examples.take(np.arange(len(examples)))[1]
+
+
 class TrainingInterrupted(TrainingError):
     """Training was asked to stop before it was done; nothing of it is used."""
 
@@ -27,7 +67,7 @@ class Trainer(Protocol):
     def train(
         self,
         checkpoint: Vector,
-        examples: Rows,
+        examples: Rows | Examples,
         plan: TrainingPlan,
         *,
         seed: bytes,
@@ -47,6 +87,21 @@ class Trainer(Protocol):
         ...
 
 
+def checked(manifest: Manifest, examples: Rows | Examples) -> Examples:
+    """Examples of the fields that the model takes: those in memory are checked now, others when they are taken.
+
+    Raises:
+        TrainingError: see `check_examples`; taking them raises it too.
+    """
+    if isinstance(examples, Mapping):
+        return InMemory(check_examples(manifest, examples))
+    found = _Checked(manifest, examples)
+    if len(examples) == 0:
+        raise _none_at_all()
+    found.take(np.arange(0))  # tells the fields
+    return found
+
+
 def check_examples(manifest: Manifest, examples: Rows) -> dict[str, npt.NDArray[Any]]:
     """Check examples against what the model takes; give the fields that it takes back as contiguous arrays.
 
@@ -54,6 +109,26 @@ def check_examples(manifest: Manifest, examples: Rows) -> dict[str, npt.NDArray[
         TrainingError: no examples, a field missing, wrong dtype or shape, lengths that differ, values that are not
             finite, or a label outside the classes.
     """
+    found = _check(manifest, examples)
+    if len(found[manifest.target.name]) == 0:
+        raise _none_at_all()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    manifest: Manifest
+    examples: Examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(self, places: Places) -> tuple[Places, dict[str, npt.NDArray[Any]]]:
+        found, rows = self.examples.take(places)
+        return found, _check(self.manifest, rows)
+
+
+def _check(manifest: Manifest, examples: Rows) -> dict[str, npt.NDArray[Any]]:
     target = manifest.target
     found = check_inputs((*manifest.inputs, target), examples)
     count = len(found[target.name])
@@ -62,8 +137,6 @@ def check_examples(manifest: Manifest, examples: Rows) -> dict[str, npt.NDArray[
             raise TrainingError(
                 f"{len(rows)} rows of {name} but {count} of {target.name}", hint="give every example its target"
             )
-    if count == 0:
-        raise TrainingError("there are no examples", hint="add examples to the store before training")
     if manifest.classes is not None:
         labels = found[target.name]
         labels = labels if manifest.ignored_label is None else labels[labels != manifest.ignored_label]
@@ -73,6 +146,10 @@ def check_examples(manifest: Manifest, examples: Rows) -> dict[str, npt.NDArray[
                 hint="map labels to class indices as in the model's training data",
             )
     return found
+
+
+def _none_at_all() -> TrainingError:
+    return TrainingError("there are no examples", hint="add examples to the store before training")
 
 
 def check_inputs(specs: Sequence[TensorSpec], rows: Rows) -> dict[str, npt.NDArray[Any]]:

@@ -401,7 +401,7 @@ def test_a_store_that_was_left_empty_is_filled(home: Path, tmp_path: Path, refus
     np.savez(tmp_path / "given.npz", x=X, y=Y)
     (home / "device.sqlite").write_bytes(b"not a database, so that the command ends")
     refused(*run_device(home, "--examples", tmp_path / "given.npz"))
-    with ExampleStore.open(home / "examples.sqlite") as store:
+    with ExampleStore(home / "examples.sqlite") as store:
         assert len(store) == 5
 
 

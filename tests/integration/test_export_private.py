@@ -253,10 +253,12 @@ def test_gradients_that_are_too_long_or_no_numbers_never_reach_the_optimizer(fac
     feeds = steps.state(private().layout.unflatten(private().checkpoint()))
     feeds["learning_rate"] = np.array(0.1, np.float32)
     before = feeds["parameter:4.weight"]
-    assert steps.take(dict(feeds), rows(x, y), PLAN, 1) > 0
+    loss = steps.take(dict(feeds), [rows(x, y)], PLAN, 1)
+    assert loss is not None
+    assert loss > 0
     broken: Any = _Dishonest(steps.clip, factor)
     with pytest.raises(TrainingError, match="clipped gradients"):
-        replace(steps, clip=broken).take(feeds, rows(x, y), PLAN, 1)
+        replace(steps, clip=broken).take(feeds, [rows(x, y)], PLAN, 1)
     assert feeds["parameter:4.weight"] is before
 
 
@@ -266,7 +268,7 @@ def test_a_noise_that_cannot_be_made_is_told() -> None:
     loud = replace(steps, privacy=replace(steps.privacy, noise_multiplier=1e5))
     feeds = steps.state(private().layout.unflatten(private().checkpoint()))
     with pytest.raises(TrainingError, match="cannot be given noise"):
-        loud.take({**feeds, "learning_rate": np.array(0.1, np.float32)}, rows(*images(1)), PLAN, 1)
+        loud.take({**feeds, "learning_rate": np.array(0.1, np.float32)}, [rows(*images(1))], PLAN, 1)
 
 
 def test_dropout_is_certified_with_each_example_among_copies_of_itself() -> None:

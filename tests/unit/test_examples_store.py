@@ -25,7 +25,7 @@ def rows(count: int, start: int = 0) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def test_what_goes_in_comes_out_in_order(tmp_path: Path) -> None:
-    with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
+    with ExampleStore(tmp_path / "examples.sqlite", SCHEMA) as store:
         given = rows(3)
         store.add(x=given["x"][0], y=0)
         store.add(x=given["x"][1], y=given["y"][1])
@@ -40,23 +40,23 @@ def test_what_goes_in_comes_out_in_order(tmp_path: Path) -> None:
 
 
 def test_an_empty_store_gives_empty_arrays(tmp_path: Path) -> None:
-    with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
+    with ExampleStore(tmp_path / "examples.sqlite", SCHEMA) as store:
         found = store.arrays()
     assert (found["x"].shape, found["y"].shape) == ((0, 2, 3), (0,))
 
 
 def test_it_survives_closing(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "examples.sqlite"
-    with ExampleStore.create(path, SCHEMA, max_rows=7) as store:
+    with ExampleStore(path, SCHEMA, max_rows=7) as store:
         store.add_many(rows(5))
-    with ExampleStore.open(path) as store:
+    with ExampleStore(path) as store:
         assert store.schema == SCHEMA
-        assert store.max_rows == 7
+        assert store.caps.max_rows == 7
         assert store.arrays()["y"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_oldest_go_beyond_the_cap(tmp_path: Path) -> None:
-    with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA, max_rows=4) as store:
+    with ExampleStore(tmp_path / "examples.sqlite", SCHEMA, max_rows=4) as store:
         store.add_many(rows(3))
         store.add_many(rows(3, start=3))
         assert store.arrays()["y"].tolist() == [2, 3, 4, 5]
@@ -66,7 +66,7 @@ def test_the_oldest_go_beyond_the_cap(tmp_path: Path) -> None:
 
 def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
     path = tmp_path / "examples.sqlite"
-    with ExampleStore.create(path, SCHEMA) as store:
+    with ExampleStore(path, SCHEMA) as store:
         store.add_many(rows(3))
         for file in tmp_path.iterdir():  # The write-ahead log holds examples too.
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -74,15 +74,15 @@ def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
 
 
 def test_clearing_leaves_nothing(tmp_path: Path) -> None:
-    with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
+    with ExampleStore(tmp_path / "examples.sqlite", SCHEMA) as store:
         store.add_many(rows(3))
-        store.clear()
+        store.erase()
         assert len(store) == 0
 
 
 def test_examples_of_another_kind_are_refused_and_none_is_kept(tmp_path: Path) -> None:
     x, y = rows(3)["x"], rows(3)["y"]
-    with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
+    with ExampleStore(tmp_path / "examples.sqlite", SCHEMA) as store:
         with pytest.raises(StoreError, match="x is float64"):
             store.add_many({"x": x.astype(np.float64), "y": y})
         with pytest.raises(StoreError, match=r"x is float32\[6\] a row"):
@@ -102,22 +102,22 @@ def test_examples_of_another_kind_are_refused_and_none_is_kept(tmp_path: Path) -
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "examples.sqlite"
-    ExampleStore.create(path, SCHEMA).close()
+    ExampleStore(path, SCHEMA).close()
     with pytest.raises(StoreError, match="holds examples of") as caught:
-        ExampleStore.create(path, {"x": Field("float32", (2, 4)), "y": Field("int64")})
+        ExampleStore(path, {"x": Field("float32", (2, 4)), "y": Field("int64")})
     assert "another file" in caught.value.hint
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there are no examples at"):
-        ExampleStore.open(tmp_path / "none.sqlite")
+        ExampleStore(tmp_path / "none.sqlite")
     (tmp_path / "text.sqlite").write_bytes(b"this is text, not a database" * 100)
     with pytest.raises(StoreError, match="cannot open the examples"):
-        ExampleStore.open(tmp_path / "text.sqlite")
+        ExampleStore(tmp_path / "text.sqlite")
 
 
 def test_threads_may_add_at_once(tmp_path: Path) -> None:
-    with ExampleStore.create(tmp_path / "examples.sqlite", SCHEMA) as store:
+    with ExampleStore(tmp_path / "examples.sqlite", SCHEMA) as store:
 
         def add(start: int) -> None:
             for _ in range(20):
@@ -140,9 +140,9 @@ def test_fields_of_any_names_and_types(tmp_path: Path) -> None:
         "y": Field("float32"),
     }
     example: dict[str, Any] = {"batch.tokens": np.arange(3, dtype=np.int32), "batch.mask": [True, False, True]}
-    with ExampleStore.create(path, schema) as store:
+    with ExampleStore(path, schema) as store:
         store.add(id=7, y=0.5, **example)
-    with ExampleStore.open(path) as store:
+    with ExampleStore(path) as store:
         assert store.schema == schema
         found = store.arrays()
     assert {name: array.tolist() for name, array in found.items()} == {
@@ -167,4 +167,4 @@ def test_fields_of_any_names_and_types(tmp_path: Path) -> None:
 )
 def test_impossible_schemas_are_refused(schema: Schema, words: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=words):
-        ExampleStore.create(tmp_path / "examples.sqlite", schema)
+        ExampleStore(tmp_path / "examples.sqlite", schema)
