@@ -219,6 +219,77 @@ def _grid_sample(
     )
 
 
+def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of the last dimension of scores + mask, and 0 where the mask is -inf, in whole rows of it too.
+
+    Exponents stay above those whose exponential is a denormal number, which takes processors ten times as long.
+    """
+    scores = scores + mask
+    floor = scores.amax(-1, keepdim=True).clamp(min=-1e30) - 80
+    return torch.softmax(torch.maximum(scores, floor), -1) * (mask > -math.inf)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention [..., length, width], whose gradient passes over [..., length, length] as seldom as it can.
+
+    The sum over a row of weights times their gradients, which softmax's gradient needs, is that over a row of outputs
+    times theirs (Dao et al. 2022, appendix B).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float
+    ) -> Tensor:
+        flat = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (query, key, value)]
+        scores = torch.bmm(flat[0], flat[1].transpose(1, 2)) * scale
+        if mask is None:
+            weights = torch.softmax(scores, -1)
+        else:
+            whole = (*query.shape[:-1], key.shape[-2])
+            weights = _masked_softmax(scores.reshape(whole), mask).reshape(scores.shape)
+        kept = F.dropout(torch.ones_like(weights), dropout) if dropout else None
+        used = weights if kept is None else weights * kept
+        output = torch.bmm(used, flat[2])
+        ctx.save_for_backward(*flat, weights, used, output)
+        ctx.kept, ctx.scale, ctx.shapes = kept, scale, (query.shape, key.shape, value.shape)
+        return output.reshape(*query.shape[:-1], value.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights, used, output = ctx.saved_tensors
+        gradient = gradients[0].reshape(output.shape)
+        of_value = torch.bmm(used.transpose(1, 2), gradient)
+        of_weights = torch.bmm(gradient, value.transpose(1, 2))
+        if ctx.kept is not None:
+            of_weights = of_weights * ctx.kept
+        of_scores = weights * (of_weights - (gradient * output).sum(-1, keepdim=True))
+        of_query = torch.bmm(of_scores, key) * ctx.scale
+        of_key = torch.bmm(of_scores.transpose(1, 2), query) * ctx.scale
+        found = (of_query, of_key, of_value)
+        return *(part.reshape(shape) for part, shape in zip(found, ctx.shapes, strict=True)), None, None, None
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    batched = query.dim() > 2 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    if not batched or enable_gqa or (attn_mask is not None and (is_causal or attn_mask.requires_grad)):
+        return NotImplemented
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, -math.inf)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _Attention.apply(query, key, value, attn_mask, scale, dropout_p)
+
+
 def _joined(values: Tensor, reduction: str) -> Tensor:
     return values.mean() if reduction == "mean" else values.sum() if reduction == "sum" else values
 
@@ -290,6 +361,7 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.bucketize: _bucket,
     torch.searchsorted: _search,
     F.grid_sample: _grid_sample,
+    F.scaled_dot_product_attention: _attention,
     F.gaussian_nll_loss: _gaussian_nll,
     F.multi_margin_loss: _multi_margin,
 }

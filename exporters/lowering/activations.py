@@ -64,10 +64,17 @@ def _gelu_inner(f: Floats, x: Tensor) -> Tensor:
     return f("Tanh", f.mul(f.add(x, f.mul(f.mul(x, x), x, 0.044715)), math.sqrt(2 / math.pi)))
 
 
+def _cumulative(f: Floats, scaled: Tensor) -> Tensor:
+    """The normal distribution's, of x / sqrt(2): 0.5 * erf + 0.5, which this does in one pass and never cuts."""
+    curve = f("Erf", scaled)
+    return Tensor(f.b.op("HardSigmoid", curve.name, alpha=0.5, beta=0.5), curve.shape, curve.dtype)
+
+
 def _gelu(s: Site) -> Tensor:
     f, x = Floats(s.b, s.output().dtype), s.lazy("self")
-    curve = _gelu_inner(f, x) if s.text("approximate") == "tanh" else f("Erf", f.mul(x, math.sqrt(0.5)))
-    return f.mul(f.mul(x, 0.5), f.add(curve, 1.0))
+    if s.text("approximate") == "tanh":
+        return f.mul(f.mul(x, 0.5), f.add(_gelu_inner(f, x), 1.0))
+    return f.mul(x, _cumulative(f, f.mul(x, math.sqrt(0.5))))
 
 
 def _gelu_backward(s: Site) -> Tensor:
@@ -78,9 +85,9 @@ def _gelu_backward(s: Site) -> Tensor:
         curve = f.mul(f.mul(x, f.sub(1.0, f.mul(t, t))), inner_slope, 0.5)
         slope = f.add(f.mul(f.add(t, 1.0), 0.5), curve)
     else:
-        cumulative = f.mul(f.add(f("Erf", f.mul(x, math.sqrt(0.5))), 1.0), 0.5)
-        density = f.mul(f("Exp", f.mul(x, x, -0.5)), 1 / math.sqrt(2 * math.pi))
-        slope = f.add(cumulative, f.mul(x, density))
+        scaled = f.mul(x, math.sqrt(0.5))
+        density = f("Exp", f.sub(-math.log(math.sqrt(2 * math.pi)), f.mul(scaled, scaled)))
+        slope = f.add(_cumulative(f, scaled), f.mul(x, density))
     return f.mul(s.lazy("grad_output"), slope)
 
 
