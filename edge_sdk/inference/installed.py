@@ -78,6 +78,17 @@ class InstalledModels:
         """The model that serves, or None."""
         return self._state()[0]
 
+    def head(self, model: InstalledModel) -> bytes:
+        """The head of an installed model's bundle, as it was fetched.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            return (self._bundle_path(model) / _HEAD_FILE).read_bytes()
+        except OSError as error:
+            raise self._failed(error) from error
+
     def roll_back(self) -> InstalledModel:
         """Serve the model before the current one, which is forgotten.
 

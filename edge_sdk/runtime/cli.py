@@ -1,4 +1,4 @@
-"""`edge device run|status`. Light to import: everything heavy is inside the handlers."""
+"""`edge device run|enrol|renew|status`, and what `upkeep_cli` adds. Light: what is heavy is inside the handlers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_sdk.errors import ConfigError
+from edge_sdk.runtime import upkeep_cli
 
 if TYPE_CHECKING:
     from edge_sdk.cli import Subparsers
     from edge_sdk.runtime.consent import ConsentChange
     from edge_sdk.runtime.device_store import DeviceStore
-    from edge_sdk.runtime.eligibility import Eligibility
 
 
 CONSENT_TEXT = "edge device run --consent"
@@ -86,6 +86,7 @@ def add_verb(subparsers: Subparsers) -> None:
     status = actions.add_parser("status", help="show what is installed and what left the device")
     status.add_argument("--home", type=Path, required=True, metavar="DIR", help="the device's folder")
     status.set_defaults(handler=_status)
+    upkeep_cli.add_actions(actions)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -93,12 +94,13 @@ def _run(arguments: argparse.Namespace) -> int:
     import signal
 
     from edge_sdk.client import EXAMPLES_FILE, EdgeClient
-    from edge_sdk.logs import log_to_terminal
+    from edge_sdk.logs import log_to_folder, log_to_terminal
     from edge_sdk.protocol.messages import TaskState
     from edge_sdk.protocol.policy import DevicePolicy
     from edge_sdk.protocol.topics import is_id
     from edge_sdk.runtime.broker_url import parse_broker_url
     from edge_sdk.runtime.driver import mqtt, run_devices
+    from edge_sdk.runtime.eligibility import eligibility_of
     from edge_sdk.runtime.home_lock import only_process_in
 
     log_to_terminal(verbose=arguments.verbose)
@@ -114,11 +116,11 @@ def _run(arguments: argparse.Namespace) -> int:
         example_epsilon_at_most=_epsilon(arguments.example_epsilon, "--example-epsilon"),
         local_noise=arguments.local_noise,
     )
-    eligibility = _eligibility(arguments.only_when)
+    eligibility = eligibility_of(arguments.only_when)
     home: Path = arguments.home
     if not home.is_dir():
         raise ConfigError(f"there is no folder {home}", hint="name one that holds identity/ and signer.pub")
-    with only_process_in(home):
+    with only_process_in(home), log_to_folder(home):
         if arguments.examples is not None:
             _import_examples(arguments.examples, home / EXAMPLES_FILE)
         with EdgeClient(
@@ -269,20 +271,6 @@ def _epsilon(text: str, option: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{option} {text} is no budget", hint="give a positive number, or 'any' to allow no noise")
     return value
-
-
-def _eligibility(text: str) -> Eligibility | None:
-    """What `--only-when` asks for; None for always."""
-    from edge_sdk.runtime.eligibility import Eligibility
-
-    asked = {word.strip() for word in text.split(",") if word.strip()}
-    if unknown := asked - {"charging", "unmetered", "idle"}:
-        raise ConfigError(
-            f"--only-when {', '.join(sorted(unknown))} is not known", hint="use charging, unmetered and idle"
-        )
-    if not asked:
-        return None
-    return Eligibility(charging="charging" in asked, unmetered="unmetered" in asked, idle="idle" in asked)
 
 
 def _import_examples(source: Path, target: Path) -> None:

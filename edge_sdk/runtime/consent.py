@@ -104,7 +104,10 @@ class Consent:
             StoreError: it cannot be written.
         """
         newest = self.newest
-        if newest is not None and newest.granted:
+        if newest is None:
+            # Kept too: what an installation grants at its first start must not overrule an owner who was first.
+            self._add(ConsentChange(False, "", "", self._clock.now()))
+        elif newest.granted:
             self._add(ConsentChange(False, newest.purpose, newest.text_version, self._clock.now()))
 
     def _add(self, change: ConsentChange) -> None:

@@ -107,6 +107,22 @@ class Eligibility:
         return tuple(found)
 
 
+def eligibility_of(text: str) -> Eligibility | None:
+    """What `--only-when` asks for, words with commas between; None for always.
+
+    Raises:
+        ConfigError: a word is not known.
+    """
+    asked = {word.strip() for word in text.split(",") if word.strip()}
+    if unknown := asked - {"charging", "unmetered", "idle"}:
+        raise ConfigError(
+            f"--only-when {', '.join(sorted(unknown))} is not known", hint="use charging, unmetered and idle"
+        )
+    if not asked:
+        return None
+    return Eligibility(charging="charging" in asked, unmetered="unmetered" in asked, idle="idle" in asked)
+
+
 def _within(hour: float, begin: float, end: float) -> bool:
     return begin <= hour < end if begin <= end else hour >= begin or hour < end
 
