@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_sdk.client import EdgeClient as EdgeClient
     from edge_sdk.protocol.policy import DevicePolicy as DevicePolicy
+    from edge_sdk.runtime.budget import Budget as Budget
     from edge_sdk.training.fields import Field as Field
     from edge_sdk.training.fields import bool_ as bool_
     from edge_sdk.training.fields import f16 as f16
@@ -20,11 +21,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DevicePolicy": "edge_sdk.protocol.policy",
+    "Budget": "edge_sdk.runtime.budget",
     "EdgeClient": "edge_sdk.client",
     **dict.fromkeys(("Field", "bool_", "f16", "f32", "f64", "i32", "i64", "u8"), "edge_sdk.training.fields"),
 }
 
 __all__ = [
+    "Budget",
     "DevicePolicy",
     "EdgeClient",
     "Field",

@@ -31,6 +31,7 @@ from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.broker_url import parse_broker_url
+from edge_sdk.runtime.budget import Budget
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.dial import TlsFiles
@@ -67,6 +68,7 @@ class EdgeClient:
         pace: how patient it is.
         clock: tells the time.
         on_event: is told what happens; see `edge_sdk.events`.
+        budget: what training may take: processor, threads, time, traffic a day, memory.
 
     Attributes:
         consent: the owner's; nothing is trained until it is granted.
@@ -91,6 +93,7 @@ class EdgeClient:
         pace: Pace | None = None,
         clock: Clock | None = None,
         on_event: OnEvent | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.home = home
         self._clock = clock or SystemClock()
@@ -105,7 +108,7 @@ class EdgeClient:
         policy = policy or DevicePolicy()
         self.privacy = PrivacyAccount(self.store, policy)
         models = InstalledModels(home / "models", signer=signer)
-        self.learner = LocalLearner(signer, self._examples, models, analytics=analytics, runtime=runtime)
+        self.learner = LocalLearner(signer, self._examples, models, analytics=analytics, runtime=runtime, budget=budget)
         self.agent = DeviceAgent(
             self.identity,
             population,
@@ -117,6 +120,8 @@ class EdgeClient:
             pace=pace,
             consent=self.consent,
             on_event=self._events.emit,
+            budget=budget,
+            free_memory=SystemConditions(home).free_memory,
         )
 
     def __enter__(self) -> Self:

@@ -63,6 +63,10 @@ class TrainingError(EdgeError):
     """Training, evaluation or prediction failed on this device."""
 
 
+class BudgetExceeded(EdgeError):
+    """Training took more of the machine than its owner allows."""
+
+
 class PrivacyError(EdgeError):
     """A plan is weaker than the policy, or privacy parameters cannot be met."""
 

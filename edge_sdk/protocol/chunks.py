@@ -291,6 +291,11 @@ class Assembly:
         return self._missing == 0
 
     @property
+    def missing_bytes(self) -> int:
+        """About how much is still to come: whole chunks."""
+        return min(self._size_bytes, self._missing * self._chunk_bytes)
+
+    @property
     def next_deadline(self) -> float | None:
         """When to call `requests` again if nothing comes (the past: at once), or None when complete."""
         if self.complete:

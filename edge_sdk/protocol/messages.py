@@ -70,6 +70,9 @@ class DeclineReason(IntEnum):
     ROSTER_UNSOUND = 11
     SURVIVORS_UNSOUND = 12
     ROUND_ALREADY_JOINED = 13
+    OVER_TIME_BUDGET = 14
+    OVER_TRAFFIC_BUDGET = 15
+    OVER_MEMORY_BUDGET = 16
 
 
 class AbandonReason(IntEnum):

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edge_sdk import __version__
 from edge_sdk.errors import (
     ArtifactError,
+    BudgetExceeded,
     EdgeError,
     IdentityError,
     LocalProtocolError,
@@ -61,12 +62,20 @@ from edge_sdk.protocol.messages import (
     Survivors,
     TaskState,
 )
-from edge_sdk.protocol.policy import DevicePolicy, Objection, composed_epsilon, example_objection, release_of
+from edge_sdk.protocol.policy import (
+    DevicePolicy,
+    Objection,
+    composed_epsilon,
+    encoding_of,
+    example_objection,
+    release_of,
+)
 from edge_sdk.runtime import journal
 from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.budget import Budget, Traffic, next_day
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore, JournalEntry, Participation
-from edge_sdk.secagg import suite
+from edge_sdk.secagg import modular, suite
 from edge_sdk.signing import verify_raw
 
 log = logging.getLogger("edge.device")
@@ -157,11 +166,20 @@ class Learner(Protocol):
         """
         ...
 
+    def memory_bytes(self, head: bytes, plan: Plan) -> int:
+        """About how much memory training by this plan takes, as the bundle of that head predicts.
+
+        Raises:
+            ArtifactError: as for `parts`.
+        """
+        ...
+
     def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> Update:
         """Train. `should_stop` is asked before every step.
 
         Raises:
             TrainingError: it failed, or was asked to stop.
+            BudgetExceeded: it took longer than the device allows.
         """
         ...
 
@@ -198,6 +216,8 @@ class DeviceAgent:
         pace: see there.
         consent: the owner's; None where there is no owner to ask, as in a simulation.
         on_event: is told what happens, once it is durable; must return at once.
+        budget: of traffic and memory; time and processor are the learner's.
+        free_memory: bytes that the machine has left; None where it cannot tell.
     """
 
     def __init__(
@@ -213,6 +233,8 @@ class DeviceAgent:
         pace: Pace | None = None,
         consent: Consent | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
+        budget: Budget | None = None,
+        free_memory: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.device_id = DeviceId(identity.id)
         self.population = population
@@ -225,6 +247,9 @@ class DeviceAgent:
         self._pace = pace or Pace()
         self._consent = consent
         self._on_event = on_event
+        self._budget = budget or Budget()
+        self._traffic = Traffic(self._budget, store)
+        self._free_memory = free_memory
         self._environment = session.Environment(
             device_id=identity.id,
             certificate=identity.certificate_der,
@@ -239,6 +264,9 @@ class DeviceAgent:
         self._checked_in = False
         self._left = False  # the announced round, by declining or otherwise
         self._not_before = 0.0
+        self._saving_until = 0.0  # what was to be sent and received was more than today allows
+        self._release_waits = False
+        self._needs: tuple[Digest, int] | None = None  # a bundle, and the memory that its training takes
         self.objections: tuple[str, ...] = ()
         self._deferred = ""
         self._resend_at: float | None = None
@@ -305,6 +333,7 @@ class DeviceAgent:
 
     def receive(self, topic: str, payload: bytes, now: float) -> tuple[Outgoing, ...]:
         """Take in one message. What is not authentic or has no place is logged and changes nothing."""
+        self._traffic.count(now, received=len(payload))
         try:
             match topics.parse(topic):
                 case topics.TaskTopic():
@@ -329,10 +358,13 @@ class DeviceAgent:
             detail = "the device's owner no longer agrees"
             self._apply(session.Failed(DeclineReason.TASK_NOT_ALLOWED, detail), now)
         self._consider(now)
+        if self._release_waits and now >= self._saving_until:
+            self._fetch_release(now)
         self._request(now)
         if self._awaiting_answer and self._resend_at is not None and now >= self._resend_at:
             self._repeat(now)
         out, self._out = tuple(self._out), []
+        self._traffic.count(now, sent=sum(len(message.payload) for message in out))
         return out
 
     def consider_conditions(self, objections: tuple[str, ...], now: float) -> tuple[Outgoing, ...]:
@@ -365,6 +397,7 @@ class DeviceAgent:
     def clock_set_back(self, now: float) -> tuple[Outgoing, ...]:
         """The clock was put back: what waits for a time of the old clock would wait for ever."""
         self._not_before = min(self._not_before, now)
+        self._saving_until = min(self._saving_until, next_day(now))
         return self.connected(now)
 
     def take_job(self) -> TrainingJob | None:
@@ -392,7 +425,9 @@ class DeviceAgent:
     def failed(self, job: TrainingJob, error: EdgeError, now: float) -> tuple[Outgoing, ...]:
         """A job ended badly."""
         if session.round_id(self._state) == job.plan.rid:
-            self._apply(session.Failed(DeclineReason.TRAINING_FAILED, str(error)), now)
+            slow = isinstance(error, BudgetExceeded)
+            reason = DeclineReason.OVER_TIME_BUDGET if slow else DeclineReason.TRAINING_FAILED
+            self._apply(session.Failed(reason, str(error)), now)
         return self.tick(now)
 
     def next_deadline(self) -> float | None:
@@ -401,6 +436,7 @@ class DeviceAgent:
         times: list[float | None] = [d.assembly.next_deadline for d in self._downloads.values()]
         times.append(base.expires_at if base else None)
         times.append(self._resend_at if self._awaiting_answer else None)
+        times.append(self._saving_until if self._release_waits else None)
         if self._is_asked and not self._hindrance:
             times.append(self._not_before)
         return min((t for t in times if t is not None), default=None)
@@ -431,12 +467,21 @@ class DeviceAgent:
             log.info("%s waits: the operator's run %s is paused", self.device_id, message.task)
         self._checked_in = False
         self._left = self.store.has_ended(message.rid)
-        self._not_before = now
+        self._not_before = max(now, self._saving_until)
+        self._release_waits = False
         base = session.base_of(self._state)
         if base is not None and message.task == base.plan.task and message.rid != base.plan.rid:
             self._apply(session.Superseded(), now)
         if message.state is TaskState.COMPLETE and message.model_version > self.installed_version:
-            self._fetch((message.bundle, message.checkpoint), now)
+            self._fetch_release(now)
+
+    def _fetch_release(self, now: float) -> None:
+        """Fetch the model that a finished task announces, or wait for the day whose traffic allows it."""
+        found = self._announcement
+        if found is not None:
+            self._release_waits = self._saves((found.bundle, found.checkpoint), now) is not None
+            if not self._release_waits:
+                self._fetch((found.bundle, found.checkpoint), now)
 
     def _control(self, payload: bytes, now: float, *, large: bool = False) -> None:
         if self._coordinator is None:
@@ -537,6 +582,7 @@ class DeviceAgent:
 
     def _leave(self, plan: Plan, now: float, *, committed: bool, declined: DeclineReason | None, detail: str) -> None:
         self.store.end_round(plan.rid, now, committed=committed, detail=detail)
+        self._traffic.keep()
         log.info("%s left round %d: %s", self.device_id, plan.round_number, detail)
         if declined is not None:
             self._on_event(Refused(self.population, now, plan.round_number, declined.name.lower(), detail))
@@ -579,7 +625,8 @@ class DeviceAgent:
                     self._send(message)
                     self._schedule_resend(now)
                 case session.Fetch(blobs):
-                    self._fetch(blobs, now)
+                    if not self._declined(self._saves(blobs, now), now):
+                        self._fetch(blobs, now)
                 case session.Train(plan, seed):
                     self._train(plan, seed, now)
                 case session.Spend():
@@ -595,6 +642,25 @@ class DeviceAgent:
             self._job = TrainingJob(plan, bundle, checkpoint, seed)
 
     # ---- blobs
+
+    def _saves(self, blobs: Sequence[BlobRef], now: float) -> Objection | None:
+        """Why these are not fetched today, and the round's update not sent after them; None where they are."""
+        missing = sum(b.size_bytes for b in blobs if b.sha256 not in self._downloads and not self._blobs.has(b))
+        missing += sum(download.assembly.missing_bytes for download in self._downloads.values())
+        base = session.base_of(self._state)
+        if base is not None:
+            missing += modular.packed_bytes(encoding_of(base.plan).length, base.plan.bits)
+        refusal = self._traffic.objection(missing, now)
+        if refusal is not None:
+            self._saving_until = self._not_before = next_day(now)
+            self._defer(refusal.detail, now)
+        return refusal
+
+    def _declined(self, refusal: Objection | None, now: float) -> bool:
+        """Leave the round where there is a refusal; tell whether there was."""
+        if refusal is not None:
+            self._apply(session.Failed(refusal.reason, refusal.detail), now)
+        return refusal is not None
 
     def _fetch(self, blobs: tuple[BlobRef, ...], now: float) -> None:
         for blob in blobs:
@@ -669,12 +735,12 @@ class DeviceAgent:
         if isinstance(state, session.Preparing):
             plan = state.base.plan
             try:
+                if self._declined(self._memory_objection(plan), now):
+                    return
                 if self._complete(plan.bundle, plan.checkpoint, now):
                     self._check(plan)
                     bundle = self._read(plan.bundle, plan.checkpoint)[0]
-                    refusal = self._example_objection(self.learner.sampling(bundle, plan))
-                    if refusal is not None:
-                        self._apply(session.Failed(refusal.reason, refusal.detail), now)
+                    if self._declined(self._example_objection(self.learner.sampling(bundle, plan)), now):
                         return
                     self._install(plan.model_version, plan.bundle, plan.checkpoint, now)
                     self._apply(session.Ready(), now)
@@ -687,6 +753,14 @@ class DeviceAgent:
             except (ArtifactError, StoreError, TrainingError) as error:
                 log.warning("%s keeps its model: %s", self.device_id, error)
 
+    def _memory_objection(self, plan: Plan) -> Objection | None:
+        """Why the plan's training is too large for this device, as soon as the bundle's head tells."""
+        if not self._blobs.has(plan.bundle):
+            return None
+        needed = self.learner.memory_bytes(self._blobs.get(plan.bundle.sha256), plan)
+        self._needs = (plan.bundle.sha256, needed)
+        return self._budget.memory_objection(needed, self._free_memory())
+
     def _complete(self, bundle: BlobRef, checkpoint: BlobRef, now: float) -> bool:
         """Whether the bundle with all parts needed here and the checkpoint have come; asks for parts that were not."""
         if not self._blobs.has(bundle):
@@ -697,7 +771,13 @@ class DeviceAgent:
         lacking = tuple(part for part in parts if not self._blobs.has(part))
         new = tuple(part for part in lacking if part.sha256 not in self._downloads)
         if new:
-            self._fetch(new, now)  # which comes back here
+            saving = self._saves(new, now)
+            if saving is None:
+                self._fetch(new, now)  # which comes back here
+            elif session.base_of(self._state) is None:
+                self._release_waits = True
+            else:
+                self._declined(saving, now)
             return False
         if lacking or not self._blobs.has(checkpoint):
             return False
@@ -763,12 +843,21 @@ class DeviceAgent:
         """What the device lacks for any round; empty where nothing."""
         if not self._consented:
             return NO_CONSENT
-        return "" if self.learner.example_count >= self.policy.min_examples else "too few examples"
+        if self.learner.example_count < self.policy.min_examples:
+            return "too few examples"
+        if self._announcement is not None and self._needs is not None:
+            bundle, needed = self._needs
+            refusal = self._budget.memory_objection(needed, self._free_memory())
+            if refusal is not None and bundle == self._announcement.bundle.sha256:
+                return refusal.detail
+        return ""
 
     def _consider(self, now: float) -> None:
         if not self._is_asked or now < self._not_before:
             return
         hindrance = self._hindrance
+        if not hindrance and self._saves((), now) is not None:
+            return
         self._defer(hindrance, now)
         if not hindrance:
             self._checked_in = True

@@ -21,6 +21,7 @@ from edge_sdk.sqlite_file import SqliteFile, Statement
 
 SCHEMA_VERSION = 2
 
+_TRAFFIC_DAYS = 31
 _DAMAGED = "the file is damaged: restore it from a backup; a new one forgets what this device already spent"
 
 _TABLES = (
@@ -36,6 +37,8 @@ _TABLES = (
     device_variance INTEGER NOT NULL, honest INTEGER NOT NULL, purpose TEXT NOT NULL DEFAULT '')""",
     """CREATE TABLE IF NOT EXISTS example_ledger (
     rid BLOB PRIMARY KEY, noise_multiplier REAL NOT NULL, rate REAL NOT NULL, steps INTEGER NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS traffic (
+    day INTEGER PRIMARY KEY, received_bytes INTEGER NOT NULL, sent_bytes INTEGER NOT NULL)""",
 )
 _UPGRADES = {"1": "ALTER TABLE ledger ADD COLUMN purpose TEXT NOT NULL DEFAULT ''"}
 """What makes a file of a version one of the next, beside the tables that it lacks."""
@@ -233,6 +236,25 @@ class DeviceStore:
         """What was released of the device's examples by training with noise for each, whatever the task."""
         rows = self._read("SELECT noise_multiplier, rate, sum(steps) FROM example_ledger GROUP BY 1, 2 ORDER BY 1, 2")
         return tuple(Sampling(*row) for row in rows)
+
+    # ---- traffic
+
+    def count_traffic(self, day: int, received_bytes: int, sent_bytes: int) -> None:
+        """Add to what was received and sent on a day, counted from the epoch; days long past are forgotten."""
+        self._write(
+            (
+                "INSERT INTO traffic VALUES (?, ?, ?) ON CONFLICT (day) DO UPDATE SET "
+                "received_bytes = received_bytes + excluded.received_bytes, "
+                "sent_bytes = sent_bytes + excluded.sent_bytes",
+                (day, received_bytes, sent_bytes),
+            ),
+            ("DELETE FROM traffic WHERE day < ?", (day - _TRAFFIC_DAYS,)),
+        )
+
+    def traffic(self, day: int) -> tuple[int, int]:
+        """Bytes received and sent on a day."""
+        rows = self._read("SELECT received_bytes, sent_bytes FROM traffic WHERE day = ?", day)
+        return (int(rows[0][0]), int(rows[0][1])) if rows else (0, 0)
 
 
 def _release(values: tuple[Any, ...]) -> Release:

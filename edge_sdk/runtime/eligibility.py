@@ -151,7 +151,7 @@ class SystemConditions:
             metered=self.metered(),
             load=self._load(),
             temperature_c=self._temperature(),
-            free_memory_bytes=self._free_memory(),
+            free_memory_bytes=self.free_memory(),
             free_disk_bytes=_free_disk(self.folder),
             hour=local.tm_hour + local.tm_min / 60,
         )
@@ -187,7 +187,8 @@ class SystemConditions:
         found = [value / 1000 for value in map(_number, zones) if value is not None]
         return max(found, default=None)
 
-    def _free_memory(self) -> int | None:
+    def free_memory(self) -> int | None:
+        """Bytes of memory that programs can still have; None where the machine cannot tell."""
         for line in _text(self.root / "proc/meminfo").splitlines():
             name, _, rest = line.partition(":")
             if name == "MemAvailable":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.errors import ArtifactError, TrainingError
+from edge_sdk.errors import ArtifactError, ConfigError, TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.backends import BACKENDS
 from edge_sdk.training.backends.backend import Backend, Run
@@ -20,7 +20,7 @@ from edge_sdk.training.manifest import FormatSpec, GraphKind, GraphSpec, Runtime
 
 _CACHED_GRAPHS = 32
 
-_cache: OrderedDict[tuple[bytes, GraphKind, Runtime], OpenGraph] = OrderedDict()
+_cache: OrderedDict[tuple[bytes, GraphKind, Runtime, int], OpenGraph] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -69,7 +69,7 @@ def run_named(graph: OpenGraph, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[s
     return {spec.name: value for spec, value in zip(graph.spec.outputs, outputs, strict=True)}
 
 
-def open_graph(artifact: Artifact, kind: GraphKind, runtime: Runtime = "onnx") -> OpenGraph:
+def open_graph(artifact: Artifact, kind: GraphKind, runtime: Runtime = "onnx", threads: int = 1) -> OpenGraph:
     """Open a graph of a bundle, or give the one that this process has open.
 
     Raises:
@@ -77,11 +77,11 @@ def open_graph(artifact: Artifact, kind: GraphKind, runtime: Runtime = "onnx") -
             too old, or cannot load the graph.
     """
     artifact.require_verified()
-    key = (artifact.sha256, kind, runtime)
+    key = (artifact.sha256, kind, runtime, threads)
     with _lock:
         graph = _cache.get(key)
         if graph is None:
-            graph = _cache[key] = _open(artifact, kind, runtime)
+            graph = _cache[key] = _open(artifact, kind, runtime, threads)
             if len(_cache) > _CACHED_GRAPHS:
                 _cache.popitem(last=False)
         else:
@@ -89,16 +89,16 @@ def open_graph(artifact: Artifact, kind: GraphKind, runtime: Runtime = "onnx") -
     return graph
 
 
-def _open(artifact: Artifact, kind: GraphKind, runtime: Runtime) -> OpenGraph:
+def _open(artifact: Artifact, kind: GraphKind, runtime: Runtime, threads: int) -> OpenGraph:
     check_runtime(artifact.manifest.format(runtime))
     spec = artifact.manifest.graph(kind)
     names = {tensor.name for tensor in spec.inputs if tensor.role == "frozen"}
     constants = {name: tensor for name, tensor in artifact.frozen().items() if name in names}
-    return load_graph(runtime, artifact.part(spec.part(runtime)), spec, constants)
+    return load_graph(runtime, artifact.part(spec.part(runtime)), spec, constants, threads)
 
 
 def load_graph(
-    runtime: Runtime, content: bytes, spec: GraphSpec, constants: Mapping[str, npt.NDArray[Any]]
+    runtime: Runtime, content: bytes, spec: GraphSpec, constants: Mapping[str, npt.NDArray[Any]], threads: int = 1
 ) -> OpenGraph:
     """Open a graph that may be in no bundle yet; exporters certify it this way.
 
@@ -107,12 +107,23 @@ def load_graph(
     """
     backend, version = BACKENDS[runtime], installed_version(runtime)
     try:
-        return OpenGraph(spec, constants, backend, backend.load(content, spec))
+        return OpenGraph(spec, constants, backend, backend.load(content, spec, threads))
     except backend.failures() as error:
         raise ArtifactError(
             f"{backend.title} {version} cannot load the {spec.kind} graph: {error}",
             hint=f"update {backend.package}, or export the model again with the current exporter",
         ) from error
+
+
+def check_threads(runtime: Runtime, threads: int) -> None:
+    """Refuse a number of threads that the runtime cannot be kept to.
+
+    Raises:
+        ConfigError: it names those that can.
+    """
+    if threads != 1 and not BACKENDS[runtime].threads:
+        able = ", ".join(name for name, backend in BACKENDS.items() if backend.threads)
+        raise ConfigError(f"{runtime} cannot be kept to {threads} threads", hint=f"leave threads out, or use {able}")
 
 
 def check_runtime(needed: FormatSpec) -> None:

@@ -21,10 +21,11 @@ from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol.messages import BlobRef, Digest, Plan
 from edge_sdk.runtime.agent import Bundle, TrainingJob, Update
+from edge_sdk.runtime.budget import Budget, Pacer
 from edge_sdk.training.artifact import Artifact, parse_head
 from edge_sdk.training.example_privacy import sampling_of
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.graphs import installed_version, runtime_name
+from edge_sdk.training.graphs import check_threads, installed_version, runtime_name
 from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART, Runtime
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import require_parity
@@ -41,9 +42,11 @@ class LocalLearner:
         models: installed models.
         analytics: whether it answers queries too.
         runtime: what trains; predictions are ONNX Runtime's in any case.
+        budget: of threads, processor and time.
 
     Raises:
         ArtifactError: the runtime is not installed.
+        ConfigError: the runtime cannot be kept to the budget's threads.
     """
 
     def __init__(
@@ -54,8 +57,11 @@ class LocalLearner:
         *,
         analytics: bool = False,
         runtime: Runtime = "onnx",
+        budget: Budget | None = None,
     ) -> None:
         installed_version(runtime)
+        self._budget = budget or Budget()
+        check_threads(runtime, self._budget.threads)
         self._signer = signer
         self._runtime = runtime
         self._examples = examples
@@ -95,6 +101,13 @@ class LocalLearner:
             raise ArtifactError(f"a checkpoint of {len(checkpoint)} bytes does not fit {dimension} parameters")
         return dimension
 
+    def memory_bytes(self, head: bytes, plan: Plan) -> int:
+        """About how much memory training by this plan takes; a query takes next to nothing."""
+        if is_query(head):
+            return 0
+        manifest = parse_head(head, signer=self._signer).manifest
+        return manifest.predicted_bytes(min(plan.batch_size, self.example_count or plan.batch_size))
+
     def sampling(self, bundle: Bundle, plan: Plan) -> Sampling | None:
         """What training by this plan would release of each example; None where the bundle does not protect each."""
         if is_query(bundle.head) or not self.example_count:
@@ -111,8 +124,9 @@ class LocalLearner:
         plan, artifact = _training(job.plan), self._artifact(job.bundle)
         examples = self._examples.rows(held_out=False)
         checkpoint = np.frombuffer(job.checkpoint, "<f4").astype(np.float32)
-        trainer = OnnxTrainer(artifact, self._runtime)
-        result = trainer.train(checkpoint, examples, plan, seed=job.seed, should_stop=should_stop)
+        trainer = OnnxTrainer(artifact, self._runtime, threads=self._budget.threads)
+        pacer = Pacer(self._budget, should_stop)
+        result = trainer.train(checkpoint, examples, plan, seed=job.seed, should_stop=pacer)
         privacy = artifact.manifest.privacy
         sampling = None if privacy is None else sampling_of(privacy, plan, len(examples))
         return Update(result.update.astype("<f4").tobytes(), sampling)
@@ -134,7 +148,7 @@ class LocalLearner:
             if self._newest is None or self._newest.sha256 != digest:
                 head = parse_head(bundle.head, signer=self._signer)
                 artifact = head.with_parts(bundle.read(part) for part in self.parts(bundle.head))
-                require_parity(artifact, self._runtime)
+                require_parity(artifact, self._runtime, self._budget.threads)
                 self._newest = artifact
             return self._newest
 

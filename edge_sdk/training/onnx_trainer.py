@@ -28,6 +28,7 @@ class OnnxTrainer:
     Args:
         artifact: the bundle.
         entropy: gives that many secret random bytes, for samples and noise of training that is private.
+        threads: that a step computes on.
 
     Raises:
         ArtifactError: the signature was not checked, or the runtime is too old or cannot load the graph.
@@ -35,11 +36,16 @@ class OnnxTrainer:
     """
 
     def __init__(
-        self, artifact: Artifact, runtime: Runtime = "onnx", *, entropy: Callable[[int], bytes] = secrets.token_bytes
+        self,
+        artifact: Artifact,
+        runtime: Runtime = "onnx",
+        *,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+        threads: int = 1,
     ) -> None:
         self._artifact, self._runtime = artifact, runtime
-        self._steps = open_steps(artifact, runtime, entropy)
-        require_parity(artifact, runtime)
+        self._steps = open_steps(artifact, runtime, entropy, threads)
+        require_parity(artifact, runtime, threads)
 
     def train(
         self,

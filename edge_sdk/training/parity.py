@@ -22,7 +22,7 @@ from edge_sdk.training.manifest import PARITY_PART, Manifest, Runtime, row_bytes
 from edge_sdk.training.steps import TrainingSteps, open_steps
 from edge_sdk.training.trainer import Rows
 
-_certified: set[tuple[bytes, Runtime]] = set()
+_certified: set[tuple[bytes, Runtime, int]] = set()
 _lock = threading.Lock()
 
 
@@ -81,33 +81,33 @@ def decode_parity(manifest: Manifest, content: bytes) -> Iterator[ParityValues]:
         yield ParityValues(examples, expected, allowed)
 
 
-def replay_parity(artifact: Artifact, runtime: Runtime = "onnx") -> ParityReport:
+def replay_parity(artifact: Artifact, runtime: Runtime = "onnx", threads: int = 1) -> ParityReport:
     """Run the bundle's parity vector on this device's runtime.
 
     Raises:
         ArtifactError: the signature was not checked, or the runtime is too old or cannot load the graph.
         TrainingError: the runtime cannot run it.
     """
-    return _replay(artifact, open_steps(artifact, runtime))
+    return _replay(artifact, open_steps(artifact, runtime, threads=threads))
 
 
-def require_parity(artifact: Artifact, runtime: Runtime = "onnx") -> None:
-    """Replay the parity vector once per bundle and process, and refuse a runtime that fails it.
+def require_parity(artifact: Artifact, runtime: Runtime = "onnx", threads: int = 1) -> None:
+    """Replay the parity vector once per bundle, process and number of threads, and refuse a runtime that fails it.
 
     Raises:
         TrainingError: this runtime's results differ from the certified ones.
     """
     with _lock:
-        if (artifact.sha256, runtime) in _certified:
+        if (artifact.sha256, runtime, threads) in _certified:
             return
-        report = replay_parity(artifact, runtime)
+        report = replay_parity(artifact, runtime, threads)
         if not report.ok:
             raise TrainingError(
                 f"{runtime_name(runtime)} computes other values than this bundle was certified with: "
                 f"{report.worst:.1f} times the allowed error",
                 hint="install another version of it; please report this processor and version",
             )
-        _certified.add((artifact.sha256, runtime))
+        _certified.add((artifact.sha256, runtime, threads))
 
 
 def parity_weights(batch: int) -> npt.NDArray[np.float32]:

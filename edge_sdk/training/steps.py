@@ -203,16 +203,19 @@ def _count(rows: Arrays) -> int:
 
 
 def open_steps(
-    artifact: Artifact, runtime: Runtime = "onnx", entropy: Callable[[int], bytes] = secrets.token_bytes
+    artifact: Artifact,
+    runtime: Runtime = "onnx",
+    entropy: Callable[[int], bytes] = secrets.token_bytes,
+    threads: int = 1,
 ) -> TrainingSteps:
     """Open the graphs of a bundle that training needs.
 
     Raises:
         ArtifactError: the signature was not checked, the runtime is too old, or it cannot load a graph.
     """
-    manifest, graph = artifact.manifest, open_graph(artifact, "train", runtime)
+    manifest, graph = artifact.manifest, open_graph(artifact, "train", runtime, threads)
     smallest = manifest.format(runtime).batch.minimum
     if manifest.privacy is None:
         return ShuffledSteps(graph, smallest)
-    clip = open_graph(artifact, "clip", runtime)
+    clip = open_graph(artifact, "clip", runtime, threads)
     return SampledSteps(clip, graph, manifest.layout, manifest.privacy, smallest, entropy)

@@ -100,12 +100,16 @@ class KnownLearner:
     runtime_version: str = "none"
     example_count: int = 10
     sampled: Sampling | None = None
+    memory: int = 0
 
     def parts(self, head: bytes) -> tuple[BlobRef, ...]:
         return ()
 
     def check(self, bundle: Bundle, checkpoint: bytes) -> int:
         return len(checkpoint) // 4
+
+    def memory_bytes(self, head: bytes, plan: Plan) -> int:
+        return self.memory
 
     def sampling(self, bundle: Bundle, plan: Plan) -> Sampling | None:
         return self.sampled

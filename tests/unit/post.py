@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,6 +30,7 @@ from edge_sdk.protocol.messages import (
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import Bundle, DeviceAgent, Outgoing, Pace, TrainingJob
 from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.budget import Budget
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.secagg import suite
@@ -97,6 +98,8 @@ class Post:
         now: float = START,
         learner: Learner | None = None,
         asks: bool = False,
+        budget: Budget | None = None,
+        free_memory: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.now = now
         self.folder = folder
@@ -116,14 +119,16 @@ class Post:
             pace=Pace(resend_s=10.0),
             consent=self.consent,
             on_event=self.events.append,
+            budget=budget,
+            free_memory=free_memory,
         )
         self.started = self.read(self.agent.start(now))
 
-    def reboot(self, *, policy: DevicePolicy = POLICY) -> Post:
+    def reboot(self, *, policy: DevicePolicy = POLICY, budget: Budget | None = None) -> Post:
         """The process dies and starts again."""
         self.store.close()
         asks = self.consent is not None
-        return Post(self.folder, policy=policy, now=self.now, learner=self.learner, asks=asks)
+        return Post(self.folder, policy=policy, now=self.now, learner=self.learner, asks=asks, budget=budget)
 
     # ---- bytes and messages
 

@@ -162,7 +162,8 @@ def test_a_store_of_another_version_is_left_alone(path: Path) -> None:
     DeviceStore(path).close()
     connection = sqlite3.connect(path)
     connection.execute("UPDATE meta SET value = '99'")
-    connection.execute("DROP TABLE ledger")
+    for table in ("ledger", "example_ledger", "traffic"):
+        connection.execute(f"DROP TABLE {table}")
     connection.commit()
     with pytest.raises(StoreError, match="schema 99") as caught:
         DeviceStore(path)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edge_sdk import errors
 from edge_sdk.protocol import codec
 from edge_sdk.protocol._generated import messages_generated as wire
-from edge_sdk.protocol.messages import CheckIn, Plan, Receipt, Rejection, Roster
+from edge_sdk.protocol.messages import CheckIn, Decline, DeclineReason, Plan, Receipt, Rejection, Roster
 from edge_sdk.signing import public_key_from_pem, sign_raw, verify_raw
 from tests.unit.wire_messages import KINDS, from_json, largest, sample, smallest, to_json
 
@@ -125,7 +125,8 @@ def _refusals() -> Iterator[tuple[str, Inputs]]:
         number = next(number for number, known in codec.KINDS.items() if known is kind)
         signed = struct.pack("<2sBBHHI", b"EF", 1, number, 0, 0, len(body)) + body
         signature = _signer(PRIVATE)(b"edge-sdk/frame/1\0" + DEVICE.encode() + b"\0" + signed)
-        yield "read", _reading(signed + signature)
+        reader = "device" if kind in codec._TO_DEVICE else "coordinator"
+        yield "read", _reading(signed + signature, reader)
 
 
 def _malformed_bodies() -> Iterator[tuple[Any, bytes]]:
@@ -140,6 +141,8 @@ def _malformed_bodies() -> Iterator[tuple[Any, bytes]]:
     yield Receipt, _packed(tables.ReceiptT(**short | {"rid": octets[:16], "sha256": octets[:33]}))
     yield Receipt, _packed(tables.ReceiptT(**short | {"rid": octets[:16], "status": 99}))
     yield Receipt, _packed(tables.ReceiptT(rid=octets[:16], status=1))
+    beyond = len(DeclineReason) + 1
+    yield Decline, _packed(tables.DeclineT(rid=octets[:16], reason=beyond, detail=""))
     yield Rejection, _packed(tables.RejectionT(task="t", reason=1, retryAfterS=float("nan"), retrySpreadS=0.0))
     yield Rejection, codec.encode(sample(Rejection)).replace("é".encode(), b"\xff\xfe")
     plan = tables.PlanT.InitFromPackedBuf(codec.encode(sample(Plan)))

@@ -22,12 +22,15 @@ class Backend:
         title: how people call it.
         package: what pip installs for it.
         version: the installed release's; raises ImportError where there is none.
-        load: opens a graph from its part's bytes; raises ImportError where the package is missing.
+        load: opens a graph from its part's bytes, to run on so many threads; raises ImportError where the package is
+            missing.
+        threads: whether it can be kept to a number of threads; where not, one number holds for a whole process.
         failures: what `load` and what it gives raise where the graph or what it is fed is wrong.
     """
 
     title: str
     package: str
     version: Callable[[], str]
-    load: Callable[[bytes, GraphSpec], Run]
+    load: Callable[[bytes, GraphSpec, int], Run]
     failures: Callable[[], tuple[type[Exception], ...]]
+    threads: bool = False

@@ -15,7 +15,7 @@ from edge_sdk.training.backends.backend import Backend, Run
 from edge_sdk.training.manifest import GraphSpec
 
 
-def _load(content: bytes, spec: GraphSpec) -> Run:
+def _load(content: bytes, spec: GraphSpec, threads: int) -> Run:
     torch, module = importlib.import_module("torch"), importlib.import_module("executorch.runtime")
     program = module.Runtime.get().load_program(content)
     method = program.load_method("forward")

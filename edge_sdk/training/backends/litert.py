@@ -17,9 +17,9 @@ from edge_sdk.training.manifest import GraphSpec
 _PACKAGE = "ai-edge-litert"
 
 
-def _load(content: bytes, spec: GraphSpec) -> Run:
+def _load(content: bytes, spec: GraphSpec, threads: int) -> Run:
     module = importlib.import_module("ai_edge_litert.interpreter")
-    runner = module.Interpreter(model_content=content, num_threads=1).get_signature_runner()
+    runner = module.Interpreter(model_content=content, num_threads=threads).get_signature_runner()
     details = runner.get_input_details()
     if len(details) != len(spec.inputs) or len(runner.get_output_details()) != len(spec.outputs):
         raise ValueError("its inputs and outputs are not those of the manifest")
@@ -41,4 +41,6 @@ def _load(content: bytes, spec: GraphSpec) -> Run:
     return run
 
 
-BACKEND = Backend("LiteRT", _PACKAGE, lambda: version(_PACKAGE), _load, lambda: (RuntimeError, TypeError, ValueError))
+BACKEND = Backend(
+    "LiteRT", _PACKAGE, lambda: version(_PACKAGE), _load, lambda: (RuntimeError, TypeError, ValueError), threads=True
+)

@@ -1,4 +1,4 @@
-"""Stock ONNX Runtime, single-threaded: what every device has."""
+"""Stock ONNX Runtime, what every device has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def _version() -> str:
     return str(onnxruntime.__version__)
 
 
-def _load(content: bytes, spec: GraphSpec) -> Run:
+def _load(content: bytes, spec: GraphSpec, threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # A step's memory planned as one block would come on top of what the first step took: twice as much, and no faster.
@@ -51,4 +51,4 @@ def _failures() -> tuple[type[Exception], ...]:
     )
 
 
-BACKEND = Backend("ONNX Runtime", "onnxruntime", _version, _load, _failures)
+BACKEND = Backend("ONNX Runtime", "onnxruntime", _version, _load, _failures, threads=True)

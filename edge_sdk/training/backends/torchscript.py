@@ -19,7 +19,7 @@ from edge_sdk.training.backends.backend import Backend, Run
 from edge_sdk.training.manifest import GraphSpec
 
 
-def _load(content: bytes, spec: GraphSpec) -> Run:
+def _load(content: bytes, spec: GraphSpec, threads: int) -> Run:
     torch = importlib.import_module("torch")
     with warnings.catch_warnings():
         # Deprecated upstream; what is deployed still runs it. Which category says so depends on torch's release.
