@@ -19,6 +19,7 @@ from edge_sdk.identity import utc_text
 from edge_sdk.runtime.broker_url import BrokerUrl
 
 _READ_BYTES: Final = 64 * 1024
+_VERDICT_S: Final = 1.0
 _LINGER_NONE: Final = struct.pack("ii", 1, 0)
 
 
@@ -58,7 +59,17 @@ async def dial(url: BrokerUrl, tls: TlsFiles | None) -> Wire:
     except asyncio.CancelledError:
         secured.close()
         raise
-    return Wire(secured)
+    wire = Wire(secured)
+    if tls is not None and tls.certificate is not None and secured.version() == "TLSv1.3":
+        try:
+            await _verdict(wire)
+        except asyncio.CancelledError:
+            wire.reset()
+            raise
+        if wire.ended:
+            wire.reset()
+            raise _tls_failure(url, wire.error or ConnectionResetError())
+    return wire
 
 
 class Wire:
@@ -267,6 +278,25 @@ async def _handshake(secured: ssl.SSLSocket) -> None:
             return
 
 
+async def _verdict(wire: Wire) -> None:
+    """Wait for what the other side makes of this side's certificate: its tickets, or its alert, which ends the wire.
+
+    In TLS 1.3 this side's handshake is over before that. Whoever sends at once may be reset before he reads why.
+    """
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(wire.fileno(), _wake, ready)
+    try:
+        async with asyncio.timeout(_VERDICT_S):
+            await ready
+    except TimeoutError:
+        return  # Not every broker sends tickets.
+    finally:
+        loop.remove_reader(wire.fileno())
+    while wire.fill():
+        pass
+
+
 def _wake(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
@@ -307,6 +337,8 @@ def words(error: OSError | ValueError) -> str:
     match error:
         case ConnectionResetError():
             return "the connection was reset"
+        case ssl.SSLEOFError():
+            return "the other side closed the connection"
         case ssl.SSLError(reason=str(reason)) if reason in _ALERTS:
             return _ALERTS[reason]
         case ssl.SSLError(reason=str(reason)):

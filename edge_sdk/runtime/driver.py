@@ -71,12 +71,16 @@ def mqtt(broker: BrokerUrl, tls: Callable[[DeviceAgent], TlsFiles | None] = lamb
     def make(
         agent: DeviceAgent, on_message: Callable[[str, bytes], None], on_connected: Callable[[], None]
     ) -> MqttTransport:
+        def say_connected() -> None:
+            log.info("%s is connected to %s", agent.device_id, broker)
+            on_connected()
+
         return MqttTransport(
             broker,
             agent.device_id,
             agent.subscriptions,
             on_message,
-            on_connected=on_connected,
+            on_connected=say_connected,
             on_disconnected=lambda reason: log.warning("%s: %s; it keeps trying", agent.device_id, reason),
             tls=tls(agent),
         )

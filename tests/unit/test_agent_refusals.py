@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.registrar.authority import DAY_S, create_authority, issue_identity
-from edge_sdk.errors import ArtifactError, StoreError, TrainingError
+from edge_sdk.errors import ArtifactError, IdentityError, LocalProtocolError, StoreError, TrainingError
 from edge_sdk.identity import Identity
 from edge_sdk.protocol import chunks, codec, topics
 from edge_sdk.protocol.limits import CONTROL_FRAME_MAX_BYTES, GIB, LARGE_FRAME_MAX_BYTES
@@ -528,6 +528,41 @@ def test_a_round_ends_by_the_clock(post: Post) -> None:
     assert stage_of(post) == "Waiting"
     assert post.store.has_ended(make_plan().rid)
     assert post.store.journal() == []
+
+
+def test_a_device_that_was_off_for_weeks_drops_its_round_and_keeps_its_ledger(post: Post) -> None:
+    Cohort(post).play_until_reported()
+    assert post.store.journal() != []
+    (spent,) = post.store.participations()
+    post.now += 21 * DAY_S
+    again = post.reboot()
+    assert again.started == []
+    assert stage_of(again) == "Waiting"
+    assert again.store.journal() == []
+    assert again.store.has_ended(make_plan().rid)
+    assert again.store.participations() == [spent]
+    # The round that it left is not joined again, and the next one is.
+    assert again.announce() == []
+    one(again.announce(make_announcement(sequence=2, **next_round(2))), CheckIn)
+
+
+def test_a_certificate_is_changed_between_rounds_only_and_for_its_own_device(post: Post) -> None:
+    other = issue_identity(authority(), identity_id=ME, role="device", now=START)
+    one(post.announce(), CheckIn)
+    with pytest.raises(LocalProtocolError, match="between rounds"):
+        post.agent.adopt(other)
+    post.follow()
+    with pytest.raises(LocalProtocolError, match="between rounds"):
+        post.agent.adopt(other)
+    post.wait(make_plan().expires_after_s + 1)
+    with pytest.raises(IdentityError, match="not this device's"):
+        post.agent.adopt(identity(device_name(1)))
+    post.agent.adopt(other)
+    announced = make_announcement(sequence=2, **next_round(2))
+    who = identity("coordinator", "coordinator")
+    payload = codec.write_frame(announced, codec.BROADCAST, who.sign, certificate=who.certificate_der)
+    (check_in,) = post.put(topics.build(topics.TaskTopic(POPULATION)), payload)
+    assert codec.read_frame(check_in.payload).certificate == other.certificate_der
 
 
 def test_a_later_announcement_ends_the_round(post: Post) -> None:
