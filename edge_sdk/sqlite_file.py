@@ -80,6 +80,18 @@ class SqliteFile:
         except sqlite3.Error as error:
             raise self.failed("read", error) from error
 
+    def each(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query one by one, for what would not fit into memory; other threads wait for the last.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            with self._lock:
+                yield from self.connection.execute(sql, values)
+        except sqlite3.Error as error:
+            raise self.failed("read", error) from error
+
     def write(self, *statements: Statement, durable: bool = False) -> None:
         """Carry all statements out in one transaction, or none of them; see `transaction`.
 

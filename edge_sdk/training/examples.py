@@ -215,11 +215,10 @@ class ExampleStore:
         with self._file.transaction() as connection:
             cipher = self._current(connection)
             self._expire(connection)
-            found = [
-                np.fromiter((row for (row,) in connection.execute(_LIST, (part,))), np.int64)
-                for part in ((0, 1) if held_out is None else (int(held_out),))
-            ]
         self._forget()
+        # Not in the transaction: other processes may add meanwhile.
+        parts = (0, 1) if held_out is None else (int(held_out),)
+        found = [np.fromiter((row for (row,) in self._file.each(_LIST, part)), np.int64) for part in parts]
         numbers = np.sort(np.concatenate(found))
         return StoredRows(self, numbers if newest is None else numbers[-newest:], cipher)
 
