@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.runtime import upkeep_cli
+from edge_sdk.runtime.eligibility import ONLY_WHEN
 
 if TYPE_CHECKING:
     from edge_sdk.cli import Subparsers
@@ -58,7 +59,7 @@ def add_verb(subparsers: Subparsers) -> None:
         "--only-when",
         default="",
         metavar="WHAT",
-        help="train only when: any of charging, unmetered, idle, with commas between (default: always)",
+        help=f"train only when, with commas between: {ONLY_WHEN} (default: always)",
     )
     run.add_argument(
         "--consent",

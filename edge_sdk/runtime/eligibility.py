@@ -1,4 +1,4 @@
-"""Whether this is a good moment to train: power, network, idleness, temperature, room and the hour.
+"""Whether this is a good moment to train: power, network, idleness, heat, room and the hour.
 
 `Eligibility` is what the app asks for, `Conditions` what the machine says, `SystemConditions` who asks it. What a
 machine cannot tell (a desktop has no battery) is None, and no objection. Reading costs a few small files.
@@ -6,6 +6,7 @@ machine cannot tell (a desktop has no battery) is None, and no objection. Readin
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
 
 from edge_sdk.errors import ConfigError
 
@@ -22,6 +23,9 @@ MIB: Final = 1 << 20
 
 _METERED_GUESSES: Final = {"1": True, "2": False, "3": True, "4": False}  # NMMetered: yes, no, guess-yes, guess-no
 _TIMEOUT_S: Final = 2.0
+_REMEMBER_S: Final = 60.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Conditions:
         battery: charge from 0 to 1.
         metered: whether the network is paid for by volume.
         load: runnable processes a core, averaged over a minute.
+        untouched_s: seconds since somebody used this machine's keyboard, screen or a terminal.
         temperature_c: of the hottest sensor, degrees Celsius.
         free_memory_bytes, free_disk_bytes: room.
         hour: local time of day, 0 to 24.
@@ -42,6 +47,7 @@ class Conditions:
     battery: float | None = None
     metered: bool | None = None
     load: float | None = None
+    untouched_s: float | None = None
     temperature_c: float | None = None
     free_memory_bytes: int | None = None
     free_disk_bytes: int | None = None
@@ -57,6 +63,7 @@ class Eligibility:
         unmetered: on unmetered networks only.
         idle: only while load is at most `load_at_most`.
         load_at_most: runnable processes a core.
+        untouched_for_s: only when nobody has used the machine for so long; 0 for whether or not somebody does.
         battery_at_least: charge from 0 to 1, also on external power.
         temperature_at_most_c: degrees Celsius.
         memory_at_least_bytes, disk_at_least_bytes: free room.
@@ -70,6 +77,7 @@ class Eligibility:
     unmetered: bool = True
     idle: bool = True
     load_at_most: float = 0.7
+    untouched_for_s: float = 0.0
     battery_at_least: float = 0.2
     temperature_at_most_c: float = 80.0
     memory_at_least_bytes: int = 256 * MIB
@@ -96,6 +104,8 @@ class Eligibility:
             found.append("the network is metered")
         if self.idle and now.load is not None and now.load > self.load_at_most:
             found.append(f"busy: load {now.load:.1f} a core")
+        if now.untouched_s is not None and now.untouched_s < self.untouched_for_s:
+            found.append(f"used {now.untouched_s:.0f} s ago")
         if now.temperature_c is not None and now.temperature_c > self.temperature_at_most_c:
             found.append(f"hot: {now.temperature_c:.0f} degrees")
         if now.free_memory_bytes is not None and now.free_memory_bytes < self.memory_at_least_bytes:
@@ -107,20 +117,45 @@ class Eligibility:
         return tuple(found)
 
 
+ONLY_WHEN: Final = (
+    "charging, unmetered, idle, battery=PERCENT, untouched=MINUTES, temperature=CELSIUS, memory=MIB, disk=MIB, "
+    "quiet=FROM-TO (hours)"
+)
+"""What `--only-when` understands; bounds of battery, heat and room hold in any case, and can be changed."""
+
+
 def eligibility_of(text: str) -> Eligibility | None:
     """What `--only-when` asks for, words with commas between; None for always.
 
     Raises:
-        ConfigError: a word is not known.
+        ConfigError: a word is not known, or its number cannot be.
     """
-    asked = {word.strip() for word in text.split(",") if word.strip()}
-    if unknown := asked - {"charging", "unmetered", "idle"}:
-        raise ConfigError(
-            f"--only-when {', '.join(sorted(unknown))} is not known", hint="use charging, unmetered and idle"
-        )
-    if not asked:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
         return None
-    return Eligibility(charging="charging" in asked, unmetered="unmetered" in asked, idle="idle" in asked)
+    asked: dict[str, Any] = {"charging": False, "unmetered": False, "idle": False}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            match name:
+                case "charging" | "unmetered" | "idle" if name == word:
+                    asked[name] = True
+                case "battery":
+                    asked["battery_at_least"] = float(value) / 100
+                case "untouched":
+                    asked["untouched_for_s"] = 60 * float(value)
+                case "temperature":
+                    asked["temperature_at_most_c"] = float(value)
+                case "memory" | "disk":
+                    asked[f"{name}_at_least_bytes"] = int(value) * MIB
+                case "quiet":
+                    begin, end = value.split("-")
+                    asked["quiet_hours"] = (float(begin), float(end))
+                case _:
+                    raise ConfigError(f"--only-when {word} is not known", hint=f"use {ONLY_WHEN}")
+        except ValueError as error:
+            raise ConfigError(f"--only-when {word} holds no number", hint=f"use {ONLY_WHEN}") from error
+    return Eligibility(**asked)
 
 
 def _within(hour: float, begin: float, end: float) -> bool:
@@ -134,12 +169,14 @@ class SystemConditions:
     Attributes:
         folder: whose disk must have room.
         root: where `/sys` and `/proc` are; another one in tests.
-        metered: asks whether the network is metered; NetworkManager over D-Bus by default.
+        metered: asks whether the network is metered; NetworkManager by default, at most once a minute.
+        untouched: asks since when nobody used the machine, in seconds; logind by default, as often.
     """
 
     folder: Path
     root: Path = Path("/")
-    metered: Callable[[], bool | None] = field(default_factory=lambda: network_is_metered)
+    metered: Callable[[], bool | None] = field(default_factory=lambda: _METERED)
+    untouched: Callable[[], float | None] = field(default_factory=lambda: _UNTOUCHED)
 
     def read(self) -> Conditions:
         """What the machine says now."""
@@ -150,6 +187,7 @@ class SystemConditions:
             battery=battery,
             metered=self.metered(),
             load=self._load(),
+            untouched_s=self.untouched(),
             temperature_c=self._temperature(),
             free_memory_bytes=self.free_memory(),
             free_disk_bytes=_free_disk(self.folder),
@@ -197,22 +235,63 @@ class SystemConditions:
 
 
 def network_is_metered() -> bool | None:
-    """What NetworkManager says, over D-Bus; None where there is none."""
-    busctl = shutil.which("busctl")
-    if busctl is None:
-        return None
+    """What NetworkManager says, over D-Bus or by its own command; None where there is none."""
     name, path = "org.freedesktop.NetworkManager", "/org/freedesktop/NetworkManager"
-    try:
-        told = subprocess.run(
-            [busctl, "get-property", name, path, name, "Metered"],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        ).stdout.split()
-    except (OSError, subprocess.TimeoutExpired):
+    told = _told("busctl", "get-property", name, path, name, "Metered").split()
+    if len(told) == 2:
+        return _METERED_GUESSES.get(told[1])
+    # A line a network interface: "100 (connected)", then "yes", "no (guessed)" or "unknown".
+    fields = _told("nmcli", "--terse", "--fields", "GENERAL.STATE,GENERAL.METERED", "device", "show").splitlines()
+    values = [line.partition(":")[2] for line in fields if line]
+    found = [
+        metered.startswith("yes")
+        for state, metered in zip(values[::2], values[1::2], strict=False)
+        if state.startswith("100") and not metered.startswith("unknown")
+    ]
+    return any(found) if found else None
+
+
+def seconds_untouched() -> float | None:
+    """Since when logind believes that nobody uses this machine, in seconds; None where there is no logind."""
+    name, path = "org.freedesktop.login1", "/org/freedesktop/login1"
+    told = _told("busctl", "get-property", name, path, f"{name}.Manager", "IdleHint", "IdleSinceHint").split()
+    # "b true" and "t 1700000000000000", microseconds since the epoch.
+    if len(told) != 4 or not told[3].isdigit():
         return None
-    return _METERED_GUESSES.get(told[1]) if len(told) == 2 else None
+    return max(0.0, time.time() - int(told[3]) / 1e6) if told[1] == "true" else 0.0
+
+
+def _told(program: str, *arguments: str) -> str:
+    """What another program says; empty where it is not here, fails, or takes too long."""
+    path = shutil.which(program)
+    if path is None:
+        return ""
+    try:
+        done = subprocess.run(
+            [path, *arguments], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+class _Remembered(Generic[_T]):
+    """An answer that another program gives, which costs more than all else here: kept for a minute."""
+
+    def __init__(self, ask: Callable[[], _T], now: Callable[[], float] = time.monotonic) -> None:
+        self._ask, self._now = ask, now
+        self._asked_at = -math.inf
+        self._answer: _T
+
+    def __call__(self) -> _T:
+        if self._now() >= self._asked_at + _REMEMBER_S:
+            self._answer = self._ask()
+            self._asked_at = self._now()
+        return self._answer
+
+
+_METERED: _Remembered[bool | None] = _Remembered(network_is_metered)
+_UNTOUCHED: _Remembered[float | None] = _Remembered(seconds_untouched)
 
 
 def _free_disk(folder: Path) -> int | None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.runtime.eligibility import GIB, Conditions, Eligibility, SystemConditions, network_is_metered
+from edge_sdk.runtime.eligibility import (
+    GIB,
+    Conditions,
+    Eligibility,
+    SystemConditions,
+    _Remembered,
+    eligibility_of,
+    network_is_metered,
+    seconds_untouched,
+)
+
+Program = Callable[[str, str], None]
 
 FINE = Conditions(
     charging=True,
@@ -26,7 +38,7 @@ def machine(root: Path, files: dict[str, str]) -> SystemConditions:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content + "\n", encoding="utf-8")
-    return SystemConditions(root, root, metered=lambda: None)
+    return SystemConditions(root, root, metered=lambda: None, untouched=lambda: None)
 
 
 def supply(name: str, **values: str) -> dict[str, str]:
@@ -82,7 +94,7 @@ def test_load_heat_and_room_are_read(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_says_nothing_has_no_objections(tmp_path: Path) -> None:
-    found = SystemConditions(tmp_path / "nowhere", tmp_path / "nowhere", metered=lambda: None).read()
+    found = machine(tmp_path / "nowhere", {}).read()
     assert (found.load, found.free_memory_bytes, found.free_disk_bytes, found.temperature_c) == (None, None, None, None)
     assert Eligibility().objections(found) == ()
 
@@ -101,6 +113,7 @@ def test_this_machine_can_be_asked(tmp_path: Path) -> None:
         ({"battery": 0.1}, "battery at 10%"),
         ({"metered": True}, "the network is metered"),
         ({"load": 1.5}, "busy: load 1.5 a core"),
+        ({"untouched_s": 59.0}, "used 59 s ago"),
         ({"temperature_c": 95.0}, "hot: 95 degrees"),
         ({"free_memory_bytes": 0}, "0 MiB of memory free"),
         ({"free_disk_bytes": 0}, "0 MiB of disk free"),
@@ -110,7 +123,7 @@ def test_this_machine_can_be_asked(tmp_path: Path) -> None:
 def test_each_objection_is_told_and_none_without_reason(changes: dict[str, float], words: str) -> None:
     import dataclasses
 
-    asked = Eligibility(quiet_hours=(8, 22))
+    asked = Eligibility(quiet_hours=(8, 22), untouched_for_s=60)
     assert asked.objections(FINE) == ()
     assert asked.objections(dataclasses.replace(FINE, **changes)) == (words,)  # type: ignore[arg-type]
 
@@ -131,3 +144,116 @@ def test_bounds_out_of_range_are_refused() -> None:
         Eligibility(battery_at_least=20)
     with pytest.raises(ConfigError, match="no hours"):
         Eligibility(quiet_hours=(22, 25))
+
+
+# ---- what other programs say
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Puts a program of that name where it is found, and nothing else is found."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def put(name: str, script: str) -> None:
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        path.chmod(0o755)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("said", "metered"),
+    [("u 1", True), ("u 2", False), ("u 3", True), ("u 4", False), ("u 0", None), ("", None), ("what is this", None)],
+)
+def test_networkmanager_is_asked_over_d_bus(program: Program, said: str, metered: bool | None) -> None:
+    program(
+        "busctl",
+        '[ "$*" = "get-property org.freedesktop.NetworkManager /org/freedesktop/NetworkManager '
+        f'org.freedesktop.NetworkManager Metered" ] && echo "{said}"',
+    )
+    assert network_is_metered() is metered
+
+
+@pytest.mark.parametrize(
+    ("said", "metered"),
+    [
+        ("GENERAL.STATE:100 (connected)\\nGENERAL.METERED:yes", True),
+        ("GENERAL.STATE:100 (connected)\\nGENERAL.METERED:no (guessed)", False),
+        ("GENERAL.STATE:30 (disconnected)\\nGENERAL.METERED:yes", None),
+        (
+            "GENERAL.STATE:100 (connected (externally))\\nGENERAL.METERED:unknown\\n\\n"
+            "GENERAL.STATE:100 (connected)\\nGENERAL.METERED:yes (guessed)",
+            True,
+        ),
+        ("", None),
+    ],
+)
+def test_without_busctl_its_own_command_is_asked(program: Program, said: str, metered: bool | None) -> None:
+    program("nmcli", f"printf '{said}\\n'")
+    assert network_is_metered() is metered
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo u 1; exit 1", "printf '\\377\\376'"])
+def test_programs_that_fail_say_nothing(program: Program, script: str) -> None:
+    program("busctl", script)
+    program("nmcli", script)
+    assert network_is_metered() is None
+    assert seconds_untouched() is None
+
+
+def test_logind_knows_since_when_nobody_is_there(program: Program) -> None:
+    assert seconds_untouched() is None
+    program("busctl", 'case "$*" in *login1*) echo "b false"; echo "t 1700000000000000";; esac')
+    assert seconds_untouched() == 0.0
+    program("busctl", 'echo "b true"; echo "t 1700000000000000"')
+    found = seconds_untouched()
+    assert found is not None
+    assert found > 86_400
+
+
+def test_other_programs_are_asked_once_a_minute() -> None:
+    now, answers = [0.0], iter(range(1, 9))
+    remembered = _Remembered(lambda: next(answers), lambda: now[0])
+    assert [remembered(), remembered()] == [1, 1]
+    now[0] = 59.0
+    assert remembered() == 1
+    now[0] = 60.0
+    assert remembered() == 2
+
+
+# ---- at the command line
+
+
+def test_what_is_asked_for_at_the_command_line() -> None:
+    assert eligibility_of("") is None
+    assert eligibility_of("charging, idle") == Eligibility(unmetered=False)
+    assert eligibility_of("battery=50,untouched=10,temperature=70,memory=512,disk=1024,quiet=8-22.5") == Eligibility(
+        charging=False,
+        unmetered=False,
+        idle=False,
+        battery_at_least=0.5,
+        untouched_for_s=600,
+        temperature_at_most_c=70,
+        memory_at_least_bytes=512 << 20,
+        disk_at_least_bytes=1 << 30,
+        quiet_hours=(8, 22.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("charing", "--only-when charing is not known"),
+        ("charging=yes", "--only-when charging=yes is not known"),
+        ("battery=half", "--only-when battery=half holds no number"),
+        ("battery", "--only-when battery holds no number"),
+        ("quiet=8", "--only-when quiet=8 holds no number"),
+        ("battery=120", "a battery of 1.2"),
+        ("quiet=8-25", "are no hours"),
+    ],
+)
+def test_what_cannot_be_asked_for(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        eligibility_of(text)
+    assert caught.value.hint
