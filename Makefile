@@ -1,6 +1,6 @@
 # Thin: each target is one command that can be typed by hand. The environment is .venv, made by tools/setup.sh.
 
-.PHONY: setup demo test check torch-range generate bench clean
+.PHONY: setup demo test check torch-range formats generate bench clean
 
 setup:             ## make .venv and install edge-sdk with all extras (EXTRAS=coordinator,dev for less)
 	@tools/setup.sh
@@ -17,6 +17,9 @@ check: setup       ## generated code, style, types, layers
 
 torch-range: setup ## the exporters with the oldest and the newest torch; minutes and gigabytes
 	@tools/torch_range.sh
+
+formats:           ## LiteRT and ExecuTorch bundles, in environments of their own; half an hour and gigabytes
+	@tools/formats.sh
 
 generate: setup    ## rewrite the generated code from edge_sdk/schema/*.fbs
 	@tools/generate.sh

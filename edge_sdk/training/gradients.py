@@ -70,7 +70,7 @@ class OnnxGradients:
         if not bounds.minimum <= count <= bounds.maximum:
             raise TrainingError(
                 f"{count} examples are no batch of this bundle, which takes {bounds.minimum} to {bounds.maximum}",
-                hint="split the examples, or export with a larger batch_max",
+                hint="split the examples, or export with a larger batch_max or compiled_batch",
             )
         feeds = initial_feeds(self._graph, layout.unflatten(parameters)) | rows
         outputs = run_named(self._graph, feeds | {"seed": np.array(step_seed(seed, step), np.int64)})

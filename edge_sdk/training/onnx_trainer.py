@@ -120,14 +120,15 @@ class OnnxTrainer:
         smallest, largest = self._steps.smallest, self._artifact.manifest.format(self._runtime).batch.maximum
         if min(plan.batch_size, examples) < smallest:
             raise TrainingError(
-                f"this bundle trains on batches of {smallest} or more: batches of {plan.batch_size} are asked for, "
-                f"and there are {examples} examples",
+                f"this bundle's {self._runtime} graphs take batches of {smallest} or more: batches of "
+                f"{plan.batch_size} are asked for, and there are {examples} examples",
                 hint="raise the task's batch size, or add examples to the store before training",
             )
         if plan.batch_size > largest:
             raise TrainingError(
-                f"the plan asks for batches of {plan.batch_size}, this bundle takes up to {largest}",
-                hint="lower the task's batch size, or export with a larger batch_max",
+                f"the plan asks for batches of {plan.batch_size}, this bundle's {self._runtime} graphs take up to "
+                f"{largest}",
+                hint="lower the task's batch size, or export with a larger batch_max or compiled_batch",
             )
 
 

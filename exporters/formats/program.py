@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.fx import traceback
 
 from edge_sdk.training.manifest import BatchRange
 from exporters.formats.aten import run
 from exporters.graph import Argument, BatchSize, DType, Graph, Ref, TensorType
 from exporters.record import without_fused_kernels
-
-_PLACE = "place"
 
 
 class Program(torch.nn.Module):
@@ -52,8 +51,7 @@ class Program(torch.nn.Module):
                     return argument
 
         for call in graph.calls:
-            with traceback.annotate({_PLACE: str(call.place)}):
-                result = run(call.operator, {name: resolved(argument) for name, argument in call.arguments.items()})
+            result = run(call.operator, {name: resolved(argument) for name, argument in call.arguments.items()})
             results = [result] if isinstance(result, torch.Tensor) else result
             values |= {ref: tensor for ref, tensor in zip(call.outputs, results, strict=True) if ref is not None}
         return tuple(values[ref] for ref in graph.outputs.values())
@@ -75,24 +73,24 @@ class Program(torch.nn.Module):
             symbol = torch.export.Dim("batch", min=sizes.minimum, max=sizes.maximum)
             axes = ([axis for axis, dim in enumerate(kind.shape) if isinstance(dim, BatchSize)] for kind in self._kinds)
             dynamic = (tuple(dict.fromkeys(found, symbol) for found in axes),)
-        with traceback.preserve_node_meta():
-            return torch.export.export(self, self.examples(batch), dynamic_shapes=dynamic, strict=False)
+        return torch.export.export(self, self.examples(batch), dynamic_shapes=dynamic, strict=False)
 
     @property
     def _kinds(self) -> list[TensorType]:
         return [self._graph.types[ref] for ref in self._graph.inputs.values()]
 
 
-def place_of(exported: torch.export.ExportedProgram, operator: str) -> str:
-    """Where in the model an operator comes from, as the beginning of a message; `operator` as in "aten.mm"."""
-    for node in exported.graph.nodes:
-        if str(node.target).startswith(operator):
-            return str(node.meta.get("custom", {}).get(_PLACE, ""))
-    return ""
-
-
 @contextmanager
-def any_batch() -> Iterator[None]:
-    """Keep torch from choosing kernels by the size of the batch: the export would hold for one kind of size only."""
-    with without_fused_kernels(), torch.backends.nnpack.flags(enabled=False):
-        yield
+def quietly() -> Iterator[None]:
+    """Compile with nothing said: what compilers have to say of themselves and of torch is not for who calls them.
+
+    Torch is kept from choosing kernels by the size of the batch, as the export would hold for one kind of size only.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), without_fused_kernels(), torch.backends.nnpack.flags(enabled=False):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -101,7 +101,7 @@ def _statement(call: Call) -> str:
     declared = {argument.name: argument for argument in schema.arguments}
     chosen = list(declared.values()) if call.operator in _TWINS else [declared[key] for key in call.arguments]
     written = [
-        (f"{argument.name}=" if argument.kwarg_only else "") + _argument(value, str(argument.type))
+        (f"{argument.name}=" if argument.kwarg_only else "") + _written(argument.name, value, str(argument.type))
         for argument, value in zip(chosen, call.arguments.values(), strict=True)
     ]
     # One name takes one result; names with commas take apart a tuple, or a list.
@@ -111,6 +111,15 @@ def _statement(call: Call) -> str:
 
 def _targets(call: Call) -> str:
     return ", ".join(_name(ref) if ref is not None else f"unused{index}" for index, ref in enumerate(call.outputs))
+
+
+def _written(name: str, value: Argument, kind: str) -> str:
+    """An argument; a number is a tensor where it is what the method is of, or would count as an integer else."""
+    if (kind == "Tensor" and name == "self" and isinstance(value, int | float)) or (
+        kind in ("Tensor", "number") and isinstance(value, bool)
+    ):
+        return f"torch.tensor({value!r})"
+    return _argument(value, kind)
 
 
 def _argument(value: Argument, kind: str) -> str:
@@ -125,7 +134,7 @@ def _argument(value: Argument, kind: str) -> str:
         case tuple():
             items = ", ".join(_argument(item, kind) for item in value)
             # An empty list would be one of tensors.
-            return f"[{items}]" if value else f"annotate({kind.removeprefix('Optional[').removesuffix(']')}], [])"
+            return f"[{items}]" if value else f"torch.jit.annotate({kind}, [])"
         case float() if not math.isfinite(value):
             return f'float("{value}")'
         case int() if "float" in kind and not isinstance(value, bool):

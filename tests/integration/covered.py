@@ -74,6 +74,16 @@ def loss(apply: Loss, targets: Maker, shape: tuple[int, ...] = (5,)) -> Covered:
     return Covered(lambda: Applied(shape, None, None), real(6), targets, apply)
 
 
+def examples(case: Covered, count: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """A case's model, so many inputs, and their targets; the same every time."""
+    torch.manual_seed(4)
+    model, x = case.build(), case.inputs(count)
+    if case.targets is not None:
+        return model, x, case.targets(count)
+    with torch.no_grad():
+        return model, x, torch.randn(model(x).shape)
+
+
 def listed(tables: dict[str, dict[str, Covered]]) -> str:
     """The tables as one in Markdown: a case is named for what it covers, then ": " and what is particular of it."""
     rows = ["| subject | covered |", "|---|---|"]

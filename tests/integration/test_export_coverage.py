@@ -14,45 +14,17 @@ import torch
 
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
-from tests.integration import covered_functions, covered_layers, covered_losses
-from tests.integration.covered import Covered, listed
+from tests.integration.covered import examples, listed
+from tests.integration.covered_cases import CASES, TABLES
 from tests.integration.exported import exported, rows, trained_eagerly
 
-TABLES = {
-    "Activations": covered_layers.ACTIVATIONS,
-    "Convolution": covered_layers.CONVOLUTIONS,
-    "Pooling": covered_layers.POOLING,
-    "Padding and resampling": covered_layers.RESAMPLING,
-    "Normalisation": covered_layers.NORMALISATION,
-    "Embedding": covered_layers.EMBEDDINGS,
-    "Recurrent": covered_layers.RECURRENT,
-    "Attention": covered_layers.ATTENTION,
-    "Other layers and PyTorch features": covered_layers.OTHERS,
-    "Losses": covered_losses.LOSSES,
-    "Elementwise functions": covered_functions.ELEMENTWISE,
-    "Reductions and sorting": covered_functions.REDUCTIONS,
-    "Shapes": covered_functions.SHAPES,
-    "Indexing": covered_functions.INDEXING,
-    "Products and distances": covered_functions.PRODUCTS,
-}
-CASES = {name: case for cases in TABLES.values() for name, case in cases.items()}
-
 TWENTY_STEPS = TrainingPlan(epochs=10, batch_size=6, learning_rate=0.05)
-
-
-def _examples(case: Covered, count: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    torch.manual_seed(4)
-    model, x = case.build(), case.inputs(count)
-    if case.targets is not None:
-        return model, x, case.targets(count)
-    with torch.no_grad():
-        return model, x, torch.randn(model(x).shape)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("name", CASES)
 def test_it_trains_as_in_float64(name: str) -> None:
-    model, x, y = _examples(CASES[name], 9)
+    model, x, y = examples(CASES[name], 9)
     assert 0 < exported(model, x, y, CASES[name].loss).manifest.format("onnx").replay.worst < 1
 
 
@@ -71,7 +43,7 @@ def test_it_trains_as_in_float64(name: str) -> None:
     ],
 )
 def test_twenty_free_steps_stay_with_pytorch(name: str) -> None:
-    model, x, y = _examples(CASES[name], 12)
+    model, x, y = examples(CASES[name], 12)
     artifact = exported(model, x, y, CASES[name].loss)
     start = artifact.checkpoint()
     result = OnnxTrainer(artifact).train(start, rows(x, y), TWENTY_STEPS, seed=b"order")

@@ -4,7 +4,6 @@ that takes the same samples and the same noise but differentiates one example at
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,18 +35,23 @@ from edge_sdk.training.plan import TrainingPlan
 from edge_sdk.training.steps import CLIP_SLACK, SampledSteps, open_steps
 from exporters.per_example import clipped_sum
 from exporters.privacy import DpSgd
-from tests.integration.exported import SIGNER, Loss, exported, flat, images, labels, rows, small, small_net
+from tests.integration.exported import (
+    SIGNER,
+    Loss,
+    exported,
+    flat,
+    images,
+    known_entropy,
+    labels,
+    rows,
+    small,
+    small_net,
+)
 from tests.unit.cohort import planned
 
 PRIVACY = DpSgd(clip_norm=0.7, noise_multiplier=0.5, lot_size=6)
 PLAN = TrainingPlan(epochs=2, batch_size=4, learning_rate=0.05)
 STEPS, RATE = 8, 0.3  # of that plan with twenty examples
-
-
-def known_entropy() -> Callable[[int], bytes]:
-    """Random bytes that are anything but secret: the same for every training."""
-    numbers = itertools.count()
-    return lambda count: hashlib.shake_256(next(numbers).to_bytes(4, "little")).digest(count)
 
 
 def of_tokens(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

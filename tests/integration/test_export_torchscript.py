@@ -20,6 +20,8 @@ from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.plan import TrainingPlan
 from exporters.examples import zoo
+from tests.integration.covered import examples
+from tests.integration.covered_cases import CASES
 from tests.integration.exported import SIGNER, exported, images, labels, small, small_net
 
 BOTH: tuple[Runtime, ...] = ("onnx", "torchscript")
@@ -67,6 +69,26 @@ def test_dropout_and_what_is_frozen_in_8_bits_train_as_torchscript(settings: dic
     assert np.abs(one - two).max() < 1e-6
     again = OnnxTrainer(artifact, "torchscript").train(start, examples, plan, seed=b"t").update
     assert np.abs(one - again).max() > 1e-3, "the seed decides about masks"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nn.LogSigmoid",
+        "nn.LPPool2d",
+        "torch.max",
+        "torch.logit",
+        "F.scaled_dot_product_attention: mask for each example",
+        "F.grid_sample",
+        "nn.GRU: padded sequences",
+        "torch.topk",
+        "x[indices] = values",
+    ],
+)
+def test_what_is_covered_can_be_torchscript(name: str) -> None:
+    """Some of all that is, among them arguments that its text has to spell with care: empty lists, numbers, truths."""
+    model, x, y = examples(CASES[name], 9)
+    assert exported(model, x, y, CASES[name].loss, formats=BOTH).manifest.format("torchscript").replay.worst < 1
 
 
 def test_there_is_no_autograd_in_it() -> None:

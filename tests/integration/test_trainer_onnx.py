@@ -147,7 +147,7 @@ def test_bad_checkpoints_are_refused(spoil: Callable[[Rows], Rows], words: str) 
 
 def test_a_batch_beyond_the_bundle_is_refused() -> None:
     plan = TrainingPlan(epochs=1, batch_size=2000, learning_rate=0.1)
-    with pytest.raises(TrainingError, match="batches of 2000, this bundle takes up to 1024"):
+    with pytest.raises(TrainingError, match="batches of 2000, this bundle's onnx graphs take up to 1024"):
         OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
 
 
