@@ -479,9 +479,8 @@ class DeviceAgent:
         """Fetch the model that a finished task announces, or wait for the day whose traffic allows it."""
         found = self._announcement
         if found is not None:
-            self._release_waits = self._saves((found.bundle, found.checkpoint), now) is not None
-            if not self._release_waits:
-                self._fetch((found.bundle, found.checkpoint), now)
+            self._release_waits = False
+            self._fetch((found.bundle, found.checkpoint), now)
 
     def _control(self, payload: bytes, now: float, *, large: bool = False) -> None:
         if self._coordinator is None:
@@ -625,8 +624,7 @@ class DeviceAgent:
                     self._send(message)
                     self._schedule_resend(now)
                 case session.Fetch(blobs):
-                    if not self._declined(self._saves(blobs, now), now):
-                        self._fetch(blobs, now)
+                    self._fetch(blobs, now)
                 case session.Train(plan, seed):
                     self._train(plan, seed, now)
                 case session.Spend():
@@ -668,6 +666,11 @@ class DeviceAgent:
                 self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, "a blob larger than any device takes"), now)
                 return
         try:
+            refusal = self._saves(blobs, now)
+            if refusal is not None:
+                self._release_waits = session.base_of(self._state) is None
+                self._declined(refusal, now)
+                return
             for blob in blobs:
                 if not self._blobs.has(blob):
                     self._download(blob)
@@ -771,13 +774,7 @@ class DeviceAgent:
         lacking = tuple(part for part in parts if not self._blobs.has(part))
         new = tuple(part for part in lacking if part.sha256 not in self._downloads)
         if new:
-            saving = self._saves(new, now)
-            if saving is None:
-                self._fetch(new, now)  # which comes back here
-            elif session.base_of(self._state) is None:
-                self._release_waits = True
-            else:
-                self._declined(saving, now)
+            self._fetch(new, now)  # which comes back here
             return False
         if lacking or not self._blobs.has(checkpoint):
             return False

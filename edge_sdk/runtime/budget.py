@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -78,6 +78,31 @@ class Budget:
         return Objection(
             DeclineReason.OVER_MEMORY_BUDGET, f"training takes about {needed_bytes / MB:.0f} MB of memory; {allowed}"
         )
+
+
+def parse_budget(text: str) -> Budget:
+    """Read "cpu_share=0.5,bytes_per_day=50e6"; empty for no bound.
+
+    Raises:
+        ConfigError: it cannot be read, or is out of range.
+    """
+    names = [field.name for field in fields(Budget)]
+    values: dict[str, float] = {}
+    for item in filter(None, text.replace(" ", "").split(",")):
+        name, _, number = item.partition("=")
+        try:
+            if name not in names:
+                raise ValueError(name)
+            values[name] = float(number)
+        except ValueError as error:
+            raise ConfigError(
+                f"{item!r:.80} is no part of a budget",
+                hint=f"give numbers for any of {', '.join(names)}, such as wall_s=600",
+            ) from error
+    threads = values.pop("threads", 1.0)
+    if not threads.is_integer():
+        raise ConfigError(f"a budget of threads={threads:g} is no number of threads", hint="give a whole number")
+    return Budget(**values, threads=int(threads))
 
 
 class Pacer:

@@ -62,6 +62,12 @@ def add_verb(subparsers: Subparsers) -> None:
         help=f"train only when, with commas between: {ONLY_WHEN} (default: always)",
     )
     run.add_argument(
+        "--budget",
+        default="",
+        metavar="WHAT",
+        help="what training may take, such as cpu_share=0.5,threads=2,wall_s=600,bytes_per_day=50e6,memory_mb=300",
+    )
+    run.add_argument(
         "--consent",
         default="",
         metavar="PURPOSE",
@@ -100,6 +106,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_sdk.protocol.policy import DevicePolicy
     from edge_sdk.protocol.topics import is_id
     from edge_sdk.runtime.broker_url import parse_broker_url
+    from edge_sdk.runtime.budget import parse_budget
     from edge_sdk.runtime.driver import mqtt, run_devices
     from edge_sdk.runtime.eligibility import eligibility_of
     from edge_sdk.runtime.home_lock import only_process_in
@@ -118,6 +125,7 @@ def _run(arguments: argparse.Namespace) -> int:
         local_noise=arguments.local_noise,
     )
     eligibility = eligibility_of(arguments.only_when)
+    budget = parse_budget(arguments.budget)
     home: Path = arguments.home
     if not home.is_dir():
         raise ConfigError(f"there is no folder {home}", hint="name one that holds identity/ and signer.pub")
@@ -130,6 +138,7 @@ def _run(arguments: argparse.Namespace) -> int:
             policy=policy,
             eligibility=eligibility,
             analytics=arguments.analytics,
+            budget=budget,
         ) as client:
             agent = client.agent
             # A service has it in its command line for ever: that must not undo a revocation.

@@ -85,14 +85,19 @@ class KeyFile:
 
     def save(self, key: bytes) -> None:
         """See `KeyHolder`."""
+        # An old key is overwritten in place, since a new file would leave its blocks on the disk; a first one appears
+        # whole or not at all.
+        first = not self.path.exists()
+        path = self.path.with_name(self.path.name + ".new") if first else self.path
         try:
-            # In place: a new file beside it would leave the old key's blocks on the disk.
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 os.write(descriptor, key.hex().encode() + b"\n")
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+            if first:
+                path.replace(self.path)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)

@@ -270,6 +270,7 @@ class ExampleStore:
     ) -> None:
         """Read what the file says of itself, or write it."""
         found = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        before = dict(found)
         if "schema" not in found and schema is None:
             raise StoreError(f"{self.path} holds no examples' schema", hint="create the store before opening it")
         if "schema" not in found and schema is not None:
@@ -292,10 +293,10 @@ class ExampleStore:
         self._context = hashlib.sha256(found["schema"].encode()).digest()
         self._holder = key_holder("keyring" if found.get("key_place") == "keyring" else "file", self.path)
         found["caps"] = json.dumps(asdict(self.caps))
-        if "key" not in found and (left := self._holder.load()) is not None and not self._last(connection):
+        if "key" not in found and not self._last(connection) and (left := self._holder.load()) is not None:
             # Of a database that was moved away, whose rows its owner may still want to read.
             found["key"] = RowCipher.of(left, self._context).check
-        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found.items())
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found.items() - before.items())
         self._current(connection)
         connection.execute("DELETE FROM examples WHERE row <= ?", (self._last(connection) - self._cap,))
 

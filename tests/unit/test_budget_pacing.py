@@ -11,7 +11,7 @@ import pytest
 from edge_sdk import Budget
 from edge_sdk.errors import BudgetExceeded, ConfigError
 from edge_sdk.protocol.messages import DeclineReason
-from edge_sdk.runtime.budget import DAY_S, Pacer, Traffic, next_day
+from edge_sdk.runtime.budget import DAY_S, Pacer, Traffic, next_day, parse_budget
 from edge_sdk.runtime.device_store import DeviceStore
 
 NOON = 1_800_000_000.0 // DAY_S * DAY_S + DAY_S / 2
@@ -32,6 +32,30 @@ NOON = 1_800_000_000.0 // DAY_S * DAY_S + DAY_S / 2
 def test_a_budget_that_cannot_be_held_to_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}=") as caught:
         Budget(**wrong)
+    assert caught.value.hint
+
+
+def test_a_budget_in_words() -> None:
+    assert parse_budget("") == Budget()
+    assert parse_budget("cpu_share=0.5, threads=2,wall_s=600,bytes_per_day=50e6,memory_mb=300") == Budget(
+        0.5, 2, 600, 50e6, 300
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cpu=0.5", "'cpu=0.5' is no part of a budget"),
+        ("wall_s", "'wall_s' is no part"),
+        ("wall_s=long", "'wall_s=long' is no part"),
+        ("threads=1.5", "threads=1.5 is no number of threads"),
+        ("threads=inf", "threads=inf is no number of threads"),
+        ("wall_s=-1", "wall_s=-1.0 allows no training"),
+    ],
+)
+def test_what_is_no_budget_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        parse_budget(text)
     assert caught.value.hint
 
 

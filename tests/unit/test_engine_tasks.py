@@ -150,7 +150,14 @@ def test_too_many_abandoned_rounds_in_a_row_pause_the_task(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "waits"), [(DeclineReason.EPSILON_TOO_LARGE, True), (DeclineReason.ROSTER_UNSOUND, False)]
+    ("reason", "waits"),
+    [
+        (DeclineReason.EPSILON_TOO_LARGE, True),
+        (DeclineReason.OVER_TRAFFIC_BUDGET, True),
+        (DeclineReason.OVER_MEMORY_BUDGET, True),
+        (DeclineReason.OVER_TIME_BUDGET, True),
+        (DeclineReason.ROSTER_UNSOUND, False),
+    ],
 )
 def test_a_device_that_declined_waits_unless_others_may_have_caused_it(
     desk: Desk, reason: DeclineReason, waits: bool

@@ -175,6 +175,29 @@ def test_erasing_that_a_power_cut_ended_is_completed(path: Path) -> None:
     assert key_of(path).read_bytes() != old
 
 
+def test_erasing_that_a_power_cut_tore_the_key_of_is_completed(path: Path) -> None:
+    store = ExampleStore(path, SCHEMA)
+    store.add_many(rows(5))
+    store._file.write(("DELETE FROM meta WHERE key = 'key'", ()))
+    store.close()
+    key_of(path).write_text("0123")
+    with ExampleStore(path) as store:
+        assert len(store) == 0
+        store.add_many(rows(2))
+    with ExampleStore(path) as store:
+        assert labels(store) == [0, 1]
+
+
+def test_opening_a_store_writes_nothing(path: Path) -> None:
+    """So that examples can be read where the disk is full."""
+    with ExampleStore(path, SCHEMA, max_rows=50) as store:
+        store.add_many(rows(5))
+        with ExampleStore(path, max_rows=50) as other:
+            assert other._file.connection.total_changes == 0
+            assert labels(other) == [0, 1, 2, 3, 4]
+            assert other._file.connection.total_changes == 0
+
+
 def test_erasing_on_a_full_disk_erases_the_key(path: Path) -> None:
     with ExampleStore(path, SCHEMA) as store:
         store.add_many(rows(5))
