@@ -9,8 +9,8 @@ demo: setup        ## 200 devices, ten private rounds, with dropouts and a crash
 	@.venv/bin/edge demo
 
 test: setup check  ## everything that must pass
-	@.venv/bin/python -m pytest --cov
 	@tools/test_kotlin.sh
+	@.venv/bin/python -m pytest --cov
 
 check: setup       ## generated code, style, types, layers
 	@tools/check.sh

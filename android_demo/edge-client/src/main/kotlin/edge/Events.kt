@@ -1,0 +1,56 @@
+package edge
+
+/**
+ * What a device tells its app while it runs, in the order in which it happened.
+ *
+ * All have [population], the name that was joined, and [at], seconds since the epoch. Knows nothing of who sends them.
+ */
+public sealed interface DeviceEvent {
+    public val population: String
+    public val at: Double
+}
+
+/** A round's training ended well; nothing left the device yet. */
+public data class Trained(
+    override val population: String,
+    override val at: Double,
+    val roundNumber: Long,
+    val examples: Int,
+) : DeviceEvent
+
+/** A masked update left the device; [epsilon] is what the task has cost so far, at [delta]. */
+public data class Uploaded(
+    override val population: String,
+    override val at: Double,
+    val roundNumber: Long,
+    val sentBytes: Int,
+    val epsilon: Double,
+    val delta: Double,
+) : DeviceEvent
+
+/** Predictions come from this version of the global model from now on. */
+public data class Installed(
+    override val population: String,
+    override val at: Double,
+    val version: Long,
+) : DeviceEvent
+
+/**
+ * The device declined a round, by its policy or because it could not go on; the coordinator is told the same.
+ *
+ * [reason] is one word of the protocol, such as "cohort_too_small"; [detail] a sentence, with the numbers.
+ */
+public data class Refused(
+    override val population: String,
+    override val at: Double,
+    val roundNumber: Long,
+    val reason: String,
+    val detail: String,
+) : DeviceEvent
+
+/** The device would take part, but not now; [reason] says why, such as "not charging" or "no consent". */
+public data class Deferred(
+    override val population: String,
+    override val at: Double,
+    val reason: String,
+) : DeviceEvent

@@ -1,0 +1,279 @@
+package edge.runtime
+
+import edge.Bytes
+import edge.StoreError
+import edge.privacy.Mechanism
+import edge.privacy.Release
+import edge.protocol.Spending
+import java.io.ByteArrayInputStream
+import java.io.ByteArrayOutputStream
+import java.io.Closeable
+import java.io.DataInputStream
+import java.io.DataOutputStream
+import java.io.File
+import java.io.IOException
+
+/** One accepted event of the open round; [payload] and [entropy] are secret. */
+public class JournalEntry internal constructor(
+    internal val at: Double,
+    internal val kind: String,
+    internal val payload: ByteArray,
+    internal val entropy: ByteArray,
+)
+
+/**
+ * One masked input that left this device, and what the task has cost by then.
+ *
+ * [at] is in seconds since the epoch; [epsilon] at [delta] is spent on the task up to and with this participation, by the
+ * device's own accounting; [sentBytes] and [sentSha256] are of the masked vector, which says nothing of the update;
+ * [release] is the noised sum that the update may have gone into.
+ */
+public data class Participation(
+    val rid: Bytes,
+    val task: String,
+    val roundNumber: Long,
+    val at: Double,
+    val epsilon: Double,
+    val delta: Double,
+    val sentBytes: Int,
+    val sentSha256: Bytes,
+    val release: Release,
+)
+
+/**
+ * What a device must not forget, in two files: `device.log` has small facts, the rounds it left and its own ledger;
+ * `round.journal` each accepted event of the open round with the entropy of its step (PROTOCOL.md 9.6).
+ *
+ * A restart folds the journal to the same secrets and never to others. The ledger's entry is in the very record of the
+ * event that lets the masked input leave. When a round ends, that is made durable first, with its ledger's entry, and then
+ * the journal's bytes are overwritten; a crash in between is completed at the next opening. Never put either file back
+ * from a backup: a device that forgot what it said could say another thing. Not for several threads.
+ */
+public class DeviceStore(folder: File) : Closeable {
+    private val log = RecordFile(File(folder, "device.log"))
+    private val journalFile = RecordFile(File(folder, "round.journal"))
+    private val facts = HashMap<String, String>()
+    private val ended = HashSet<Bytes>()
+    private val ledger = ArrayList<Participation>()
+    private val open = ArrayList<JournalEntry>()
+    private var openRid: Bytes? = null
+    private var openParticipation: Participation? = null
+
+    init {
+        try {
+            log.readAll().forEach(::replay)
+            if (log.damaged) {
+                throw StoreError(
+                    "the device's store in $folder is damaged",
+                    "let the device begin anew in another folder, with another identity: it forgot what it spent",
+                )
+            }
+            journalFile.readAll().forEach(::replayEntry)
+            val rid = openRid
+            if (rid != null && rid in ended) {
+                forgetRound()
+            } else if (rid != null && journalFile.damaged) {
+                // A part of what was said is not known any more: the round cannot be gone on with.
+                endRound(rid, open.first().at, committed = false, detail = "the journal was damaged")
+            } else if (journalFile.damaged) {
+                forgetRound()
+            }
+            val found = facts["schema"]
+            if (found == null) {
+                put("schema", SCHEMA_VERSION, durable = true)
+            } else if (found != SCHEMA_VERSION) {
+                throw StoreError(
+                    "the device's store in $folder has schema $found; this version reads $SCHEMA_VERSION",
+                    "update this app, or let the device begin anew in another folder",
+                )
+            }
+        } catch (error: IOException) {
+            close()
+            throw StoreError("the device's store in $folder holds what this version cannot read", UPDATE, error)
+        } catch (error: StoreError) {
+            close()
+            throw error
+        }
+    }
+
+    override fun close() {
+        log.close()
+        journalFile.close()
+    }
+
+    // ---- small facts
+
+    /** A stored text, or null. */
+    public fun get(key: String): String? = facts[key]
+
+    /** A stored number, a u64; 0 where there is none. Raises StoreError where what is stored is no number. */
+    public fun number(key: String): Long {
+        val text = facts[key] ?: return 0
+        try {
+            return java.lang.Long.parseUnsignedLong(text)
+        } catch (error: NumberFormatException) {
+            throw StoreError("$key in the device's store is no number: $text", UPDATE, error)
+        }
+    }
+
+    /** Stores a text; durable where a power cut may not undo it. */
+    public fun put(key: String, value: String, durable: Boolean = false) {
+        if (facts[key] == value) return
+        val bytes = record {
+            writeByte(FACT)
+            writeText(key)
+            writeText(value)
+        }
+        log.append(bytes, durable)
+        facts[key] = value
+    }
+
+    // ---- the open round
+
+    /** The open round's journal, oldest entry first. */
+    public fun journal(): List<JournalEntry> = open.toList()
+
+    /** The round that the journal is of, or null. */
+    public val journalRid: Bytes? get() = openRid
+
+    /** Adds an event of round [rid], and with it what leaves the device by it. */
+    internal fun append(rid: Bytes, entry: JournalEntry, participation: Participation?, durable: Boolean) {
+        val bytes = record {
+            writeBlob(rid.array)
+            writeDouble(entry.at)
+            writeText(entry.kind)
+            writeBlob(entry.payload)
+            writeBlob(entry.entropy)
+            writeBoolean(participation != null)
+            participation?.let { write(it) }
+        }
+        journalFile.append(bytes, durable)
+        openRid = rid
+        open.add(entry)
+        openParticipation = participation ?: openParticipation
+    }
+
+    /** Burns the round's id and erases its journal. */
+    public fun endRound(rid: Bytes, at: Double, committed: Boolean, detail: String) {
+        val participation = openParticipation
+        val bytes = record {
+            writeByte(ENDED)
+            writeBlob(rid.array)
+            writeDouble(at)
+            writeBoolean(committed)
+            writeText(detail)
+            writeBoolean(participation != null)
+            participation?.let { write(it) }
+        }
+        log.append(bytes, durable = true)
+        ended.add(rid)
+        participation?.let { ledger.add(it) }
+        forgetRound()
+    }
+
+    private fun forgetRound() {
+        open.clear()
+        openRid = null
+        openParticipation = null
+        journalFile.erase()
+    }
+
+    /** Whether this device already left that round. */
+    public fun hasEnded(rid: Bytes): Boolean = rid in ended
+
+    // ---- the ledger
+
+    /** What this device took part in, oldest first; of one task, or of all. */
+    public fun participations(task: String? = null): List<Participation> =
+        (ledger + listOfNotNull(openParticipation)).filter { task == null || it.task == task }
+
+    /** How often this device took part in a task, and all that left it for any. */
+    public fun spending(task: String): Spending {
+        val all = participations()
+        val releases = all.groupingBy { it.release }.eachCount().map { it.key to it.value.toLong() }
+        return Spending(all.count { it.task == task }, releases)
+    }
+
+    // ---- records
+
+    private fun replay(bytes: ByteArray) {
+        val input = DataInputStream(ByteArrayInputStream(bytes))
+        when (val kind = input.readByte().toInt()) {
+            FACT -> facts[input.readText()] = input.readText()
+            ENDED -> {
+                ended.add(Bytes(input.readBlob()))
+                input.readDouble()
+                input.readBoolean()
+                input.readText()
+                if (input.readBoolean()) ledger.add(input.readParticipation())
+            }
+            else -> throw IOException("a record of the unknown kind $kind")
+        }
+    }
+
+    private fun replayEntry(bytes: ByteArray) {
+        val input = DataInputStream(ByteArrayInputStream(bytes))
+        openRid = Bytes(input.readBlob())
+        open.add(JournalEntry(input.readDouble(), input.readText(), input.readBlob(), input.readBlob()))
+        if (input.readBoolean()) openParticipation = input.readParticipation()
+    }
+
+    private fun record(fill: DataOutputStream.() -> Unit): ByteArray {
+        val bytes = ByteArrayOutputStream()
+        DataOutputStream(bytes).fill()
+        return bytes.toByteArray()
+    }
+
+    private fun DataOutputStream.write(value: Participation) {
+        writeBlob(value.rid.array)
+        writeText(value.task)
+        writeLong(value.roundNumber)
+        writeDouble(value.at)
+        writeDouble(value.epsilon)
+        writeDouble(value.delta)
+        writeInt(value.sentBytes)
+        writeBlob(value.sentSha256.array)
+        writeRelease(value.release)
+    }
+
+    private fun DataInputStream.readParticipation() = Participation(
+        Bytes(readBlob()), readText(), readLong(), readDouble(), readDouble(), readDouble(), readInt(), Bytes(readBlob()),
+        readRelease(),
+    )
+
+    internal companion object {
+        private const val SCHEMA_VERSION = "1"
+        private const val FACT = 1
+        private const val ENDED = 2
+        private const val UPDATE = "use the version of the app that wrote it"
+
+        fun DataOutputStream.writeBlob(value: ByteArray) {
+            writeInt(value.size)
+            write(value)
+        }
+
+        fun DataOutputStream.writeText(value: String): Unit = writeBlob(value.toByteArray())
+
+        fun DataInputStream.readBlob(): ByteArray {
+            val size = readInt()
+            if (size !in 0..available()) throw IOException("a record that is cut off")
+            return ByteArray(size).also { readFully(it) }
+        }
+
+        fun DataInputStream.readText(): String = readBlob().toString(Charsets.UTF_8)
+
+        fun DataOutputStream.writeRelease(value: Release) {
+            writeByte(value.mechanism.code)
+            writeDouble(value.normBound)
+            writeInt(value.length)
+            writeLong(value.deviceVariance)
+            writeInt(value.honest)
+        }
+
+        fun DataInputStream.readRelease(): Release {
+            val code = readByte().toInt()
+            val mechanism = Mechanism.values().find { it.code == code } ?: throw IOException("an unknown mechanism $code")
+            return Release(mechanism, readDouble(), readInt(), readLong(), readInt())
+        }
+    }
+}

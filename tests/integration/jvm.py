@@ -1,0 +1,70 @@
+"""Devices of the Kotlin client, each in a JVM of its own, as the Python tests start, read and kill them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+MODULE = Path(__file__).parents[2] / "android_demo" / "edge-client"
+_SOURCES = ("pom.xml", "src")
+
+
+def classpath() -> str:
+    """The compiled client with its tests and what they need; built with Maven where it is not there or is old."""
+    listed = MODULE / "target" / "test.classpath"
+    if not listed.exists() or listed.stat().st_mtime < _newest():
+        maven = shutil.which("mvn")
+        if maven is None:
+            raise AssertionError("Maven and a JDK are needed for the Kotlin client: make setup, or see CONTRIBUTING.md")
+        pom = str(MODULE.parent / "pom.xml")
+        subprocess.run([maven, "-q", "-B", "-f", pom, "-pl", "edge-client", "process-test-classes"], check=True)
+        listed.touch()
+    return ":".join([str(MODULE / "target" / "classes"), str(MODULE / "target" / "test-classes"), listed.read_text()])
+
+
+def _newest() -> float:
+    files = [path for name in _SOURCES for path in (MODULE / name, *(MODULE / name).rglob("*"))]
+    return max(path.stat().st_mtime for path in files)
+
+
+class Jvm:
+    """A running Java program; killed at the end of a `with` block if it still runs."""
+
+    def __init__(self, main: str, *arguments: str | Path) -> None:
+        self.said: list[str] = []
+        java = shutil.which("java")
+        assert java is not None, "a JDK is needed for the Kotlin client: make setup"
+        # A small heap and the simplest collector: there are several of these beside each other.
+        self._process = subprocess.Popen(
+            [java, "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", classpath(), main,
+             *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.kill()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def wait_for(self, text: str) -> str:
+        """Read until a line holds `text`, and return that line."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.said.append(line.rstrip("\n"))
+            if text in line:
+                return self.said[-1]
+        raise AssertionError(f"it ended without saying {text!r}: {self.said}")
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a power cut would."""
+        self._process.kill()
+        self._process.wait()
