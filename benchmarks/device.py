@@ -83,7 +83,7 @@ from edge_sdk import EdgeClient
 imported = time.time() - started
 def high():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
-client = EdgeClient(Path(sys.argv[1]), population="bench")
+client = EdgeClient(sys.argv[1])
 ready, ready_cpu, ready_mb = time.time() - started, time.process_time(), high()
 from edge_sdk.credentials import load_public_key
 from edge_sdk.training.artifact import read_artifact
@@ -91,7 +91,7 @@ from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 steps, batch = int(sys.argv[3]), int(sys.argv[4])
 artifact = read_artifact(sys.argv[2], signer=load_public_key(Path(sys.argv[1]) / "signer.pub"))
-trainer, rows = OnnxTrainer(artifact), client.examples.arrays()
+trainer, rows = OnnxTrainer(artifact), client.examples("digits").arrays()
 times = []
 def watch():
     times.append(time.process_time())
@@ -367,7 +367,7 @@ def _traffic(work: Path, size: str, rounds: int) -> tuple[int, int, int]:
     from coordinator.store.blobs import Blobs
     from coordinator.store.database import Database
     from device_sim import job
-    from device_sim.fleet import FleetFolders, device_ids, make_authorities, make_devices
+    from device_sim.fleet import EXAMPLES, FleetFolders, device_ids, make_authorities, make_devices
     from edge_sdk.client import EdgeClient
     from edge_sdk.credentials import load_identity, load_public_key
     from edge_sdk.protocol.messages import TaskState
@@ -402,7 +402,11 @@ def _traffic(work: Path, size: str, rounds: int) -> tuple[int, int, int]:
     identity = load_identity(folders.coordinator / "identity", role="coordinator", now=time.time())
     coordinator = Coordinator(database, blobs, identity, ca=identity.ca, random_bytes=os.urandom)
     policy = DevicePolicy(min_reports=job.min_reports(COHORT), epsilon_at_most=math.inf)
-    clients = [EdgeClient(folders.device(d), population=config.population, policy=policy) for d in device_ids(COHORT)]
+    clients = [EdgeClient(folders.device(d), policy=policy) for d in device_ids(COHORT)]
+    for client in clients:
+        client.join(config.population, examples=client.examples(EXAMPLES))
+        client.consent.grant(purpose="a benchmark", text_version="1")
+    agents = [client.make_agent() for client in clients]
     transports: list[Any] = []
 
     async def run() -> None:
@@ -413,9 +417,9 @@ def _traffic(work: Path, size: str, rounds: int) -> tuple[int, int, int]:
             transports.append(make(*arguments))
             return transports[-1]
 
-        devices = asyncio.create_task(run_devices([client.agent for client in clients], kept, stop=stop))
+        devices = asyncio.create_task(run_devices(agents, kept, stop=stop))
         server = asyncio.create_task(serve(coordinator, broker.url, "coordinator", stop=stop))
-        while any(client.agent.installed_version <= rounds for client in clients):
+        while any(agent.memberships[config.population].installed_version <= rounds for agent in agents):
             done, _ = await asyncio.wait((devices, server), timeout=0.2)
             for task in done:
                 task.result()

@@ -29,7 +29,7 @@ import json, sys, time
 from pathlib import Path
 from edge_sdk import EdgeClient
 from edge_sdk.credentials import load_public_key
-client = EdgeClient(Path(sys.argv[1]), population="bench")
+client = EdgeClient(sys.argv[1])
 opened = time.time()
 from edge_sdk.training.artifact import read_artifact
 from edge_sdk.training.onnx_trainer import OnnxTrainer
@@ -37,7 +37,7 @@ from edge_sdk.training.plan import TrainingPlan
 artifact = read_artifact(sys.argv[2], signer=load_public_key(Path(sys.argv[1]) / "signer.pub"))
 plan = TrainingPlan(epochs=100, batch_size=32, learning_rate=0.1, max_steps=int(sys.argv[3]))
 trainer = OnnxTrainer(artifact)
-trainer.train(artifact.checkpoint(), client.examples.arrays(), plan, seed=bytes(32))
+trainer.train(artifact.checkpoint(), client.examples("digits").arrays(), plan, seed=bytes(32))
 status = open('/proc/self/status').read()
 print(json.dumps([opened, time.time(), int(status.split('VmHWM:')[1].split()[0])]))
 """

@@ -29,7 +29,7 @@ from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from device_sim import job
 from device_sim.datasets import federated_digits
-from device_sim.fleet import FleetFolders, device_ids, make_authorities, make_devices
+from device_sim.fleet import EXAMPLES, FleetFolders, device_ids, make_authorities, make_devices
 from device_sim.virtual import VirtualFleet
 from edge_sdk.client import EdgeClient
 from edge_sdk.credentials import load_identity, load_public_key
@@ -91,10 +91,13 @@ class Fleet:
     def agents(self, name: str) -> list[DeviceAgent]:
         """Open every device."""
         policy = DevicePolicy(min_reports=job.min_reports(self.devices), epsilon_at_most=math.inf)
-        return [
-            EdgeClient(self.folders.device(d), population=name, policy=policy, pace=Pace(600.0)).agent
-            for d in device_ids(self.devices)
+        clients = [
+            EdgeClient(self.folders.device(d), policy=policy, pace=Pace(600.0)) for d in device_ids(self.devices)
         ]
+        for client in clients:
+            client.join(name, examples=client.examples(EXAMPLES))
+            client.consent.grant(purpose="a benchmark", text_version="1")
+        return [client.make_agent() for client in clients]
 
     def in_memory_s(self) -> float:
         """Seconds of work for one round."""

@@ -17,14 +17,17 @@ from pathlib import Path
 
 from coordinator.registrar.authority import DEFAULT_LIFETIME_DAYS, Authority
 from coordinator.registrar.folder import init_folder, issue_logged, open_folder
-from edge_sdk.client import EXAMPLES_FILE, IDENTITY_FOLDER, SIGNER_FILE
 from edge_sdk.credentials import NewFile, private_key_file, save_identity, write_folder
 from edge_sdk.errors import ConfigError
 from edge_sdk.identity import Identity, Role, make_identity
+from edge_sdk.runtime.home import IDENTITY_FOLDER, SIGNER_FILE, examples_file
 from edge_sdk.runtime.home_lock import LOCK_FILE, only_process_in
 from edge_sdk.signing import new_private_key, public_key_to_pem
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.trainer import Rows
+
+EXAMPLES = "digits"
+"""What a device's examples are called, and the population that the demo trains with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def make_devices(folders: FleetFolders, shards: Mapping[str, Rows], now: float) 
         home.mkdir(parents=True, exist_ok=True)
         save_identity(home / IDENTITY_FOLDER, identity)
         (home / SIGNER_FILE).write_bytes(signer)
-        with ExampleStore.create_for(home / EXAMPLES_FILE, shard) as store:
+        with ExampleStore.create_for(examples_file(home, EXAMPLES), shard) as store:
             store.add_many(shard)
 
     # Nearly all of it is waiting for the disk, which serves many as fast as one.

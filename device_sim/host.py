@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from device_sim.faults import faulty
+from device_sim.fleet import EXAMPLES
 from device_sim.script import Vanish
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import ConfigError, EdgeError
-from edge_sdk.protocol.messages import TaskState
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.broker_url import parse_broker_url
@@ -74,17 +74,15 @@ async def host(settings: HostSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     policy = DevicePolicy(min_reports=settings.min_reports, epsilon_at_most=settings.epsilon_at_most)
-    clients = [
-        EdgeClient(Path(home), population=settings.population, policy=policy, pace=Pace(settings.resend_s))
-        for home in settings.homes
-    ]
+    clients = [EdgeClient(home, policy=policy, pace=Pace(settings.resend_s)) for home in settings.homes]
     for client in clients:
+        client.join(settings.population, examples=client.examples(EXAMPLES))
         if not client.consent.granted:
             client.consent.grant(purpose="a simulation", text_version="1")
-    by_id = {client.agent.device_id: client for client in clients}
+    by_id = {client.device_id: client for client in clients}
     url = parse_broker_url(settings.broker)
     transports = mqtt(url, lambda agent: by_id[agent.device_id].tls_files if url.tls else None)
-    agents = [client.agent for client in clients]
+    agents = [client.make_agent() for client in clients]
     try:
         await run_devices(agents, faulty(transports, settings.faults), stop=stop, done=lambda: finished(agents))
     finally:
@@ -94,12 +92,7 @@ async def host(settings: HostSettings) -> None:
 
 def finished(agents: Sequence[DeviceAgent]) -> bool:
     """Whether every device serves the finished task's model."""
-    return all(
-        agent.announcement is not None
-        and agent.announcement.state is TaskState.COMPLETE
-        and agent.installed_version >= agent.announcement.model_version
-        for agent in agents
-    )
+    return all(membership.is_complete for agent in agents for membership in agent.memberships.values())
 
 
 def main() -> int:

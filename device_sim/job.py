@@ -13,9 +13,10 @@ from pathlib import Path
 from coordinator.config import Privacy, TaskConfig, Training
 from coordinator.rounds.states import Pacing
 from coordinator.service.tasks import encoding_for
+from device_sim.fleet import EXAMPLES
 from edge_sdk.protocol.messages import BlobRef, Digest
 
-TASK = "digits"
+TASK = EXAMPLES
 MODEL = "exporters.examples.digits:build"
 DELTA = 1e-5
 CLIP_NORM = 0.5

@@ -104,7 +104,7 @@ def _write_sent(folders: FleetFolders, settings: DemoSettings) -> list[str]:
         writer = csv.writer(file)
         writer.writerow(["device", "round", "masked_bytes", "sha256", "epsilon_so_far"])
         for device_id in device_ids(settings.devices):
-            with EdgeClient(folders.device(device_id), population=job.TASK) as client:
+            with EdgeClient(folders.device(device_id)) as client:
                 lines = client.privacy.receipts()
             for p in lines:
                 epsilon = "inf" if math.isinf(p.epsilon) else f"{p.epsilon:.3f}"
@@ -123,12 +123,13 @@ def _prediction(folders: FleetFolders, settings: DemoSettings, dataset: Federate
     """A real prediction, through the public API, on digits that no device has seen."""
     x, y = dataset.test["x"], dataset.test["y"]
     for device_id in device_ids(settings.devices):
-        with EdgeClient(folders.device(device_id), population=job.TASK) as client:
+        with EdgeClient(folders.device(device_id)) as client:
+            model = client.model(job.TASK)
             try:
-                guessed = client.predict(x[:10]).argmax(axis=1)
+                guessed = model.predict(x[:10]).argmax(axis=1)
             except EdgeError:
                 continue
-            version = client.agent.installed_version
+            version = model.version
         right = int((guessed == y[:10]).sum())
         return (
             f"{device_id}, model version {version}: {right} of 10 right",

@@ -17,7 +17,8 @@ from coordinator.service.release import ReleaseJob, release
 from device_sim.script import STAGES, CrashCoordinator, Fault, Reboot, Vanish
 from edge_sdk.errors import EdgeError
 from edge_sdk.protocol import codec, topics
-from edge_sdk.runtime.agent import DeviceAgent, Outgoing, TrainingJob
+from edge_sdk.runtime.agent import DeviceAgent, Outgoing
+from edge_sdk.runtime.learner import TrainingJob
 
 _KIND_AT = 3
 _RECONNECT_S = 5.0
@@ -245,7 +246,7 @@ class VirtualFleet:
             if seat.agent is not process:
                 return
             try:
-                update = process.learner.train(job)
+                update = process.train(job)
             except EdgeError as error:
                 failure = error
                 self._act(seat, lambda agent: agent.failed(job, failure, self.now))
@@ -261,7 +262,7 @@ class VirtualFleet:
 
     def _vanish(self, seat: _Seat) -> None:
         seat.online = False
-        topic = topics.build(topics.TaskTopic(seat.agent.population))
+        topic = next(iter(seat.agent.subscriptions))
         seat.away_from = self._retained.get(topic, b"")
 
     def _fault_at(self, agent: DeviceAgent, payload: bytes) -> Vanish | Reboot | None:

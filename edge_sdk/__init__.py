@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from edge_sdk.client import EdgeClient as EdgeClient
     from edge_sdk.protocol.policy import DevicePolicy as DevicePolicy
     from edge_sdk.runtime.budget import Budget as Budget
+    from edge_sdk.runtime.eligibility import Eligibility as Eligibility
     from edge_sdk.training.fields import Field as Field
     from edge_sdk.training.fields import bool_ as bool_
     from edge_sdk.training.fields import f16 as f16
@@ -23,6 +24,7 @@ _HOMES = {
     "DevicePolicy": "edge_sdk.protocol.policy",
     "Budget": "edge_sdk.runtime.budget",
     "EdgeClient": "edge_sdk.client",
+    "Eligibility": "edge_sdk.runtime.eligibility",
     **dict.fromkeys(("Field", "bool_", "f16", "f32", "f64", "i32", "i64", "u8"), "edge_sdk.training.fields"),
 }
 
@@ -30,6 +32,7 @@ __all__ = [
     "Budget",
     "DevicePolicy",
     "EdgeClient",
+    "Eligibility",
     "Field",
     "__version__",
     "bool_",

@@ -1,68 +1,105 @@
-"""The app developer's door: one object that owns a device's folder and wires the agent to its ports.
+"""The app developer's door: one object that owns a device's folder, collects, trains, predicts and accounts.
 
-    schema = {"x": f32(1, 8, 8), "y": i64()}
-    client = EdgeClient(Path("~/.myapp/edge").expanduser(), population="digits", schema=schema)
-    client.examples.add(x=image, y=label)
-    client.consent.grant(purpose="reading digits", text_version="1")
-    client.predict(images)
-    asyncio.run(client.run("mqtt://broker:1883"))
+    edge = EdgeClient("~/.myapp/edge", coordinator="mqtts://fl.example.com:8883", enrol_token=token)
+    taps = edge.examples("taps", x=f32(16), y=i64(), max_rows=2_000)
+    edge.join("keyboard", examples=taps, eligibility=Eligibility())
+    edge.consent.grant(purpose="improve typing", text_version="3")
+    edge.start()
+    taps.add(x=features, y=label)
+    edge.model("keyboard").predict(x)
 
 The folder holds `identity/` (key, certificate, registrar's certificate), `signer.pub` (who may sign models), the
-example store, the device's own journal and ledger, fetched blobs and installed models.
+example stores, the device's own journal and ledger, fetched blobs and installed models. Everything but `run`, `start`
+and `async with` works without a network, and before the device is enrolled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator
+import random
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Final, Self
 
 from edge_sdk.clock import Clock, SystemClock
-from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_public_key
-from edge_sdk.errors import StoreError
-from edge_sdk.events import Event, OnEvent
+from edge_sdk.credentials import (
+    CA_FILE,
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    load_ca,
+    load_certificate,
+    load_identity,
+    load_public_key,
+)
+from edge_sdk.errors import ConfigError, EdgeError, IdentityError, StoreError, TransportError
+from edge_sdk.events import Deferred, Event, OnEvent
+from edge_sdk.identity import Identity, certificate_id
 from edge_sdk.inference.installed import InstalledModels
+from edge_sdk.inference.model import Model
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
-from edge_sdk.runtime.broker_url import parse_broker_url
+from edge_sdk.runtime.broker_url import BrokerUrl, parse_broker_url
 from edge_sdk.runtime.budget import Budget
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.eligibility import Eligibility, SystemConditions
-from edge_sdk.runtime.enrolment import Renewal, registrar_url, usable_identity
+from edge_sdk.runtime.enrolment import Renewal, enrol, registrar_url, usable_identity
 from edge_sdk.runtime.event_stream import EventStream
+from edge_sdk.runtime.home import (
+    BLOBS_FOLDER,
+    DEVICE_FILE,
+    IDENTITY_FOLDER,
+    SIGNER_FILE,
+    examples_file,
+    models_folder,
+    require_name,
+)
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.runtime.privacy_account import PrivacyAccount
+from edge_sdk.training.example_key import KeyPlace
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.fields import Schema
+from edge_sdk.training.fields import Field
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import Runtime
-from edge_sdk.training.trainer import Rows
 
-IDENTITY_FOLDER = "identity"
-SIGNER_FILE = "signer.pub"
-EXAMPLES_FILE = "examples.sqlite"
-DEVICE_FILE = "device.sqlite"
+if TYPE_CHECKING:
+    from edge_sdk.runtime.driver import DeviceLoop
+
+log = logging.getLogger("edge.device")
+
+REGISTRAR_PORT: Final = 8443
+
+_RETRY_MIN_S: Final = 5.0
+_RETRY_MAX_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    learner: LocalLearner
+    eligibility: Eligibility | None
 
 
 class EdgeClient:
     """One device.
 
     Args:
-        home: the device's folder, with `identity/` and `signer.pub` in it.
-        population: whose tasks it takes part in.
-        schema: the fields of its examples, as models name them; without it the example store that is there is used,
-            if there is one.
+        home: the device's folder, created where missing; `~` is the user's.
+        coordinator: mqtt(s)://host[:port] of the broker; not needed by who only predicts.
+        enrol_token: from the fleet's operator, good for one device: with it a device that has no identity gets one
+            when it first runs, and needs the token no more.
+        enrol_url: the registrar's, https://host[:port]; the coordinator's host at port 8443 by default.
+        registrar: the registrar's certificate, to pin; `registrar.crt` in `home` by default. Ship it in the app.
+        signer: the public key that models must be signed with; `signer.pub` in `home` by default. Ship it in the app.
         policy: the device's own floors; the defaults ask for noise, secure aggregation and a cohort.
-        eligibility: when it trains, by the machine's power, network, load and room; None for always.
-        analytics: whether it answers signed questions about its examples, as it trains: clipped, noised and masked.
         runtime: what trains: "onnx", or "torchscript", "litert" or "executorch" where it is installed and bundles have
             its format.
         pace: how patient it is.
@@ -75,54 +112,230 @@ class EdgeClient:
         privacy: what left the device, and what it cost.
 
     Raises:
-        IdentityError: key, certificate or signer are missing, wrong or expired.
+        ConfigError: the coordinator's URL cannot be read.
+        IdentityError: there is neither an identity nor a token, or the signer's key is missing.
         StoreError: the folder cannot be used.
-        ArtifactError: the runtime is not installed.
     """
 
     def __init__(
         self,
-        home: Path,
+        home: str | Path,
+        coordinator: str = "",
         *,
-        population: str,
-        schema: Schema | None = None,
+        enrol_token: str = "",
+        enrol_url: str = "",
+        registrar: str | Path = "",
+        signer: str | Path = "",
         policy: DevicePolicy | None = None,
-        eligibility: Eligibility | None = None,
-        analytics: bool = False,
         runtime: Runtime = "onnx",
         pace: Pace | None = None,
         clock: Clock | None = None,
         on_event: OnEvent | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.home = home
+        self.home = Path(home).expanduser()
+        self._broker = parse_broker_url(coordinator) if coordinator else None
+        self._token = enrol_token
+        self._enrol_url = enrol_url or (_registrar_beside(self._broker) if self._broker else "")
+        self._registrar = Path(registrar or self.home / CA_FILE)
         self._clock = clock or SystemClock()
+        self._policy = policy or DevicePolicy()
+        self._runtime: Runtime = runtime
+        self._pace = pace
+        self._budget = budget
+        self._identity_folder = self.home / IDENTITY_FOLDER
+        if not enrol_token and not (self._identity_folder / CERTIFICATE_FILE).exists():
+            load_identity(self._identity_folder, role="device", now=self._clock.now())  # says what is missing
+        self._signer = load_public_key(Path(signer or self.home / SIGNER_FILE))
         self._events = EventStream(on_event)
-        self._eligibility = eligibility
-        self.identity = usable_identity(home / IDENTITY_FOLDER, now=self._clock.now())
-        signer = load_public_key(home / SIGNER_FILE)
-        path = home / EXAMPLES_FILE
-        self._examples = ExampleStore(path, schema) if schema is not None or path.exists() else None
-        self.store = DeviceStore(home / DEVICE_FILE)
-        self.consent = Consent(self.store, self._clock)
-        policy = policy or DevicePolicy()
-        self.privacy = PrivacyAccount(self.store, policy)
-        models = InstalledModels(home / "models", signer=signer)
-        self.learner = LocalLearner(signer, self._examples, models, analytics=analytics, runtime=runtime, budget=budget)
-        self.agent = DeviceAgent(
-            self.identity,
-            population,
-            self.store,
-            BlobCache(home / "blobs"),
-            self.learner,
-            policy=policy,
-            random_bytes=os.urandom,
-            pace=pace,
-            consent=self.consent,
-            on_event=self._events.emit,
-            budget=budget,
-            free_memory=SystemConditions(home).free_memory,
+        self._store = DeviceStore(self.home / DEVICE_FILE)
+        self.consent = Consent(self._store, self._clock, changed=self._wake)
+        self.privacy = PrivacyAccount(self._store, self._policy)
+        self._examples: dict[str, ExampleStore] = {}
+        self._models: dict[str, InstalledModels] = {}
+        self._joins: dict[str, _Join] = {}
+        self._agent: DeviceAgent | None = None
+        self._lock = threading.Lock()
+        self._begun = self._stopping = False
+        self._carrying: _Carrying | None = None
+        self._thread: threading.Thread | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failure: EdgeError | None = None
+
+    # ---- what the app gives and gets
+
+    def examples(
+        self,
+        name: str,
+        /,
+        *,
+        max_rows: int | None = None,
+        max_bytes: float | None = None,
+        ttl_days: float | None = None,
+        holdout: float | None = None,
+        key: KeyPlace = "file",
+        **fields: Field,
+    ) -> ExampleStore:
+        """The device's examples of that name, made where there are none.
+
+        Args:
+            name: 1 to 63 of a-z, 0-9 and '-'.
+            max_rows, max_bytes, ttl_days, holdout, key: see `ExampleStore`.
+            fields: what an example looks like: inputs by the model's names, and the target "y"; without them the
+                examples that are there are opened.
+
+        Raises:
+            ConfigError: the name cannot be one.
+            StoreError: the store cannot be opened, or holds other examples.
+        """
+        require_name(name, "examples")
+        store = self._examples.get(name)
+        if store is None:
+            store = ExampleStore(
+                examples_file(self.home, name),
+                fields or None,
+                max_rows=max_rows,
+                max_bytes=max_bytes,
+                ttl_days=ttl_days,
+                holdout=holdout,
+                key=key,
+                clock=self._clock,
+            )
+            self._examples[name] = store
+        elif fields and dict(fields) != store.schema:
+            raise StoreError(f"the examples {name!r} are open already, with other fields", hint="use another name")
+        return store
+
+    def join(
+        self,
+        name: str,
+        /,
+        *,
+        examples: ExampleStore | None = None,
+        eligibility: Eligibility | None = None,
+        bundle: str | Path | None = None,
+        analytics: bool = False,
+    ) -> None:
+        """Take part in a population's training, and serve its models; before the client runs.
+
+        Args:
+            name: the population's, which by default is the run's.
+            examples: what to train on; None only serves.
+            eligibility: when it trains, by the machine's power, network, load and room; None for always.
+            bundle: a bundle shipped with the app, to predict with until a model is installed.
+            analytics: whether it answers signed questions about these examples, as it trains: clipped, noised, masked.
+
+        Raises:
+            ConfigError: the name cannot be a population's, was joined already, or the client runs.
+            ConfigError: the runtime cannot be kept to the budget's threads.
+            ArtifactError: the runtime is not installed.
+        """
+        require_name(name, "a population")
+        if name in self._joins or self._begun:
+            reason = "runs already" if self._begun else f"has joined {name!r} already"
+            raise ConfigError(f"this client {reason}", hint="join each population once, before run or start")
+        models = self._models_of(name, bundle)
+        learner = LocalLearner(
+            self._signer, examples, models, analytics=analytics, runtime=self._runtime, budget=self._budget
         )
+        self._joins[name] = _Join(learner, eligibility)
+
+    def model(self, name: str, /, *, bundle: str | Path | None = None) -> Model:
+        """A population's model, joined or not: the newest good one that is installed, else the bundled one.
+
+        Args:
+            name: the population's.
+            bundle: as in `join`.
+
+        Raises:
+            ConfigError: the name cannot be a population's.
+        """
+        require_name(name, "a population")
+        return Model(self._models_of(name, bundle))
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on, until the client is closed; see `edge_sdk.events`."""
+        return self._events.read()
+
+    def is_complete(self, name: str, /) -> bool:
+        """Whether a population's task is over and its last model serves here; False before the client ran."""
+        return self._agent is not None and self._agent.memberships[name].is_complete
+
+    @property
+    def device_id(self) -> str:
+        """The name in the device's certificate; empty until it is enrolled.
+
+        Raises:
+            IdentityError: the certificate cannot be read.
+        """
+        path = self._identity_folder / CERTIFICATE_FILE
+        return certificate_id(load_certificate(path)) if path.exists() else ""
+
+    def objections(self) -> dict[str, tuple[str, ...]]:
+        """What is against training on this machine now, in words, by population."""
+        asked = {name: join.eligibility for name, join in self._joins.items() if join.eligibility is not None}
+        if not asked:
+            return {}
+        conditions = SystemConditions(self.home).read()
+        return {name: eligibility.objections(conditions) for name, eligibility in asked.items()}
+
+    # ---- running
+
+    def run(self, *, until: Callable[[], bool] | None = None) -> None:
+        """Take part until `stop` is called from another thread, or the process gets SIGINT or SIGTERM.
+
+        Args:
+            until: asked every few seconds; it ends when this holds too.
+
+        Raises:
+            ConfigError: no coordinator was named, or this or another process runs this device already.
+            IdentityError: the registrar refused the token, or the certificate cannot be used.
+            StoreError: the device's store failed; nothing that it does not hold was sent.
+        """
+        self._begin()
+        asyncio.run(self._carry(until, signals=threading.current_thread() is threading.main_thread()))
+
+    def start(self) -> None:
+        """Take part in a thread of its own, until `stop`.
+
+        Raises:
+            ConfigError: no coordinator was named, or this client runs already.
+        """
+        self._begin()
+        self._thread = threading.Thread(target=self._run_in_thread, name="edge", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End `run` or `start`, from any other thread; an open round is taken up again by the next one.
+
+        Raises:
+            EdgeError: why what `start` began had ended by itself.
+        """
+        self._stop()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        error, self._failure = self._failure, None
+        if error is not None:
+            raise error
+
+    async def __aenter__(self) -> Self:
+        """Take part on this event loop, beside what else runs on it; leaving the block stops and closes."""
+        self._begin()
+        self._task = asyncio.create_task(self._carry())
+        self._task.add_done_callback(_log_failure)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._stop()
+        task, self._task = self._task, None
+        try:
+            if task is not None:
+                await task
+        finally:
+            self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -131,73 +344,177 @@ class EdgeClient:
         self.close()
 
     def close(self) -> None:
-        """Close the device's files."""
-        self._events.close()
-        self.store.close()
-        if self._examples is not None:
-            self._examples.close()
-
-    @property
-    def examples(self) -> ExampleStore:
-        """The app's examples on this device.
+        """Stop, and close the device's files.
 
         Raises:
-            StoreError: the device only serves.
+            EdgeError: as for `stop`.
         """
-        if self._examples is None:
-            raise StoreError(f"{self.home} holds no examples", hint="pass a schema to make an example store")
-        return self._examples
+        try:
+            self.stop()
+        finally:
+            self._events.close()
+            self._store.close()
+            for examples in self._examples.values():
+                examples.close()
 
-    def predict(self, inputs: NDArray[Any] | Rows | None = None, /, **named: NDArray[Any]) -> NDArray[Any]:
-        """The newest installed model's output for a batch: an array for a model of one input, else arrays by name.
+    def _require_broker(self) -> BrokerUrl:
+        if self._broker is None:
+            raise ConfigError("it is not known where the coordinator is", hint='EdgeClient(home, "mqtts://host:8883")')
+        return self._broker
+
+    def _begin(self) -> None:
+        self._require_broker()
+        with self._lock:
+            if self._begun:
+                raise ConfigError("this client runs already", hint="stop it first, or let it")
+            self._begun, self._stopping = True, False
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            if self._carrying is not None:
+                self._carrying.stop()
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._carrying is not None:
+                self._carrying.wake()
+
+    def _run_in_thread(self) -> None:
+        try:
+            asyncio.run(self._carry())
+        except EdgeError as error:
+            log.error("the device stopped: %s (%s)", error, error.hint)
+            self._failure = error
+
+    async def _carry(self, until: Callable[[], bool] | None = None, *, signals: bool = False) -> None:
+        """Take part on this event loop until `_stop`."""
+        carrying = _Carrying()
+        if signals:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                carrying.loop.add_signal_handler(number, carrying.stopped.set)
+        with self._lock:
+            self._carrying = carrying
+            if self._stopping:
+                carrying.stopped.set()
+        try:
+            with only_process_in(self.home):
+                identity = await self._identified(carrying.stopped)
+                if identity is not None:
+                    await self._take_part(identity, carrying, until)
+        finally:
+            with self._lock:
+                self._carrying, self._begun = None, False
+
+    async def _take_part(self, identity: Identity, carrying: _Carrying, until: Callable[[], bool] | None) -> None:
+        from edge_sdk.runtime.driver import DeviceLoop, mqtt
+
+        url, tls_files = self._require_broker(), self.tls_files
+        self._agent = self._make_agent(identity)
+        carrying.devices = DeviceLoop(
+            [self._agent],
+            mqtt(url, lambda _: tls_files if url.tls else None),
+            clock=self._clock,
+            objections=self.objections,
+            renewals=self.renewals(),
+        )
+        await carrying.devices.run(carrying.stopped, until or (lambda: False))
+
+    async def _identified(self, stopped: asyncio.Event) -> Identity | None:
+        """The device's identity, from the registrar where it has none or an expired one; None if stopped meanwhile."""
+        pause_s = _RETRY_MIN_S
+        while not stopped.is_set():
+            try:
+                return await asyncio.to_thread(self._identify)
+            except (IdentityError, TransportError) as error:
+                # An expired certificate cannot be renewed without the registrar either.
+                if isinstance(error, IdentityError) and not isinstance(error.__cause__, TransportError):
+                    raise
+                log.warning("not enrolled yet: %s (%s)", error, error.hint)
+                for name in self._joins:
+                    self._events.emit(Deferred(name, self._clock.now(), f"not enrolled: {error}"))
+            # Of many devices that found their registrar gone, each comes back at a time of its own.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - no secret
+                    await stopped.wait()
+            pause_s = min(_RETRY_MAX_S, 2 * pause_s)
+        return None
+
+    def _identify(self) -> Identity:
+        folder, now = self._identity_folder, self._clock.now()
+        if (folder / CERTIFICATE_FILE).exists() or not self._token:
+            return usable_identity(folder, now=now)
+        return enrol(folder, self._enrol_url, token=self._token, ca=load_ca(self._registrar), now=now)
+
+    # ---- how it is wired, for those who drive many devices themselves
+
+    def make_agent(self) -> DeviceAgent:
+        """This device as the drivers drive it; it must be enrolled. An app needs none: see `run`.
 
         Raises:
-            ArtifactError: no model is installed yet, or it cannot be used.
+            IdentityError: key or certificate are missing, wrong or expired.
         """
-        return self.learner.predict(inputs, **named)
-
-    def events(self) -> AsyncIterator[Event]:
-        """What happens from now on, until the client is closed; see `edge_sdk.events`."""
-        return self._events.read()
-
-    def objections(self) -> tuple[str, ...]:
-        """What is against training on this machine now, in words; empty where nothing is."""
-        if self._eligibility is None:
-            return ()
-        return self._eligibility.objections(SystemConditions(self.home).read())
+        return self._make_agent(usable_identity(self._identity_folder, now=self._clock.now()))
 
     @property
     def tls_files(self) -> TlsFiles:
         """The device's certificate as the broker sees it."""
-        folder = self.home / IDENTITY_FOLDER
+        folder = self._identity_folder
         return TlsFiles(folder / CA_FILE, folder / CERTIFICATE_FILE, folder / KEY_FILE)
 
     def renewals(self) -> dict[str, Renewal]:
         """What renews this device's certificate while it runs; nothing where no registrar enrolled it."""
-        folder = self.home / IDENTITY_FOLDER
-        url = registrar_url(folder)
-        return {self.identity.id: Renewal(folder, url)} if url else {}
+        url = registrar_url(self._identity_folder)
+        return {self.device_id: Renewal(self._identity_folder, url)} if url else {}
 
-    async def run(self, broker: str, *, stop: asyncio.Event | None = None) -> None:
-        """Take part until `stop` is set.
+    def _make_agent(self, identity: Identity) -> DeviceAgent:
+        return DeviceAgent(
+            identity,
+            {name: join.learner for name, join in self._joins.items()},
+            self._store,
+            BlobCache(self.home / BLOBS_FOLDER),
+            policy=self._policy,
+            random_bytes=os.urandom,
+            pace=self._pace,
+            consent=self.consent,
+            on_event=self._events.emit,
+            budget=self._budget,
+            free_memory=SystemConditions(self.home).free_memory,
+        )
 
-        Args:
-            broker: mqtt(s)://host[:port].
+    def _models_of(self, name: str, bundle: str | Path | None) -> InstalledModels:
+        if name not in self._models:
+            self._models[name] = InstalledModels(models_folder(self.home, name), signer=self._signer)
+        if bundle is not None:
+            self._models[name].bundled = Path(bundle).expanduser()
+        return self._models[name]
 
-        Raises:
-            ConfigError: the URL cannot be read, or another process runs this device.
-            StoreError: the device's store failed; nothing that it does not hold was sent.
-        """
-        from edge_sdk.runtime.driver import mqtt, run_devices
 
-        url = parse_broker_url(broker)
-        transports = mqtt(url, lambda agent: self.tls_files if url.tls else None)
-        with only_process_in(self.home):
-            await run_devices(
-                [self.agent],
-                transports,
-                stop=stop or asyncio.Event(),
-                clock=self._clock,
-                objections=self.objections,
-                renewals=self.renewals(),
-            )
+class _Carrying:
+    """A client that runs: its event loop, and how to reach it from elsewhere. Made on that loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.stopped = asyncio.Event()
+        self.devices: DeviceLoop | None = None
+
+    def stop(self) -> None:
+        """End it, from any thread."""
+        self.loop.call_soon_threadsafe(self.stopped.set)
+
+    def wake(self) -> None:
+        """Let it look at once at what changed, from any thread."""
+        if self.devices is not None:
+            self.devices.wake()
+
+
+def _registrar_beside(broker: BrokerUrl) -> str:
+    """Where the registrar is if it runs on the broker's host."""
+    host = f"[{broker.host}]" if ":" in broker.host else broker.host
+    return f"https://{host}:{REGISTRAR_PORT}"
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error("the device stopped: %s", error)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge_sdk.errors import ArtifactError, StoreError, TrainingError
 from edge_sdk.inference.predictor import Predictor
-from edge_sdk.training.artifact import Artifact, parse_head
+from edge_sdk.training.artifact import Artifact, parse_head, read_artifact
 from edge_sdk.training.layout import Vector, encode_vector
 
 _STATE_FILE, _HEAD_FILE = "installed.json", "head"
@@ -40,12 +42,16 @@ class InstalledModels:
     Args:
         folder: created where missing.
         signer: the pinned public key that bundles must be signed with, checked again at every load.
+
+    Attributes:
+        bundled: a bundle shipped with the app, which serves until a model is installed; None for none.
     """
 
     def __init__(self, folder: Path, *, signer: ec.EllipticCurvePublicKey) -> None:
+        self.bundled: Path | None = None
         self._folder = folder
         self._signer = signer
-        self._serving: tuple[InstalledModel, Predictor] | None = None
+        self._serving: tuple[InstalledModel | Path, Predictor] | None = None
 
     def install(self, artifact: Artifact, version: int, checkpoint: Vector) -> InstalledModel:
         """Serve this model from now on; the one that served stays for a roll back.
@@ -109,21 +115,32 @@ class InstalledModels:
         """The serving model's predictor; loaded anew when another model was installed since.
 
         Raises:
-            ArtifactError, StoreError: no model is installed, or neither it nor the one before can be loaded.
+            ArtifactError, StoreError: no model is installed or bundled, or none of those that are can be loaded.
         """
         current, previous = self._state()
-        if current is None:
-            raise ArtifactError("no model is installed yet", hint="take part in a task, or install one")
-        if self._serving is None or self._serving[0] != current:
-            try:
-                self._serving = (current, self._load(current))
-            except (ArtifactError, StoreError):
-                if previous is None:
-                    raise
-                self._serving = (current, self._load(previous))
-        return self._serving[1]
+        choices = [model for model in (current, previous, self.bundled) if model is not None]
+        if not choices:
+            raise ArtifactError("no model is installed yet", hint="take part in a task, or name a bundle to begin with")
+        serving, first = self._serving, choices[0]
+        if serving is None or serving[0] != first:
+            serving = self._serving = (first, self._first_of(choices))
+        return serving[1]
 
-    def _load(self, model: InstalledModel) -> Predictor:
+    def _first_of(self, choices: Sequence[InstalledModel | Path]) -> Predictor:
+        """The first that can be loaded; the first one's error where none can."""
+        first, *others = choices
+        try:
+            return self._load(first)
+        except (ArtifactError, StoreError):
+            for other in others:
+                with suppress(ArtifactError, StoreError):
+                    return self._load(other)
+            raise
+
+    def _load(self, model: InstalledModel | Path) -> Predictor:
+        if isinstance(model, Path):
+            artifact = read_artifact(model, signer=self._signer)
+            return Predictor(artifact, artifact.checkpoint())
         try:
             head, *parts = [path.read_bytes() for path in self._bundle_files(model)]
             data = self._checkpoint_path(model).read_bytes()

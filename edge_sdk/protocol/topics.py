@@ -124,9 +124,10 @@ def parse(text: str) -> Topic:
             raise RemoteProtocolError(f"{text[:200]!r} is not a topic of this protocol")
 
 
-def device_subscriptions(device: DeviceId, population: str) -> tuple[str, ...]:
+def device_subscriptions(device: DeviceId, *populations: str) -> tuple[str, ...]:
     """List what a device subscribes to: exact topics only, which a broker finds by hash, not by scanning."""
-    return (build(TaskTopic(population)), build(ControlDown(device)), build(ChunkDown(device)))
+    tasks = tuple(build(TaskTopic(population)) for population in populations)
+    return (*tasks, build(ControlDown(device)), build(ChunkDown(device)))
 
 
 def coordinator_subscriptions(worker: int) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ the same object. It holds no socket, reads no clock, and never trains inside a c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -27,14 +27,12 @@ from edge_sdk.errors import (
     StoreError,
     TrainingError,
 )
-from edge_sdk.events import Deferred, Event, Installed, Refused, Trained, Uploaded
+from edge_sdk.events import Event, Refused, Trained, Uploaded
 from edge_sdk.identity import Identity, verify_certificate
 from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol import chunks, codec, session, topics
 from edge_sdk.protocol.limits import (
     BLOB_MAX_BYTES,
-    CHUNK_DEFAULT_BYTES,
-    CHUNK_DIGEST_BYTES,
     CONTROL_FRAME_MAX_BYTES,
     EXPIRY_CHUNK_S,
     EXPIRY_CONTROL_UP_S,
@@ -75,6 +73,9 @@ from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.budget import Budget, Traffic, next_day
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore, JournalEntry, Participation
+from edge_sdk.runtime.downloads import Download, Downloads
+from edge_sdk.runtime.learner import Bundle, Learner, TrainingJob, Update
+from edge_sdk.runtime.membership import Membership
 from edge_sdk.secagg import modular, suite
 from edge_sdk.signing import verify_raw
 
@@ -96,103 +97,6 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """A fetched bundle: its head, and how to read those of its parts that the learner asked for.
-
-    `read` may be called from any thread; it raises StoreError for a part that is gone or was damaged.
-    """
-
-    head: bytes = field(repr=False)
-    read: Callable[[BlobRef], bytes] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingJob:
-    """Train by this plan from this checkpoint; the result goes to `trained` or `failed`."""
-
-    plan: Plan
-    bundle: Bundle
-    checkpoint: bytes = field(repr=False)
-    seed: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What training came to.
-
-    Attributes:
-        values: float32 little-endian in layout order.
-        sampling: what it releases of each example, where the bundle adds noise for each.
-    """
-
-    values: bytes = field(repr=False)
-    sampling: Sampling | None = None
-
-
-class Learner(Protocol):
-    """Training and serving on this device, as the agent needs them."""
-
-    @property
-    def runtime_version(self) -> str:
-        """What runs the graphs, such as "onnxruntime 1.31.1"."""
-        ...
-
-    @property
-    def example_count(self) -> int:
-        """Examples that could be trained on now."""
-        ...
-
-    def parts(self, head: bytes) -> tuple[BlobRef, ...]:
-        """Authenticate a bundle's head, and name the parts of the bundle that this device needs.
-
-        Raises:
-            ArtifactError: not signed by a pinned signer, tampered with, or without something this device needs.
-        """
-        ...
-
-    def check(self, bundle: Bundle, checkpoint: bytes) -> int:
-        """Authenticate the bundle, see that this runtime computes it right; return the layout's dimension.
-
-        Raises:
-            ArtifactError: not signed by a pinned signer, tampered with, or not for this runtime.
-        """
-        ...
-
-    def sampling(self, bundle: Bundle, plan: Plan) -> Sampling | None:
-        """What training by this plan would release of each example now; None where nothing protects each.
-
-        Raises:
-            ArtifactError: as for `check`.
-        """
-        ...
-
-    def memory_bytes(self, head: bytes, plan: Plan) -> int:
-        """About how much memory training by this plan takes, as the bundle of that head predicts.
-
-        Raises:
-            ArtifactError: as for `parts`.
-        """
-        ...
-
-    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> Update:
-        """Train. `should_stop` is asked before every step.
-
-        Raises:
-            TrainingError: it failed, or was asked to stop.
-            BudgetExceeded: it took longer than the device allows.
-        """
-        ...
-
-    def install(self, version: int, bundle: Bundle, checkpoint: bytes) -> None:
-        """Serve predictions from this model from now on.
-
-        Raises:
-            ArtifactError, StoreError: it cannot be served; the last one stays.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
 class Pace:
     """How patient the agent is.
 
@@ -204,13 +108,15 @@ class Pace:
 
 
 class DeviceAgent:
-    """One device's part in one population.
+    """One device: a part in one or several populations, in one round at a time.
+
+    While one population's round keeps it busy it offers itself to no other; of several that ask, to the one that it
+    offered itself to longest ago. So budgets are spent by one round at a time, and training never competes.
 
     Args:
         identity: the device's key, certificate and pinned registrar.
-        population: whose announcements it follows.
+        learners: training and serving, by the population whose announcements it follows.
         store, blobs: what it must not forget.
-        learner: training and serving.
         policy: the device's own floors.
         random_bytes: secret randomness from the operating system.
         pace: see there.
@@ -223,10 +129,9 @@ class DeviceAgent:
     def __init__(
         self,
         identity: Identity,
-        population: str,
+        learners: Mapping[str, Learner],
         store: DeviceStore,
         blobs: BlobCache,
-        learner: Learner,
         *,
         policy: DevicePolicy,
         random_bytes: Callable[[int], bytes],
@@ -237,18 +142,18 @@ class DeviceAgent:
         free_memory: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.device_id = DeviceId(identity.id)
-        self.population = population
+        self.memberships = {name: Membership(name, learner, store, on_event) for name, learner in learners.items()}
         self.store = store
         self.policy = policy
         self._identity = identity
         self._blobs = blobs
-        self.learner = learner
         self._random_bytes = random_bytes
         self._pace = pace or Pace()
         self._consent = consent
         self._on_event = on_event
         self._budget = budget or Budget()
         self._traffic = Traffic(self._budget, store)
+        self._saving_until = 0.0  # what was to be sent and received was more than today allows
         self._free_memory = free_memory
         self._environment = session.Environment(
             device_id=identity.id,
@@ -259,28 +164,19 @@ class DeviceAgent:
         )
         self._state: session.State = session.Waiting()
         self._position = 0
-        self._announcement: Announcement | None = None
-        self._coordinator: bytes | None = None
-        self._checked_in = False
-        self._left = False  # the announced round, by declining or otherwise
-        self._not_before = 0.0
-        self._saving_until = 0.0  # what was to be sent and received was more than today allows
-        self._release_waits = False
-        self._needs: tuple[Digest, int] | None = None  # a bundle, and the memory that its training takes
-        self.objections: tuple[str, ...] = ()
-        self._deferred = ""
+        self._current: Membership | None = None  # whose round it is in
+        self._newest: Membership | None = None  # which announced last
         self._resend_at: float | None = None
-        self._downloads: dict[bytes, _Download] = {}
+        self._downloads = Downloads(blobs.spool)
         self._job: TrainingJob | None = None
         self._out: list[Outgoing] = []
-        self.installed_version = store.number("installed_version")
 
     # ---- what the driver calls
 
     @property
     def subscriptions(self) -> tuple[str, ...]:
         """The topics that the driver subscribes to."""
-        return topics.device_subscriptions(self.device_id, self.population)
+        return topics.device_subscriptions(self.device_id, *self.memberships)
 
     @property
     def state(self) -> session.State:
@@ -289,12 +185,11 @@ class DeviceAgent:
 
     @property
     def announcement(self) -> Announcement | None:
-        """The newest announcement heard."""
-        return self._announcement
+        """The newest announcement heard, of any population."""
+        return self._newest.announcement if self._newest is not None else None
 
     def start(self, now: float) -> tuple[Outgoing, ...]:
         """Fold the journal of a round that was open when the process ended, and take it up again."""
-        self._coordinator = self.store.content("coordinator")
         self._fold(self.store.journal(), now)
         base = session.base_of(self._state)
         if base is not None and now < base.expires_at:
@@ -312,6 +207,7 @@ class DeviceAgent:
                 event = journal.to_event(entry)
                 if isinstance(event, session.PlanReceived):
                     rid = event.plan.rid
+                    self._current = self._membership_of(event.plan)
                 self._state, _ = session.step(self._environment, self._state, event, entry.at, entry.entropy)
             except (ProtocolError, StoreError) as error:
                 problem = str(error)
@@ -322,12 +218,20 @@ class DeviceAgent:
         if problem:
             log.warning("%s cannot take its open round up again: %s", self.device_id, problem)
             self.store.end_round(rid, now, committed=False, detail=problem)
-            self._state, self._position = session.Waiting(), 0
+            self._state, self._position, self._current = session.Waiting(), 0, None
+
+    def _membership_of(self, plan: Plan) -> Membership:
+        found = next((m for m in self.memberships.values() if m.task == plan.task), None)
+        if found is None:
+            raise StoreError(
+                f"the open round is of task {plan.task!r}, which this device no longer follows",
+                hint="join its population again to take part in it",
+            )
+        return found
 
     def connected(self, now: float) -> tuple[Outgoing, ...]:
         """The broker is reachable (again): repeat at once what may have been lost."""
-        for download in self._downloads.values():
-            download.assembly.connection_lost()
+        self._downloads.connection_lost()
         self._resend_at = now if self._awaiting_answer else self._resend_at
         return self.tick(now)
 
@@ -357,9 +261,8 @@ class DeviceAgent:
         elif base is not None and not self._consented:
             detail = "the device's owner no longer agrees"
             self._apply(session.Failed(DeclineReason.TASK_NOT_ALLOWED, detail), now)
+        self._catch_up(now)
         self._consider(now)
-        if self._release_waits and now >= self._saving_until:
-            self._fetch_release(now)
         self._request(now)
         if self._awaiting_answer and self._resend_at is not None and now >= self._resend_at:
             self._repeat(now)
@@ -367,13 +270,28 @@ class DeviceAgent:
         self._traffic.count(now, sent=sum(len(message.payload) for message in out))
         return out
 
-    def consider_conditions(self, objections: tuple[str, ...], now: float) -> tuple[Outgoing, ...]:
-        """Say what is against training now, in words; while anything is, the device joins no round."""
-        if objections != self.objections:
-            log.info("%s %s", self.device_id, f"waits: {', '.join(objections)}" if objections else "may train again")
-            self.objections = objections
-            self._defer(", ".join(objections), now)
+    def consider_conditions(self, objections: Mapping[str, tuple[str, ...]], now: float) -> tuple[Outgoing, ...]:
+        """Say what is against training now, in words, by population; while anything is, it joins no round there."""
+        for membership in self.memberships.values():
+            found = objections.get(membership.population, ())
+            if found != membership.objections:
+                words = f"waits: {', '.join(found)}" if found else "may train again"
+                log.info("%s %s", self.device_id, words)
+                membership.objections = found
+                membership.defer(", ".join(found), now)
         return self.tick(now)
+
+    def is_paused(self, job: TrainingJob) -> bool:
+        """Whether a job should wait before its next step; may be asked from any thread."""
+        return bool(self.memberships[job.population].objections)
+
+    def train(self, job: TrainingJob, should_stop: Callable[[], bool] | None = None) -> Update:
+        """Carry a job out, in whichever thread; the result goes to `trained` or `failed`.
+
+        Raises:
+            EdgeError: it failed, or was asked to stop.
+        """
+        return self.memberships[job.population].learner.train(job, should_stop)
 
     @property
     def between_rounds(self) -> bool:
@@ -396,8 +314,10 @@ class DeviceAgent:
 
     def clock_set_back(self, now: float) -> tuple[Outgoing, ...]:
         """The clock was put back: what waits for a time of the old clock would wait for ever."""
-        self._not_before = min(self._not_before, now)
         self._saving_until = min(self._saving_until, next_day(now))
+        for membership in self.memberships.values():
+            membership.not_before = min(membership.not_before, now)
+            membership.offered_at = min(membership.offered_at, now)
         return self.connected(now)
 
     def take_job(self) -> TrainingJob | None:
@@ -415,7 +335,8 @@ class DeviceAgent:
                 return self.tick(now)
             if update.sampling is not None:
                 self.store.count_examples(job.plan.rid, update.sampling)
-            self._on_event(Trained(self.population, now, job.plan.round_number, self.learner.example_count))
+            examples = self.memberships[job.population].learner.example_count
+            self._on_event(Trained(job.population, now, job.plan.round_number, examples))
             self._apply(session.Trained(update.values), now)
         return self.tick(now)
 
@@ -433,12 +354,14 @@ class DeviceAgent:
     def next_deadline(self) -> float | None:
         """When `tick` is next needed if nothing comes."""
         base = session.base_of(self._state)
-        times: list[float | None] = [d.assembly.next_deadline for d in self._downloads.values()]
+        times: list[float | None] = list(self._downloads.deadlines())
         times.append(base.expires_at if base else None)
         times.append(self._resend_at if self._awaiting_answer else None)
-        times.append(self._saving_until if self._release_waits else None)
-        if self._is_asked and not self._hindrance:
-            times.append(self._not_before)
+        if base is None:
+            if any(membership.wants_model for membership in self.memberships.values()) and not self._downloads:
+                times.append(self._saving_until)
+            free_at = self._offered.offer_expires_at if self._offered is not None else -math.inf
+            times += [max(m.not_before, free_at) for m in self._asking() if not self._hindrance(m)]
         return min((t for t in times if t is not None), default=None)
 
     # ---- what comes in
@@ -449,81 +372,70 @@ class DeviceAgent:
         if not verify_raw(peer.public_key, frame.signature, frame.signed_for(codec.BROADCAST)):
             raise RemoteProtocolError("an announcement whose signature is not the coordinator's")
         message = codec.parse_for_device(frame)
-        if not isinstance(message, Announcement) or message.population != self.population:
-            raise RemoteProtocolError("not an announcement to this population")
-        if not topics.is_id(message.task):
-            raise RemoteProtocolError(f"an announcement of a task that cannot be named {message.task[:80]!r}")
-        if message.sequence < self.store.number(f"sequence/{message.task}"):
-            raise RemoteProtocolError("an announcement older than one already heard")
-        if self._coordinator != frame.certificate:
-            self._coordinator = frame.certificate
-            self.store.put("coordinator", frame.certificate.hex())
-        known = self._announcement
-        if known is not None and known.task == message.task and known.sequence == message.sequence:
+        membership = self.memberships.get(message.population) if isinstance(message, Announcement) else None
+        if not isinstance(message, Announcement) or membership is None:
+            raise RemoteProtocolError("not an announcement to a population of this device's")
+        if not membership.hear(message, frame.certificate, now):
             return
-        self.store.put(f"sequence/{message.task}", str(message.sequence))
-        self._announcement = message
+        self._newest = membership
+        membership.not_before = max(now, self._saving_until)
         if message.state is TaskState.PAUSED:
             log.info("%s waits: the operator's run %s is paused", self.device_id, message.task)
-        self._checked_in = False
-        self._left = self.store.has_ended(message.rid)
-        self._not_before = max(now, self._saving_until)
-        self._release_waits = False
         base = session.base_of(self._state)
         if base is not None and message.task == base.plan.task and message.rid != base.plan.rid:
             self._apply(session.Superseded(), now)
-        if message.state is TaskState.COMPLETE and message.model_version > self.installed_version:
-            self._fetch_release(now)
-
-    def _fetch_release(self, now: float) -> None:
-        """Fetch the model that a finished task announces, or wait for the day whose traffic allows it."""
-        found = self._announcement
-        if found is not None:
-            self._release_waits = False
-            self._fetch((found.bundle, found.checkpoint), now)
 
     def _control(self, payload: bytes, now: float, *, large: bool = False) -> None:
-        if self._coordinator is None:
-            raise RemoteProtocolError("a message before any announcement: whose is it?")
         frame = codec.read_frame(payload, large=large)
-        peer = verify_certificate(self._coordinator, self._identity.ca, "coordinator", now)
-        if not verify_raw(peer.public_key, frame.signature, frame.signed_for(self.device_id)):
-            raise RemoteProtocolError("the signature is not the coordinator's")
+        heard = self._coordinated_by(frame, now)
         message = codec.parse_for_device(frame)
         match message:
             case Plan():
-                self._planned(message, frame.body, now)
+                self._planned(message, frame.body, heard, now)
             case Roster() | ShareDelivery() | Survivors() | Quorum() | Receipt() | Outcome():
-                if message.rid == session.round_id(self._state):
+                if message.rid == session.round_id(self._state) and self._current in heard:
                     self._apply(session.Received(message), now, frame.body)
             case Rejection():
-                self._rejected(message, now)
+                for membership in heard:
+                    self._rejected(membership, message, now)
             case Pull():
                 self._serve(message)
                 self._schedule_resend(now)  # The coordinator is at work on the offer: another would start it anew.
             case Large():
                 if message.frame.size_bytes > LARGE_FRAME_MAX_BYTES:
                     raise RemoteProtocolError(f"a frame of {message.frame.size_bytes} bytes is over the limit")
-                # One at a time: what this device lacks is the newest, and its memory is bounded.
-                for digest in [d for d, download in self._downloads.items() if download.frame_of_coordinator]:
-                    if digest != message.frame.sha256:
-                        del self._downloads[digest]
-                self._download(message.frame, frame_of_coordinator=True)
+                self._downloads.want_frame(message.frame)
             case Announcement():
                 raise RemoteProtocolError("an announcement on a device's own topic")
 
-    def _planned(self, plan: Plan, body: bytes, now: float) -> None:
+    def _coordinated_by(self, frame: codec.Frame, now: float) -> list[Membership]:
+        """The populations whose coordinator signed a frame to this device.
+
+        Raises:
+            RemoteProtocolError, IdentityError: nobody's did, or its certificate is not good now.
+        """
+        certificates = dict.fromkeys(m.coordinator for m in self.memberships.values() if m.coordinator is not None)
+        if not certificates:
+            raise RemoteProtocolError("a message before any announcement: whose is it?")
+        for certificate in certificates:
+            peer = verify_certificate(certificate, self._identity.ca, "coordinator", now)
+            if verify_raw(peer.public_key, frame.signature, frame.signed_for(self.device_id)):
+                return [m for m in self.memberships.values() if m.coordinator == certificate]
+        raise RemoteProtocolError("the signature is not the coordinator's")
+
+    def _planned(self, plan: Plan, body: bytes, heard: Sequence[Membership], now: float) -> None:
         if session.round_id(self._state) not in (None, plan.rid):
             raise RemoteProtocolError("a plan while another round is under way")
         if session.round_id(self._state) is None and self.store.has_ended(plan.rid):
             raise RemoteProtocolError("a plan of a round that this device already left")
-        found = self._announcement
-        if found is None or (found.rid, found.task) != (plan.rid, plan.task):
+        announced = next((m for m in heard if m.announces(plan.rid, plan.task)), None)
+        if announced is None:
             raise RemoteProtocolError("a plan of a round that is not announced")
+        self._current = announced
         if not self._consented:
             self._decline(plan, DeclineReason.TASK_NOT_ALLOWED, "the device's owner does not agree", now)
             return
-        if self.learner.example_count < self.policy.min_examples:
+        if announced.learner.example_count < self.policy.min_examples:
             self._decline(plan, DeclineReason.NOT_ENOUGH_EXAMPLES, "too few examples on this device", now)
             return
         digest = Digest(suite.digest(body))
@@ -534,18 +446,18 @@ class DeviceAgent:
         self._leave(plan, now, committed=False, declined=reason, detail=detail)
         self._send(Decline(plan.rid, reason, detail))
 
-    def _rejected(self, message: Rejection, now: float) -> None:
-        if self._announcement is None or message.task != self._announcement.task:
+    def _rejected(self, membership: Membership, message: Rejection, now: float) -> None:
+        if membership.announcement is None or message.task != membership.task:
             return
-        self._checked_in = False
+        membership.checked_in = False
         share = int.from_bytes(self._random_bytes(4), "little") / 2**32
         after_s, spread_s = (
             min(max(0.0, seconds), RETRY_MAX_S) for seconds in (message.retry_after_s, message.retry_spread_s)
         )
-        self._not_before = now + after_s + share * spread_s
+        membership.not_before = now + after_s + share * spread_s
         reason = message.reason.name.lower()
         log.info("%s was rejected: %s", self.device_id, reason)
-        self._defer(reason, now)
+        membership.defer(reason, now)
 
     # ---- the session
 
@@ -571,10 +483,9 @@ class DeviceAgent:
             durable = any(isinstance(effect, session.Send) for effect in effects)
             spent = self._participation(after, effects, now)
             self.store.append(JournalEntry(self._position, now, kind, payload, entropy), spent, durable=durable)
-            if spent is not None:
-                self._on_event(
-                    Uploaded(self.population, now, spent.round_number, spent.sent_bytes, spent.epsilon, spent.delta)
-                )
+            if spent is not None and self._current is not None:
+                cost = (spent.sent_bytes, spent.epsilon, spent.delta)
+                self._on_event(Uploaded(self._current.population, now, spent.round_number, *cost))
             self._state = after
             self._position += 1
         self._carry_out(effects, now)
@@ -583,14 +494,14 @@ class DeviceAgent:
         self.store.end_round(plan.rid, now, committed=committed, detail=detail)
         self._traffic.keep()
         log.info("%s left round %d: %s", self.device_id, plan.round_number, detail)
-        if declined is not None:
-            self._on_event(Refused(self.population, now, plan.round_number, declined.name.lower(), detail))
-        self._state, self._position = session.Waiting(), 0
-        for download in self._downloads.values():
-            download.parts.close()
-        self._downloads.clear()
+        if declined is not None and self._current is not None:
+            population = self._current.population
+            self._on_event(Refused(population, now, plan.round_number, declined.name.lower(), detail))
+        self._state, self._position, self._current = session.Waiting(), 0, None
+        self._downloads.close()
         self._job = None
-        self._left = self._left or (self._announcement is not None and self._announcement.rid == plan.rid)
+        for membership in self.memberships.values():
+            membership.leave(plan)
 
     def _participation(
         self, after: session.State, effects: tuple[session.Effect, ...], now: float
@@ -631,27 +542,31 @@ class DeviceAgent:
                     pass  # Written with the journal entry, in one transaction.
 
     def _train(self, plan: Plan, seed: bytes, now: float) -> None:
+        if self._current is None:
+            return
         try:
             bundle, checkpoint = self._read(plan.bundle, plan.checkpoint)
         except StoreError as error:
             # Gone or damaged since it was checked: nothing of the round can be saved.
             self._apply(session.Failed(DeclineReason.TRAINING_FAILED, str(error)), now)
         else:
-            self._job = TrainingJob(plan, bundle, checkpoint, seed)
+            self._job = TrainingJob(plan, bundle, checkpoint, seed, self._current.population)
 
     # ---- blobs
 
     def _saves(self, blobs: Sequence[BlobRef], now: float) -> Objection | None:
         """Why these are not fetched today, and the round's update not sent after them; None where they are."""
         missing = sum(b.size_bytes for b in blobs if b.sha256 not in self._downloads and not self._blobs.has(b))
-        missing += sum(download.assembly.missing_bytes for download in self._downloads.values())
+        missing += self._downloads.missing_bytes
         base = session.base_of(self._state)
         if base is not None:
             missing += modular.packed_bytes(encoding_of(base.plan).length, base.plan.bits)
         refusal = self._traffic.objection(missing, now)
         if refusal is not None:
-            self._saving_until = self._not_before = next_day(now)
-            self._defer(refusal.detail, now)
+            self._saving_until = next_day(now)
+            for membership in self.memberships.values():
+                membership.not_before = max(membership.not_before, self._saving_until)
+                membership.defer(refusal.detail, now)
         return refusal
 
     def _declined(self, refusal: Objection | None, now: float) -> bool:
@@ -663,18 +578,17 @@ class DeviceAgent:
     def _fetch(self, blobs: tuple[BlobRef, ...], now: float) -> None:
         for blob in blobs:
             if blob.size_bytes > BLOB_MAX_BYTES:
-                self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, "a blob larger than any device takes"), now)
+                self._fetch_failed("a blob larger than any device takes", now)
                 return
         try:
             refusal = self._saves(blobs, now)
             if refusal is not None:
-                self._release_waits = session.base_of(self._state) is None
                 self._declined(refusal, now)
                 return
             for blob in blobs:
                 if not self._blobs.has(blob):
-                    self._download(blob)
-            for download in [d for d in self._downloads.values() if d.assembly.complete]:
+                    self._downloads.want(blob)
+            for download in self._downloads.whole():
                 self._whole(download, now)
         except RemoteProtocolError as error:
             # What had come before a restart is not what was promised; it was dropped and is pulled anew.
@@ -682,93 +596,96 @@ class DeviceAgent:
         except StoreError as error:
             # No room for it, for example: this round is lost for the device, not the device.
             log.warning("%s cannot fetch: %s", self.device_id, error)
-            self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
+            self._fetch_failed(str(error), now)
         self._arrived(now)
 
-    def _download(self, blob: BlobRef, *, frame_of_coordinator: bool = False) -> None:
-        if blob.sha256 in self._downloads:
-            return
-        parts: chunks.PartStore
-        if frame_of_coordinator:
-            parts = chunks.MemoryParts(blob.size_bytes, CHUNK_DEFAULT_BYTES)
+    def _fetch_failed(self, detail: str, now: float) -> None:
+        """What was fetched for a round ends it; what was fetched to serve is wanted again at the next announcement."""
+        if isinstance(self._state, session.Waiting):
+            for membership in self.memberships.values():
+                membership.wants_model = False
         else:
-            parts = self._blobs.spool.parts(blob.sha256, blob.size_bytes, CHUNK_DEFAULT_BYTES)
-        assembly = chunks.Assembly(blob.sha256, blob.size_bytes, CHUNK_DEFAULT_BYTES, parts)
-        self._downloads[blob.sha256] = _Download(assembly, parts, frame_of_coordinator)
+            self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, detail), now)
+
+    def _catch_up(self, now: float) -> None:
+        """Between rounds, fetch the models of tasks that are complete, on a day whose traffic allows it."""
+        if not isinstance(self._state, session.Waiting) or self._downloads:
+            return
+        for membership in self.memberships.values():
+            found = membership.announcement
+            if membership.wants_model and found is not None and now >= self._saving_until:
+                self._fetch((found.bundle, found.checkpoint), now)
 
     def _request(self, now: float) -> None:
         # A device that only serves has never checked in: the coordinator learns here who asks.
-        stranger = isinstance(self._state, session.Waiting) and not self._checked_in
+        stranger = isinstance(self._state, session.Waiting) and not self._awaiting_answer
         certificate = self._identity.certificate_der if stranger else b""
-        for download in self._downloads.values():
-            ranges = download.assembly.requests(now)
-            if ranges:
-                firsts = tuple(first for first, _ in ranges)
-                counts = tuple(count for _, count in ranges)
-                pull = Pull(Digest(download.assembly.sha256), CHUNK_DEFAULT_BYTES, firsts, counts)
-                self._send(pull, certificate=certificate)
+        for pull in self._downloads.requests(now):
+            self._send(pull, certificate=certificate)
 
     def _chunk(self, payload: bytes, now: float) -> None:
-        digest = chunks.blob_of(payload)
-        download = next((d for d in self._downloads.values() if d.assembly.sha256.startswith(digest)), None)
-        if download is None or len(digest) < CHUNK_DIGEST_BYTES:
-            raise RemoteProtocolError("a chunk that was not asked for")
-        download.assembly.receive(payload, now)
-        if not download.assembly.complete:
-            return
-        self._whole(download, now)
+        download = self._downloads.receive(payload, now)
+        if download is not None:
+            self._whole(download, now)
 
-    def _whole(self, download: _Download, now: float) -> None:
-        data = download.assembly.finish()
-        del self._downloads[download.assembly.sha256]
-        download.parts.remove()
-        if download.frame_of_coordinator:
+    def _whole(self, download: Download, now: float) -> None:
+        data = self._downloads.finish(download)
+        if download.is_frame:
             self._control(data, now, large=True)
         else:
             try:
                 self._blobs.put(data)
             except StoreError as error:
                 log.warning("%s cannot keep what it fetched: %s", self.device_id, error)
-                self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
+                self._fetch_failed(str(error), now)
             self._arrived(now)
 
     def _arrived(self, now: float) -> None:
         """Go on where bundle and checkpoint are now all here; where the bundle's head is, fetch what it names."""
-        state, found = self._state, self._announcement
-        if isinstance(state, session.Preparing):
+        state, current = self._state, self._current
+        if isinstance(state, session.Preparing) and current is not None:
             plan = state.base.plan
             try:
-                if self._declined(self._memory_objection(plan), now):
+                if self._declined(self._memory_objection(current, plan), now):
                     return
-                if self._complete(plan.bundle, plan.checkpoint, now):
-                    self._check(plan)
-                    bundle = self._read(plan.bundle, plan.checkpoint)[0]
-                    if self._declined(self._example_objection(self.learner.sampling(bundle, plan)), now):
+                if self._complete(current, plan.bundle, plan.checkpoint, now):
+                    bundle, checkpoint = self._read(plan.bundle, plan.checkpoint)
+                    dimension = current.learner.check(bundle, checkpoint)
+                    if dimension != plan.dimension:
+                        raise ArtifactError(f"the bundle trains {dimension} parameters; the plan says {plan.dimension}")
+                    if self._declined(self._example_objection(current.learner.sampling(bundle, plan)), now):
                         return
-                    self._install(plan.model_version, plan.bundle, plan.checkpoint, now)
+                    current.install(plan.model_version, bundle, plan.checkpoint, checkpoint, now)
                     self._apply(session.Ready(), now)
             except (ArtifactError, StoreError, TrainingError) as error:
                 self._apply(session.Failed(DeclineReason.BUNDLE_INVALID, str(error)), now)
-        elif found is not None and found.state is TaskState.COMPLETE:
+            return
+        for membership in self.memberships.values():
+            found = membership.announcement
+            if not membership.wants_model or found is None:
+                continue
             try:
-                if self._complete(found.bundle, found.checkpoint, now):
-                    self._install(found.model_version, found.bundle, found.checkpoint, now)
+                if self._complete(membership, found.bundle, found.checkpoint, now):
+                    membership.wants_model = False
+                    bundle, checkpoint = self._read(found.bundle, found.checkpoint)
+                    membership.install(found.model_version, bundle, found.checkpoint, checkpoint, now)
             except (ArtifactError, StoreError, TrainingError) as error:
+                membership.wants_model = False
                 log.warning("%s keeps its model: %s", self.device_id, error)
 
-    def _memory_objection(self, plan: Plan) -> Objection | None:
+    def _memory_objection(self, membership: Membership, plan: Plan) -> Objection | None:
         """Why the plan's training is too large for this device, as soon as the bundle's head tells."""
         if not self._blobs.has(plan.bundle):
             return None
-        needed = self.learner.memory_bytes(self._blobs.get(plan.bundle.sha256), plan)
-        self._needs = (plan.bundle.sha256, needed)
+        needed = membership.learner.memory_bytes(self._blobs.get(plan.bundle.sha256), plan)
+        membership.needs = (plan.bundle.sha256, needed)
         return self._budget.memory_objection(needed, self._free_memory())
 
-    def _complete(self, bundle: BlobRef, checkpoint: BlobRef, now: float) -> bool:
+    def _complete(self, membership: Membership, bundle: BlobRef, checkpoint: BlobRef, now: float) -> bool:
         """Whether the bundle with all parts needed here and the checkpoint have come; asks for parts that were not."""
         if not self._blobs.has(bundle):
             return False
-        parts = self.learner.parts(self._blobs.get(bundle.sha256))
+        parts = membership.learner.parts(self._blobs.get(bundle.sha256))
         if sum(part.size_bytes for part in parts) > BLOB_MAX_BYTES:
             raise ArtifactError("the bundle is larger than any device takes")
         lacking = tuple(part for part in parts if not self._blobs.has(part))
@@ -778,26 +695,13 @@ class DeviceAgent:
             return False
         if lacking or not self._blobs.has(checkpoint):
             return False
-        self._blobs.retain({blob.sha256 for blob in (bundle, checkpoint, *parts)})
+        membership.keep(frozenset(blob.sha256 for blob in (bundle, checkpoint, *parts)))
+        self._blobs.retain({digest for one in self.memberships.values() for digest in one.blobs})
         return True
 
     def _read(self, bundle: BlobRef, checkpoint: BlobRef) -> tuple[Bundle, bytes]:
         read = self._blobs.get
         return Bundle(read(bundle.sha256), lambda part: read(part.sha256)), read(checkpoint.sha256)
-
-    def _check(self, plan: Plan) -> None:
-        dimension = self.learner.check(*self._read(plan.bundle, plan.checkpoint))
-        if dimension != plan.dimension:
-            raise ArtifactError(f"the bundle trains {dimension} parameters; the plan says {plan.dimension}")
-
-    def _install(self, version: int, bundle: BlobRef, checkpoint: BlobRef, now: float) -> None:
-        if version <= self.installed_version and self.store.get("installed_sha256") == checkpoint.sha256.hex():
-            return
-        self.learner.install(version, *self._read(bundle, checkpoint))
-        self.installed_version = version
-        self.store.put("installed_version", str(version))
-        self.store.put("installed_sha256", checkpoint.sha256.hex())
-        self._on_event(Installed(self.population, now, version))
 
     def _serve(self, pull: Pull) -> None:
         held = session.masked_vector(self._state)
@@ -814,71 +718,69 @@ class DeviceAgent:
     def _consented(self) -> bool:
         return self._consent is None or self._consent.granted
 
-    def _defer(self, reason: str, now: float) -> None:
-        """Say why it does not take part now, once for each reason in a row."""
-        if reason and reason != self._deferred:
-            self._on_event(Deferred(self.population, now, reason))
-        self._deferred = reason
+    def _asking(self) -> list[Membership]:
+        """Populations whose round the device could join; the one it offered itself to longest ago comes first."""
+        if not isinstance(self._state, session.Waiting):
+            return []
+        found = [m for m in self.memberships.values() if m.is_asked(self.policy)]
+        return sorted(found, key=lambda m: m.offered_at)
 
-    @property
-    def _is_asked(self) -> bool:
-        """Whether there is a round to offer itself to."""
-        found = self._announcement
-        return (
-            isinstance(self._state, session.Waiting)
-            and found is not None
-            and found.state is TaskState.OPEN
-            and found.rid != NO_ROUND
-            and not self._checked_in
-            and not self._left
-            and not self.objections
-            and (not self.policy.tasks or found.task in self.policy.tasks)
-        )
-
-    @property
-    def _hindrance(self) -> str:
+    def _hindrance(self, membership: Membership) -> str:
         """What the device lacks for any round; empty where nothing."""
         if not self._consented:
             return NO_CONSENT
-        if self.learner.example_count < self.policy.min_examples:
+        if membership.learner.example_count < self.policy.min_examples:
             return "too few examples"
-        if self._announcement is not None and self._needs is not None:
-            bundle, needed = self._needs
+        if membership.announcement is not None and membership.needs is not None:
+            bundle, needed = membership.needs
             refusal = self._budget.memory_objection(needed, self._free_memory())
-            if refusal is not None and bundle == self._announcement.bundle.sha256:
+            if refusal is not None and bundle == membership.announcement.bundle.sha256:
                 return refusal.detail
         return ""
 
+    @property
+    def _offered(self) -> Membership | None:
+        """To whom the device offered itself, waiting for an answer."""
+        if not isinstance(self._state, session.Waiting):
+            return None
+        return next((m for m in self.memberships.values() if m.checked_in and not m.left), None)
+
     def _consider(self, now: float) -> None:
-        if not self._is_asked or now < self._not_before:
-            return
-        hindrance = self._hindrance
-        if not hindrance and self._saves((), now) is not None:
-            return
-        self._defer(hindrance, now)
-        if not hindrance:
-            self._checked_in = True
-            self._check_in()
+        """Offer the device to whom it is due, unless it waits for another's answer."""
+        for membership in self._asking():
+            if now < membership.not_before:
+                continue
+            hindrance = self._hindrance(membership)
+            if not hindrance and self._saves((), now) is not None:
+                continue
+            membership.defer(hindrance, now)
+            offered = self._offered
+            if hindrance or (offered is not None and now < offered.offer_expires_at):
+                continue
+            if offered is not None:
+                offered.checked_in = False
+            membership.checked_in, membership.offered_at = True, now
+            self._check_in(membership)
             self._schedule_resend(now)
 
-    def _check_in(self) -> None:
-        found = self._announcement
+    def _check_in(self, membership: Membership) -> None:
+        found = membership.announcement
         if found is not None:
-            message = CheckIn(found.task, found.rid, __version__, self.learner.runtime_version)
+            message = CheckIn(found.task, found.rid, __version__, membership.learner.runtime_version)
             self._send(message, certificate=self._identity.certificate_der)
 
     @property
     def _awaiting_answer(self) -> bool:
         if isinstance(self._state, session.Waiting):
-            return self._checked_in and not self._left
+            return self._offered is not None
         return session.pending(self._state) is not None
 
     def _repeat(self, now: float) -> None:
         message = session.pending(self._state)
         if message is not None:
             self._send(message)
-        elif isinstance(self._state, session.Waiting):
-            self._check_in()
+        elif (offered := self._offered) is not None:
+            self._check_in(offered)
         self._schedule_resend(now)
 
     def _schedule_resend(self, now: float) -> None:
@@ -912,10 +814,3 @@ class _Key:
 def _has_signed(key: _Key, message: bytes, signature: bytes) -> bool:
     """A roster that comes again, or to another device of this process, is not computed again."""
     return verify_raw(key.public_key, signature, message)
-
-
-@dataclass(frozen=True, slots=True)
-class _Download:
-    assembly: chunks.Assembly
-    parts: chunks.PartStore
-    frame_of_coordinator: bool

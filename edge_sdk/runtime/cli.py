@@ -97,27 +97,17 @@ def add_verb(subparsers: Subparsers) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import asyncio
-    import signal
-
-    from edge_sdk.client import EXAMPLES_FILE, EdgeClient
+    from edge_sdk.client import EdgeClient
+    from edge_sdk.clock import SystemClock
     from edge_sdk.logs import log_to_folder, log_to_terminal
-    from edge_sdk.protocol.messages import TaskState
     from edge_sdk.protocol.policy import DevicePolicy
-    from edge_sdk.protocol.topics import is_id
-    from edge_sdk.runtime.broker_url import parse_broker_url
     from edge_sdk.runtime.budget import parse_budget
-    from edge_sdk.runtime.driver import mqtt, run_devices
     from edge_sdk.runtime.eligibility import eligibility_of
+    from edge_sdk.runtime.enrolment import usable_identity
+    from edge_sdk.runtime.home import IDENTITY_FOLDER, examples_file, require_name
     from edge_sdk.runtime.home_lock import only_process_in
 
     log_to_terminal(verbose=arguments.verbose)
-    url = parse_broker_url(arguments.broker)
-    if not is_id(arguments.population):
-        raise ConfigError(
-            f"{arguments.population[:80]!r} cannot name a population",
-            hint="use 1 to 63 of the characters a-z, 0-9 and '-', beginning with a letter or a digit",
-        )
     policy = DevicePolicy(
         min_reports=arguments.min_reports,
         epsilon_at_most=_epsilon(arguments.epsilon, "--epsilon"),
@@ -129,63 +119,35 @@ def _run(arguments: argparse.Namespace) -> int:
     home: Path = arguments.home
     if not home.is_dir():
         raise ConfigError(f"there is no folder {home}", hint="name one that holds identity/ and signer.pub")
-    with only_process_in(home), log_to_folder(home):
+    population: str = arguments.population
+    require_name(population, "a population")
+    path = examples_file(home, population)
+    with only_process_in(home):
+        usable_identity(home / IDENTITY_FOLDER, now=SystemClock().now())  # what is wrong with it comes before all else
         if arguments.examples is not None:
-            _import_examples(arguments.examples, home / EXAMPLES_FILE)
-        with EdgeClient(
-            home,
-            population=arguments.population,
-            policy=policy,
-            eligibility=eligibility,
-            analytics=arguments.analytics,
-            budget=budget,
-        ) as client:
-            agent = client.agent
-            # A service has it in its command line for ever: that must not undo a revocation.
-            if arguments.consent and client.consent.newest is None:
-                client.consent.grant(purpose=arguments.consent, text_version=CONSENT_TEXT)
-            print(
-                f"device {agent.device_id}: {client.learner.example_count} examples, model version "
-                f"{agent.installed_version or 'none'}; Ctrl-C stops it, starting it again resumes",
-                flush=True,
-            )
-            if not client.consent.granted:
-                print(f"  it only serves: {consent_line(client.consent.newest)}; see --consent", flush=True)
-
-            def done() -> bool:
-                found = agent.announcement
-                return (
-                    arguments.until_done
-                    and found is not None
-                    and found.state is TaskState.COMPLETE
-                    and agent.installed_version >= found.model_version
-                )
-
-            async def main() -> None:
-                stop = asyncio.Event()
-                loop = asyncio.get_running_loop()
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    loop.add_signal_handler(number, stop.set)
-                transports = mqtt(url, lambda _: client.tls_files if url.tls else None)
-                await run_devices(
-                    [agent],
-                    transports,
-                    stop=stop,
-                    done=done,
-                    objections=client.objections,
-                    renewals=client.renewals(),
-                )
-
-            asyncio.run(main())
-            _print_status(agent.device_id, client.store)
-    return 0
+            _import_examples(arguments.examples, path)
+    with EdgeClient(home, arguments.broker, policy=policy, budget=budget) as client, log_to_folder(home):
+        examples = client.examples(population) if path.is_file() else None
+        client.join(population, examples=examples, eligibility=eligibility, analytics=arguments.analytics)
+        # A service has it in its command line for ever: that must not undo a revocation.
+        if arguments.consent and client.consent.newest is None:
+            client.consent.grant(purpose=arguments.consent, text_version=CONSENT_TEXT)
+        print(
+            f"device {client.device_id}: {0 if examples is None else len(examples)} examples, model version "
+            f"{client.model(population).version or 'none'}; Ctrl-C stops it, starting it again resumes",
+            flush=True,
+        )
+        if not client.consent.granted:
+            print(f"  it only serves: {consent_line(client.consent.newest)}; see --consent", flush=True)
+        client.run(until=lambda: arguments.until_done and client.is_complete(population))
+    return _status(arguments)
 
 
 def _enrol(arguments: argparse.Namespace) -> int:
-    from edge_sdk.client import IDENTITY_FOLDER
     from edge_sdk.clock import SystemClock
     from edge_sdk.credentials import load_ca
     from edge_sdk.runtime.enrolment import enrol
+    from edge_sdk.runtime.home import IDENTITY_FOLDER
 
     identity = enrol(
         arguments.home / IDENTITY_FOLDER,
@@ -200,10 +162,10 @@ def _enrol(arguments: argparse.Namespace) -> int:
 
 
 def _renew(arguments: argparse.Namespace) -> int:
-    from edge_sdk.client import IDENTITY_FOLDER
     from edge_sdk.clock import SystemClock
     from edge_sdk.credentials import CERTIFICATE_FILE, load_certificate
     from edge_sdk.runtime.enrolment import finish_renewal, is_due, registrar_url, renew
+    from edge_sdk.runtime.home import IDENTITY_FOLDER
 
     folder, now = arguments.home / IDENTITY_FOLDER, SystemClock().now()
     finish_renewal(folder)
@@ -220,10 +182,10 @@ def _renew(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from edge_sdk.client import DEVICE_FILE, IDENTITY_FOLDER
     from edge_sdk.credentials import CERTIFICATE_FILE, load_certificate
     from edge_sdk.identity import certificate_id
     from edge_sdk.runtime.device_store import DeviceStore
+    from edge_sdk.runtime.home import DEVICE_FILE, IDENTITY_FOLDER
 
     home: Path = arguments.home
     # Only the name in it is wanted: an expired certificate must not keep the owner from the ledger.
@@ -245,7 +207,10 @@ def _print_status(device_id: str, store: DeviceStore) -> None:
 
     consent = Consent(store, SystemClock()).newest
     participations = store.participations()
-    print(f"device {device_id}: model version {store.get('installed_version') or 'none'}")
+    versions = store.facts("installed_version/")
+    # One population is the rule, and then its name says nothing.
+    words = versions.values() if len(versions) < 2 else (f"{version} of {name}" for name, version in versions.items())
+    print(f"device {device_id}: model version {', '.join(words) or 'none'}")
     print(f"  {consent_line(consent)}")
     if not participations:
         print("  nothing left this device")

@@ -132,6 +132,11 @@ class DeviceStore:
         """A stored text, or None."""
         return self._file.fact(key)
 
+    def facts(self, prefix: str) -> dict[str, str]:
+        """The stored texts whose keys begin so, by the rest of their keys."""
+        rows = self._read("SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", len(prefix), prefix)
+        return {str(key)[len(prefix) :]: str(value) for key, value in rows}
+
     def number(self, key: str) -> int:
         """A stored number; 0 where there is none.
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from edge_sdk.client import DEVICE_FILE, EXAMPLES_FILE, IDENTITY_FOLDER, SIGNER_FILE
 from edge_sdk.credentials import (
     CA_FILE,
     CERTIFICATE_FILE,
@@ -35,7 +35,7 @@ from edge_sdk.credentials import (
 )
 from edge_sdk.errors import ConfigError, EdgeError, StoreError, TrainingError
 from edge_sdk.identity import utc_text
-from edge_sdk.inference.installed import InstalledModels
+from edge_sdk.inference.installed import InstalledModel, InstalledModels
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.messages import DeviceId
 from edge_sdk.runtime.blob_cache import BlobCache
@@ -44,6 +44,14 @@ from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.eligibility import MIB, Eligibility, SystemConditions
 from edge_sdk.runtime.enrolment import is_due, registrar_url
+from edge_sdk.runtime.home import (
+    BLOBS_FOLDER,
+    DEVICE_FILE,
+    IDENTITY_FOLDER,
+    MODELS_FOLDER,
+    SIGNER_FILE,
+    examples_files,
+)
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.runtime.mqtt import MqttTransport
 from edge_sdk.training.artifact import parse_head
@@ -270,17 +278,20 @@ def _ledger(patient: Patient, what: str) -> Finding:
 
 
 def _examples(patient: Patient, what: str) -> Finding:
-    path = patient.home / EXAMPLES_FILE
-    if not path.exists():
+    paths = examples_files(patient.home)
+    if not paths:
         return Finding(Verdict.DOUBT, what, "none: this device only serves", "add some, or edge device run --examples")
-    damage = _damage(path)
-    if damage:
-        raise StoreError(f"{path} is damaged: {damage}", hint="remove it; the app fills it again")
-    with ExampleStore(path) as store:
-        count = len(store)
-    if not count:
-        return Finding(Verdict.DOUBT, what, "the store is empty: it joins no round", "let the app add examples")
-    return Finding(Verdict.GOOD, what, f"{count} examples")
+    counts = {}
+    for path in paths:
+        damage = _damage(path)
+        if damage:
+            raise StoreError(f"{path} is damaged: {damage}", hint="remove it; the app fills it again")
+        with ExampleStore(path) as store:
+            counts[path.stem] = len(store)
+    words = ", ".join(f"{count} examples of {name}" for name, count in counts.items())
+    if not all(counts.values()):
+        return Finding(Verdict.DOUBT, what, f"{words}: without any it joins no round", "let the app add examples")
+    return Finding(Verdict.GOOD, what, words)
 
 
 def _damage(path: Path) -> str:
@@ -301,22 +312,34 @@ def _runtime(patient: Patient, what: str) -> Finding:
 
 
 def _model(patient: Patient, what: str) -> Finding:
-    """Load what serves; replay the certificate of its training steps where their graphs are still here."""
     signer = load_public_key(patient.home / SIGNER_FILE)
-    models = InstalledModels(patient.home / "models", signer=signer)
-    current = models.current()
-    if current is None:
-        return Finding(Verdict.GOOD, what, "none is installed yet")
+    found = []
+    for folder in sorted((patient.home / MODELS_FOLDER).glob("*/")):
+        models = InstalledModels(folder, signer=signer)
+        current = models.current()
+        if current is not None:
+            found.append(_replayed(patient, signer, models, current, f"version {current.version} of {folder.name}"))
+    return Finding(Verdict.GOOD, what, "; ".join(found) or "none is installed yet")
+
+
+def _replayed(
+    patient: Patient,
+    signer: ec.EllipticCurvePublicKey,
+    models: InstalledModels,
+    current: InstalledModel,
+    name: str,
+) -> str:
+    """Load what serves; replay the certificate of its training steps where their graphs are still here."""
     models.predictor()
-    served = f"version {current.version} predicts"
-    blobs = BlobCache(patient.home / "blobs")
+    served = f"{name} predicts"
+    blobs = BlobCache(patient.home / BLOBS_FOLDER)
     try:
         head = models.head(current)
         artifact = parse_head(head, signer=signer)
         wanted = LocalLearner(signer, None, models).parts(head)
         artifact = artifact.with_parts(blobs.get(part.sha256) for part in wanted)
     except StoreError:
-        return Finding(Verdict.GOOD, what, f"{served}; its training graphs are not kept here, and not replayed")
+        return f"{served}; its training graphs are not kept here, and not replayed"
     try:
         OnnxTrainer(artifact)
     except TrainingError as error:
@@ -324,7 +347,7 @@ def _model(patient: Patient, what: str) -> Finding:
             f"{served}, but training computes other values here: {error}",
             hint="pip install --upgrade onnxruntime; edge verify shows the differences",
         ) from error
-    return Finding(Verdict.GOOD, what, f"{served}, and its training steps are those that were certified")
+    return f"{served}, and its training steps are those that were certified"
 
 
 # ---- whether now

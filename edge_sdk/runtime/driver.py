@@ -6,20 +6,22 @@ One loop carries one device in an app and many in a fleet's process. It decides 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.errors import EdgeError
 from edge_sdk.identity import Identity
 from edge_sdk.protocol.session import round_id
-from edge_sdk.runtime.agent import DeviceAgent, Outgoing, TrainingJob
+from edge_sdk.runtime.agent import DeviceAgent, Outgoing
 from edge_sdk.runtime.broker_url import BrokerUrl
 from edge_sdk.runtime.dial import TlsFiles
+from edge_sdk.runtime.learner import TrainingJob
 from edge_sdk.runtime.mqtt import MqttTransport
 
 log = logging.getLogger("edge.device")
@@ -88,6 +90,10 @@ def mqtt(broker: BrokerUrl, tls: Callable[[DeviceAgent], TlsFiles | None] = lamb
     return make
 
 
+Objections: TypeAlias = Callable[[], Mapping[str, tuple[str, ...]]]
+"""What is against training now, in words, by population."""
+
+
 async def run_devices(
     agents: Sequence[DeviceAgent],
     make_transport: MakeTransport,
@@ -95,51 +101,65 @@ async def run_devices(
     stop: asyncio.Event,
     done: Callable[[], bool] = lambda: False,
     clock: Clock | None = None,
-    objections: Callable[[], tuple[str, ...]] | None = None,
+    objections: Objections | None = None,
     renewals: Mapping[str, Renewal] | None = None,
 ) -> None:
-    """Run devices until `stop` is set or `done()` holds.
-
-    `renewals` renew certificates, by device id, when they are due and the device is between rounds.
-
-    `objections` tells what is against training now. It is asked every few seconds: while there is any, no device joins
-    a round, and one that trains pauses before its next step, for as long as its round lasts.
+    """Run devices until `stop` is set or `done()` holds; see `DeviceLoop`.
 
     Raises:
         StoreError: a device's store failed; nothing that it does not hold was sent.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="training") as pool:
-        await _Loop(agents, make_transport, pool, clock or SystemClock(), objections, renewals or {}).run(stop, done)
+    await DeviceLoop(agents, make_transport, clock=clock, objections=objections, renewals=renewals).run(stop, done)
 
 
-class _Loop:
+class DeviceLoop:
+    """What carries devices; made and run on one event loop. They train one at a time, in a thread.
+
+    Args:
+        agents: the devices.
+        make_transport: connects each.
+        clock: tells the time.
+        objections: asked every few seconds: while there is any, no device joins a round there, and one that trains
+            pauses before its next step, for as long as its round lasts.
+        renewals: renew certificates, by device id, when they are due and the device is between rounds.
+    """
+
     def __init__(
         self,
         agents: Sequence[DeviceAgent],
         make_transport: MakeTransport,
-        pool: ThreadPoolExecutor,
-        clock: Clock,
-        objections: Callable[[], tuple[str, ...]] | None,
-        renewals: Mapping[str, Renewal],
+        *,
+        clock: Clock | None = None,
+        objections: Objections | None = None,
+        renewals: Mapping[str, Renewal] | None = None,
     ) -> None:
-        self._clock = clock
-        self._seen_at = clock.now()
-        self._renewals = renewals
+        self._clock = clock or SystemClock()
+        self._seen_at = self._clock.now()
+        self._renewals = renewals or {}
         self._objections = objections
         self._asked_at = -math.inf
-        self._may_train = threading.Event()
-        self._may_train.set()
-        self._pool = pool
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Callable[[], None] | None] = asyncio.Queue()
         self._transports: dict[str, Transport] = {}
         self._agents = agents
         self._deadlines: dict[str, float] = {}
         self._jobs: set[asyncio.Task[None]] = set()
-        self._ending = False
+        self._ending = threading.Event()
         for agent in agents:
             self._transports[agent.device_id] = make_transport(
                 agent, self._on_message(agent), self._on_connected(agent)
             )
+
+    def wake(self) -> None:
+        """Let every device look at once at what changed; may be called from any thread, also after the end."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, self._tick_all)
+
+    def _tick_all(self) -> None:
+        self._asked_at = -math.inf
+        for agent in self._agents:
+            self._send(agent, agent.tick(self._clock.now()))
 
     async def run(self, stop: asyncio.Event, done: Callable[[], bool]) -> None:
         for agent in self._agents:
@@ -151,9 +171,11 @@ class _Loop:
             while not stop.is_set() and not done():
                 await self._turn()
         finally:
-            self._ending = True
+            self._ending.set()
             stopped.cancel()
             await asyncio.gather(*(t.stop() for t in self._transports.values()))
+            # A step may take long, and the app has other things to do on this loop.
+            await asyncio.to_thread(self._pool.shutdown)
 
     async def _turn(self) -> None:
         await self._ask()
@@ -205,10 +227,6 @@ class _Loop:
         # Reading sensors may wait for another program.
         found = await asyncio.to_thread(self._objections)
         self._asked_at = self._clock.now()
-        if found:
-            self._may_train.clear()
-        else:
-            self._may_train.set()
         for agent in self._agents:
             self._send(agent, agent.consider_conditions(found, self._asked_at))
 
@@ -241,16 +259,16 @@ class _Loop:
 
         def is_over() -> bool:
             # What is trained for a round that is gone only keeps the next one waiting.
-            return self._ending or round_id(agent.state) != job.plan.rid
+            return self._ending.is_set() or round_id(agent.state) != job.plan.rid
 
         def should_stop() -> bool:
             # Asked in the training thread before every step: unplugging pauses it here, until the round is over.
-            while not is_over() and not self._may_train.wait(PAUSE_S):
-                pass
+            while not is_over() and agent.is_paused(job):
+                self._ending.wait(PAUSE_S)
             return is_over()
 
         try:
-            update = await loop.run_in_executor(self._pool, agent.learner.train, job, should_stop)
+            update = await loop.run_in_executor(self._pool, agent.train, job, should_stop)
         except EdgeError as error:
             failure = error
             self._inbox.put_nowait(lambda: self._send(agent, agent.failed(job, failure, self._clock.now())))

@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edge_sdk.client import DEVICE_FILE, EXAMPLES_FILE, IDENTITY_FOLDER, SIGNER_FILE
 from edge_sdk.credentials import KEY_FILE
 from edge_sdk.errors import StoreError
 from edge_sdk.logs import LOG_FOLDER
 from edge_sdk.runtime.enrolment import NEXT_KEY_FILE
+from edge_sdk.runtime.home import (
+    BLOBS_FOLDER,
+    DEVICE_FILE,
+    EXAMPLES_FOLDER,
+    IDENTITY_FOLDER,
+    MODELS_FOLDER,
+    SIGNER_FILE,
+    examples_files,
+)
 from edge_sdk.runtime.home_lock import LOCK_FILE
 from edge_sdk.training.examples import ExampleStore
 
@@ -28,12 +36,11 @@ _SQLITE: Final = ("", "-wal", "-shm", "-journal")
 # In the order in which they go.
 _OURS: Final = (
     IDENTITY_FOLDER,
-    "examples",
-    *(f"{EXAMPLES_FILE}{suffix}" for suffix in (".key", *_SQLITE)),
+    EXAMPLES_FOLDER,
     *(f"{DEVICE_FILE}{suffix}" for suffix in _SQLITE),
-    "blobs",
+    BLOBS_FOLDER,
     "incoming",
-    "models",
+    MODELS_FOLDER,
     SIGNER_FILE,
     LOG_FOLDER,
     LOCK_FILE,
@@ -72,7 +79,7 @@ def purge(home: Path) -> list[Path]:
     try:
         for key in (home / IDENTITY_FOLDER / KEY_FILE, home / IDENTITY_FOLDER / NEXT_KEY_FILE):
             _overwrite(key)
-        for path in (home / EXAMPLES_FILE, *sorted((home / "examples").glob("*.sqlite"))):
+        for path in examples_files(home):
             _forget_key(path)
         for name in _OURS:
             _remove(home / name)

@@ -86,10 +86,10 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _opt_out(arguments: argparse.Namespace) -> int:
-    from edge_sdk.client import DEVICE_FILE
     from edge_sdk.clock import SystemClock
     from edge_sdk.runtime.consent import Consent
     from edge_sdk.runtime.device_store import DeviceStore
+    from edge_sdk.runtime.home import DEVICE_FILE
 
     with DeviceStore(_existing(arguments.home) / DEVICE_FILE) as store:
         Consent(store, SystemClock()).revoke()
@@ -102,9 +102,9 @@ def _opt_out(arguments: argparse.Namespace) -> int:
 
 
 def _purge(arguments: argparse.Namespace) -> int:
-    from edge_sdk.client import IDENTITY_FOLDER
     from edge_sdk.credentials import CERTIFICATE_FILE, load_certificate
     from edge_sdk.identity import certificate_id
+    from edge_sdk.runtime.home import IDENTITY_FOLDER
     from edge_sdk.runtime.home_lock import only_process_in
     from edge_sdk.runtime.purge import holdings, purge
 

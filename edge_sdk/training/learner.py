@@ -8,11 +8,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
-from numpy.typing import NDArray
 
 from edge_sdk.analytics.analyst import Analyst
 from edge_sdk.analytics.query import is_query
@@ -20,8 +18,8 @@ from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol.messages import BlobRef, Digest, Plan
-from edge_sdk.runtime.agent import Bundle, TrainingJob, Update
 from edge_sdk.runtime.budget import Budget, Pacer
+from edge_sdk.runtime.learner import Bundle, TrainingJob, Update
 from edge_sdk.training.artifact import Artifact, parse_head
 from edge_sdk.training.example_privacy import sampling_of
 from edge_sdk.training.examples import ExampleStore
@@ -30,7 +28,6 @@ from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART, Runtime
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan
-from edge_sdk.training.trainer import Rows
 
 
 class LocalLearner:
@@ -136,10 +133,6 @@ class LocalLearner:
         if is_query(bundle.head):
             return
         self._models.install(self._artifact(bundle), version, np.frombuffer(checkpoint, "<f4").astype(np.float32))
-
-    def predict(self, inputs: NDArray[Any] | Rows | None = None, /, **named: NDArray[Any]) -> NDArray[Any]:
-        """The newest installed model's output for a batch: an array for a model of one input, else arrays by name."""
-        return self._models.predictor().predict(inputs, **named)
 
     def _artifact(self, bundle: Bundle) -> Artifact:
         """The bundle, checked in every way; the one used last is kept, so that a round reads it once."""

@@ -22,6 +22,7 @@ from edge_sdk.cli import EXIT_FAILED, main
 from edge_sdk.clock import SystemClock
 from edge_sdk.credentials import CA_FILE, KEY_FILE, certificate_files, private_key_file, write_folder
 from edge_sdk.identity import Role
+from edge_sdk.runtime.home import examples_file
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.examples import ExampleStore
 
@@ -380,15 +381,15 @@ X, Y = np.zeros((5, 1, 8, 8), np.float32), np.zeros(5, np.int64)
 def test_examples_that_cannot_be_used(
     arrays: dict[str, np.ndarray], said: str, home: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    (home / "examples.sqlite").unlink()
+    (examples_file(home, "digits")).unlink()
     np.savez(tmp_path / "given.npz", **arrays)  # type: ignore[arg-type]  # a stub that takes a flag for an array
     assert said in refused(*run_device(home, "--examples", tmp_path / "given.npz"))
-    assert not (home / "examples.sqlite").exists()
+    assert not (examples_file(home, "digits")).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\3\4 and no more"])
 def test_a_file_that_holds_no_examples(content: bytes, home: Path, tmp_path: Path, refused: Refused) -> None:
-    (home / "examples.sqlite").unlink()
+    (examples_file(home, "digits")).unlink()
     path = tmp_path / "given.npz"
     path.write_bytes(content)
     assert refused(*run_device(home, "--examples", path)) == f"{path} is not an .npz file of numbers"
@@ -396,12 +397,12 @@ def test_a_file_that_holds_no_examples(content: bytes, home: Path, tmp_path: Pat
 
 
 def test_a_store_that_was_left_empty_is_filled(home: Path, tmp_path: Path, refused: Refused) -> None:
-    (home / "examples.sqlite").unlink()
-    ExampleStore.create_for(home / "examples.sqlite", {"x": X, "y": Y}).close()
+    (examples_file(home, "digits")).unlink()
+    ExampleStore.create_for(examples_file(home, "digits"), {"x": X, "y": Y}).close()
     np.savez(tmp_path / "given.npz", x=X, y=Y)
     (home / "device.sqlite").write_bytes(b"not a database, so that the command ends")
     refused(*run_device(home, "--examples", tmp_path / "given.npz"))
-    with ExampleStore(home / "examples.sqlite") as store:
+    with ExampleStore(examples_file(home, "digits")) as store:
         assert len(store) == 5
 
 
@@ -448,7 +449,7 @@ def test_a_disk_without_room(folders: FleetFolders, home: Path, tmp_path: Path) 
         return error
 
     assert "coordinator.sqlite could not" in starved(*create_run(folders, "--devices", "30"))
-    assert "examples.sqlite" in starved(*run_device(home))
+    assert "device.sqlite" in starved(*run_device(home))
     out = tmp_path / "out.edge"
     assert f"cannot write {out}" in starved("export", "--signer", folders.signer_key, "--out", out)
     assert not list(tmp_path.glob("*.edge*"))

@@ -12,8 +12,9 @@ import pytest
 from coordinator.service.broker import RunningBroker
 from coordinator.service.driver import serve
 from edge_sdk.runtime import driver
-from edge_sdk.runtime.agent import TrainingJob, Update
+from edge_sdk.runtime.agent import DeviceAgent
 from edge_sdk.runtime.driver import mqtt, run_devices
+from edge_sdk.runtime.learner import TrainingJob, Update
 from tests.simulation import world
 from tests.simulation.world import KnownLearner, World
 
@@ -35,6 +36,10 @@ class Stepwise(KnownLearner):
         return super().train(job)
 
 
+def objections(agent: DeviceAgent) -> tuple[str, ...]:
+    return agent.memberships[world.POPULATION].objections
+
+
 def test_devices_wait_pause_and_go_on(
     tmp_path: Path, broker: RunningBroker, now: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,7 +59,9 @@ def test_devices_wait_pause_and_go_on(
         coordinator = made.make_coordinator()
         running = [
             asyncio.create_task(serve(coordinator, broker.url, "coordinator", stop=stop)),
-            asyncio.create_task(run_devices(agents, mqtt(broker.url), stop=stop, objections=lambda: tuple(against))),
+            asyncio.create_task(
+                run_devices(agents, mqtt(broker.url), stop=stop, objections=lambda: {world.POPULATION: tuple(against)})
+            ),
         ]
 
         async def until(holds: Callable[[], bool]) -> None:
@@ -64,12 +71,12 @@ def test_devices_wait_pause_and_go_on(
                     task.result()
 
         async with asyncio.timeout(60):
-            await until(lambda: all(agent.announcement is not None and agent.objections for agent in agents))
+            await until(lambda: all(agent.announcement is not None and objections(agent) for agent in agents))
             assert made.rounds[0].checked_in == 0
             Stepwise.at_step = staticmethod(unplug)
             against.clear()
             await until(unplugged.is_set)
-            await until(lambda: all(agent.objections for agent in agents))
+            await until(lambda: all(objections(agent) for agent in agents))
             noticed.set()
             assert Stepwise.asked == 2
             against.clear()

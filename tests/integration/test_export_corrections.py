@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
-from edge_sdk.runtime.agent import Bundle, TrainingJob
+from edge_sdk.runtime.learner import Bundle, TrainingJob
 from edge_sdk.signing import key_id, sign_raw
 from edge_sdk.training.artifact import Artifact, pack_bundle, parse_artifact
 from edge_sdk.training.examples import ExampleStore
@@ -97,7 +97,7 @@ def test_a_rounds_plan_reaches_the_trainer(tmp_path: Path) -> None:
         contents = {hashlib.sha256(content).digest(): content for content in artifact.parts.values()}
         bundle = Bundle(artifact.head, lambda part: contents[part.sha256])
         plan = planned(epochs=4, batch_size=4, max_steps=20, learning_rate=0.1, proximal=0.5, dimension=checkpoint.size)
-        update = learner.train(TrainingJob(plan, bundle, checkpoint.tobytes(), b"s"))
+        update = learner.train(TrainingJob(plan, bundle, checkpoint.tobytes(), b"s", "main"))
     assert np.array_equal(np.frombuffer(update.values, "<f4"), trained(artifact, 0.5) - checkpoint)
 
 

@@ -18,7 +18,6 @@ from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.plan import TrainingPlan, batches
@@ -173,10 +172,9 @@ def test_a_device_stores_trains_installs_and_predicts_by_name(tmp_path: Path) ->
         result = OnnxTrainer(artifact).train(artifact.checkpoint(), store.arrays(), PLAN, seed=b"s")
         assert result.examples == COUNT + 1
         models = InstalledModels(tmp_path / "models", signer=signer)
-        learner = LocalLearner(signer, store, models)
         models.install(artifact, 1, artifact.checkpoint() + result.update)
-        assert np.array_equal(learner.predict(by_name), learner.predict(**by_name))
-        assert learner.predict(**by_name).shape == (COUNT, 3)
+        assert np.array_equal(models.predictor().predict(by_name), models.predictor().predict(**by_name))
+        assert models.predictor().predict(**by_name).shape == (COUNT, 3)
 
 
 def test_predictions_of_other_inputs_are_refused() -> None:

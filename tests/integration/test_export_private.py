@@ -21,7 +21,7 @@ from edge_sdk.errors import ArtifactError, ExportError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.privacy.gaussian import noised
 from edge_sdk.privacy.subsampled import poisson_sample
-from edge_sdk.runtime.agent import Bundle, TrainingJob
+from edge_sdk.runtime.learner import Bundle, TrainingJob
 from edge_sdk.secagg.suite import Stream
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.cli import describe
@@ -488,7 +488,9 @@ def test_the_learner_trains_a_private_bundle(tmp_path: Path) -> None:
         contents = {hashlib.sha256(content).digest(): content for content in artifact.parts.values()}
         bundle = Bundle(artifact.head, lambda part: contents[part.sha256])
         assert learner.check(bundle, checkpoint.tobytes()) == artifact.layout.size
-        job = TrainingJob(planned(epochs=2, batch_size=4, dimension=checkpoint.size), bundle, checkpoint.tobytes(), b"")
+        job = TrainingJob(
+            planned(epochs=2, batch_size=4, dimension=checkpoint.size), bundle, checkpoint.tobytes(), b"", "main"
+        )
         one, two = (np.frombuffer(learner.train(job).values, "<f4") for _ in range(2))
     assert np.isfinite(one).all()
     assert not np.array_equal(one, two)

@@ -51,7 +51,7 @@ def run(made: World, broker: RunningBroker, *, restart_after: Callable[[Coordina
         await asyncio.gather(devices, server)
 
     def all_installed(agents: list[DeviceAgent]) -> bool:
-        return all(agent.installed_version == 1 + made.config.rounds for agent in agents)
+        return all(agent.memberships[world.POPULATION].installed_version == 1 + made.config.rounds for agent in agents)
 
     async def next_turn(*tasks: asyncio.Task[None]) -> None:
         # Ends at once, with its error, where a task has failed; else lets both loops work a little.

@@ -15,7 +15,7 @@ from edge_sdk import Budget
 from edge_sdk.errors import BudgetExceeded, ConfigError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.protocol.messages import Plan
-from edge_sdk.runtime.agent import Bundle, TrainingJob
+from edge_sdk.runtime.learner import Bundle, TrainingJob
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.graphs import open_graph
 from edge_sdk.training.learner import LocalLearner
@@ -43,7 +43,7 @@ def job() -> TrainingJob:
     artifact = small()
     parts = {bytes.fromhex(part.sha256): artifact.part(part.name) for part in artifact.manifest.parts}
     bundle = Bundle(artifact.head, lambda part: parts[part.sha256])
-    return TrainingJob(ROUND, bundle, artifact.checkpoint().astype("<f4").tobytes(), bytes(32))
+    return TrainingJob(ROUND, bundle, artifact.checkpoint().astype("<f4").tobytes(), bytes(32), "main")
 
 
 def test_a_training_is_paced_and_comes_to_the_same(store: ExampleStore, tmp_path: Path) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from device_sim.fleet import FleetFolders, make_authorities, make_devices
+from edge_sdk import EdgeClient
 from edge_sdk.clock import SystemClock
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -80,38 +80,42 @@ def test_the_walk_by_hand(tmp_path: Path, port: int) -> None:
     assert "consent to: reading digits" in shown
 
 
-def test_the_code_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block runs as it stands, but for the folder, the broker that nobody answers at, and when to stop."""
-    folders = FleetFolders(tmp_path)
-    now = SystemClock().now()
-    make_authorities(folders, now)
-    x = np.zeros((3, 1, 8, 8), np.float32)
-    make_devices(folders, {"phone": {"x": x, "y": np.arange(3)}}, now)
-    (folders.device("phone") / "examples.sqlite").unlink()
-    home = str(folders.device("phone"))
-    code = code_blocks()[0].replace("~/.myapp/edge", home)
-    # It would take part for ever, and has no model yet to predict with.
-    code = re.sub(r"asyncio\.run\(device\.run\((.*?)\)\)", r"asyncio.run(soon_stopped(device, \1))", code)
-    code = code.replace("device.predict(images)", "assert len(device.examples) == 1")
-
-    async def soon_stopped(device: object, broker: str) -> None:
-        stop = asyncio.Event()
-        stop.set()
-        await device.run("mqtt://127.0.0.1:9", stop=stop)  # type: ignore[attr-defined]
-
-    exec(compile(code, "README", "exec"), {"image": x[0], "label": 7, "soon_stopped": soon_stopped})  # noqa: S102
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FleetFolders:
+    """A fleet's authorities, the signer's folder being the current one, in which the bundle is made."""
+    made = FleetFolders(tmp_path)
+    make_authorities(made, SystemClock().now())
+    monkeypatch.chdir(made.signer_key.parent)
+    return made
 
 
-def test_the_code_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def export(folders: FleetFolders) -> None:
+    """The README's own export."""
     import torch
 
     from exporters.examples.digits import build
 
-    folders = FleetFolders(tmp_path)
-    make_authorities(folders, SystemClock().now())
-    monkeypatch.chdir(folders.signer_key.parent)
     spec = build()
     (x,) = spec.example_inputs
     names = {"torch": torch, "model": spec.model, "x": x, "y": spec.example_target}
-    exec(compile(textwrap.dedent(code_blocks()[1]), "README", "exec"), names)  # noqa: S102
-    assert (folders.signer_key.parent / "digits.edge").stat().st_size > 10_000
+    exec(compile(code_blocks()[1], "README", "exec"), names)  # noqa: S102
+
+
+def test_the_code_of_a_device(folders: FleetFolders) -> None:
+    """The block runs as it stands, but for the folder, and a broker that nobody answers at."""
+    export(folders)
+    image = np.zeros((1, 8, 8), np.float32)
+    make_devices(folders, {"phone": {"x": image[np.newaxis], "y": np.arange(1)}}, SystemClock().now())
+    home = str(folders.device("phone"))
+    code = code_blocks()[0].replace("~/.myapp/edge", home).replace("mqtts://fl.example.com:8883", "mqtt://127.0.0.1:9")
+    names: dict[str, Any] = {"image": image, "images": image[np.newaxis], "label": 7, "token": "unused"}
+    exec(compile(code, "README", "exec"), names)  # noqa: S102
+    assert not names["edge"]._begun
+    with EdgeClient(home) as edge:
+        assert len(edge.examples("taps")) == 1
+        assert edge.consent.granted
+
+
+def test_the_code_of_an_export(folders: FleetFolders) -> None:
+    export(folders)
+    assert Path("digits.edge").stat().st_size > 10_000

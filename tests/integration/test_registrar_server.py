@@ -236,10 +236,9 @@ def test_a_running_device_renews_between_rounds_and_goes_on(
     with DeviceStore(tmp_path / "one" / "device.sqlite") as store:
         agent = DeviceAgent(
             identity,
-            "testers",
+            {"testers": KnownLearner(0)},
             store,
             BlobCache(tmp_path / "one" / "blobs"),
-            KnownLearner(0),
             policy=DevicePolicy(),
             random_bytes=os.urandom,
         )
@@ -252,7 +251,7 @@ def test_a_running_device_renews_between_rounds_and_goes_on(
                     stop=asyncio.Event(),
                     clock=clock,
                     done=done,
-                    objections=lambda: (),
+                    objections=dict,
                     renewals={identity.id: renewal},
                 )
             )

@@ -30,6 +30,7 @@ from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.runtime.broker_url import BrokerUrl, parse_broker_url
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.driver import Transport, mqtt, run_devices
+from edge_sdk.runtime.home import examples_file
 from edge_sdk.training.artifact import read_artifact
 from exporters import export
 from tests.integration.commands import free_port
@@ -246,9 +247,9 @@ def test_a_clock_that_is_put_back_by_weeks_does_not_silence_a_device(
             heard.append(on_message)
             return Wire()
 
-        def ask() -> tuple[str, ...]:
+        def ask() -> dict[str, tuple[str, ...]]:
             asked.append(clock.now())
-            return ()
+            return {}
 
         def done() -> bool:
             return len(sent) >= 2 and len(asked) >= 2
@@ -293,11 +294,11 @@ def _newer_store(home: Path) -> None:
 
 
 def _newer_examples(home: Path) -> None:
-    connection = sqlite3.connect(home / "examples.sqlite")
+    connection = sqlite3.connect(examples_file(home, "digits"))
     (text,) = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     connection.close()
     newer = json.dumps(json.loads(text) | {"version": 99})
-    _bump(home / "examples.sqlite", f"UPDATE meta SET value = '{newer}' WHERE key = 'schema'")  # noqa: S608
+    _bump(examples_file(home, "digits"), f"UPDATE meta SET value = '{newer}' WHERE key = 'schema'")  # noqa: S608
 
 
 @pytest.mark.parametrize("newer", [_newer_store, _newer_examples])
@@ -306,16 +307,20 @@ def test_files_of_a_newer_version_are_refused_and_left_as_they_are(tmp_path: Pat
     make_authorities(folders, NOW)
     make_devices(folders, {"dev": {"x": np.zeros((3, 2), np.float32), "y": np.zeros(3, np.int64)}}, NOW)
     home = folders.device("dev")
-    with EdgeClient(home, population="digits"):
-        pass
+
+    def open_all() -> None:
+        with EdgeClient(home) as edge:
+            edge.examples("digits")
+
+    open_all()
     newer(home)
 
     def content() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in home.glob("*.sqlite")}
+        return {path.name: path.read_bytes() for path in home.rglob("*.sqlite")}
 
     before = content()
     with pytest.raises(StoreError, match="99") as caught:
-        EdgeClient(home, population="digits")
+        open_all()
     assert "update edge-sdk" in caught.value.hint
     assert content() == before
 

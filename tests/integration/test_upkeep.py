@@ -18,13 +18,15 @@ from device_sim.fleet import FleetFolders, device_ids
 from edge_sdk.cli import EXIT_FAILED, main
 from edge_sdk.client import EdgeClient
 from edge_sdk.clock import SystemClock
-from edge_sdk.credentials import KEY_FILE, certificate_files, private_key_file, write_folder
+from edge_sdk.credentials import KEY_FILE, certificate_files, load_public_key, private_key_file, write_folder
 from edge_sdk.errors import StoreError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.runtime import doctor, purge
 from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.eligibility import Conditions, Eligibility, SystemConditions
 from edge_sdk.runtime.enrolment import REGISTRAR_FILE
+from edge_sdk.runtime.home import examples_file, models_folder
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.runtime.service_unit import ServiceUnit
 from edge_sdk.signing import new_private_key
@@ -146,13 +148,13 @@ def _damage_the_ledger(folders: FleetFolders, home: Path) -> None:
 
 
 def _damage_the_examples(folders: FleetFolders, home: Path) -> None:
-    path = home / "examples.sqlite"
+    path = examples_file(home, "digits")
     path.write_bytes(path.read_bytes()[:5000])
 
 
 def _damage_the_model(folders: FleetFolders, home: Path) -> None:
     install_model(folders, home)
-    for checkpoint in (home / "models").glob("*.checkpoint"):
+    for checkpoint in models_folder(home, "digits").glob("*.checkpoint"):
         checkpoint.write_bytes(b"damaged")
 
 
@@ -199,13 +201,13 @@ def test_what_is_wrong_is_found_named_and_mended_by_its_hint(
 
 def install_model(folders: FleetFolders, home: Path) -> None:
     """Install the bundle as a round does: the model, and the blobs that training needs."""
-    with EdgeClient(home, population="digits") as client:
-        signer = client.learner._signer
-        artifact = read_artifact(folders.bundle, signer=signer)
-        InstalledModels(home / "models", signer=signer).install(artifact, 3, artifact.checkpoint())
-        blobs = BlobCache(home / "blobs")
-        for part in artifact.parts.values():
-            blobs.put(part)
+    DeviceStore(home / "device.sqlite").close()
+    signer = load_public_key(folders.signer_public)
+    artifact = read_artifact(folders.bundle, signer=signer)
+    InstalledModels(models_folder(home, "digits"), signer=signer).install(artifact, 3, artifact.checkpoint())
+    blobs = BlobCache(home / "blobs")
+    for part in artifact.parts.values():
+        blobs.put(part)
 
 
 def test_an_installed_bundle_is_replayed_on_this_runtime(
@@ -213,7 +215,7 @@ def test_an_installed_bundle_is_replayed_on_this_runtime(
 ) -> None:
     install_model(folders, home)
     found = lines_of(edge("doctor", "--home", home)[1])
-    assert found["model"] == "ok version 3 predicts, and its training steps are those that were certified"
+    assert found["model"] == "ok version 3 of digits predicts, and its training steps are those that were certified"
 
     def other(artifact: Artifact) -> None:
         raise TrainingError("step 1: the loss differs")
@@ -221,7 +223,7 @@ def test_an_installed_bundle_is_replayed_on_this_runtime(
     monkeypatch.setattr(doctor, "OnnxTrainer", other)
     code, said = edge("doctor", "--home", home)
     assert code == 1
-    assert "FAIL version 3 predicts, but training computes other values here" in lines_of(said)["model"]
+    assert "FAIL version 3 of digits predicts, but training computes other values here" in lines_of(said)["model"]
     assert "upgrade onnxruntime" in said
     shutil.rmtree(home / "blobs")
     assert "training graphs are not kept here" in lines_of(edge("doctor", "--home", home)[1])["model"]
@@ -291,7 +293,7 @@ def test_opting_out_is_for_good_and_before_any_run_too(edge: Say, home: Path) ->
     options = ("--broker", NOWHERE, "--population", "digits", "--consent", "better digits")
     with Command("device", "run", "--home", home, *options) as running:
         assert "consent revoked at" in running.wait_for("it only serves")
-    with EdgeClient(home, population="digits") as client:
+    with EdgeClient(home) as client:
         assert not client.consent.granted
         client.consent.grant(purpose="better digits", text_version="1")
         assert edge("opt-out", "--home", home)[0] == 0

@@ -16,7 +16,7 @@ from coordinator.service.tasks import newest_model
 from device_sim.virtual import Network
 from edge_sdk.protocol import session
 from edge_sdk.protocol.messages import AbandonReason, TaskState
-from edge_sdk.runtime.agent import Update
+from edge_sdk.runtime.learner import Update
 from edge_sdk.secagg import client, modular
 from tests.simulation.world import Case, World, device_name, known_update, task_config
 

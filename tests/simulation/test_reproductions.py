@@ -9,7 +9,7 @@ import pytest
 from device_sim.script import CrashCoordinator, Reboot, Vanish
 from device_sim.virtual import Network
 from edge_sdk.protocol.messages import DeclineReason
-from edge_sdk.runtime.agent import Bundle
+from edge_sdk.runtime.learner import Bundle
 from tests.simulation.reproductions import COMMITTED
 from tests.simulation.world import Case, World, device_name, fresh_folder
 

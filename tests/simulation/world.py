@@ -50,9 +50,10 @@ from edge_sdk.protocol.messages import (
     members,
 )
 from edge_sdk.protocol.policy import DevicePolicy
-from edge_sdk.runtime.agent import Bundle, DeviceAgent, Learner, Pace, TrainingJob, Update
+from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore
+from edge_sdk.runtime.learner import Bundle, Learner, TrainingJob, Update
 from edge_sdk.secagg import client, modular, suite
 
 _MEMORY = Path("/dev/shm")  # noqa: S108  # only its speed is wanted, every world has a folder of its own in it
@@ -342,10 +343,9 @@ class World:
             self.stores[name] = self.make_store(home / "device.sqlite")
             return DeviceAgent(
                 identity(name),
-                population,
+                {population: learner},
                 self.stores[name],
                 BlobCache(home / "blobs"),
-                learner,
                 policy=self.policy,
                 random_bytes=self.random_bytes(),
                 pace=Pace(resend_s=5.0),

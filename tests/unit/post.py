@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,11 +28,12 @@ from edge_sdk.protocol.messages import (
     TaskState,
 )
 from edge_sdk.protocol.policy import DevicePolicy
-from edge_sdk.runtime.agent import Bundle, DeviceAgent, Outgoing, Pace, TrainingJob
+from edge_sdk.runtime.agent import DeviceAgent, Outgoing, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.budget import Budget
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
+from edge_sdk.runtime.learner import Bundle, TrainingJob
 from edge_sdk.secagg import suite
 from tests.simulation.world import POPULATION, START, KnownLearner, device_name, identity
 from tests.unit.cohort import PLAN, Member, Round
@@ -88,6 +89,7 @@ class Post:
     Args:
         folder: the device's home; another post over the same folder is the device after a reboot.
         asks: whether the device's owner must consent.
+        others: what it learns with in further populations.
     """
 
     def __init__(
@@ -98,9 +100,11 @@ class Post:
         now: float = START,
         learner: Learner | None = None,
         asks: bool = False,
+        others: Mapping[str, Learner] | None = None,
         budget: Budget | None = None,
         free_memory: Callable[[], int | None] = lambda: None,
     ) -> None:
+        self.others = others
         self.now = now
         self.folder = folder
         self.store = DeviceStore(folder / "device.sqlite")
@@ -110,10 +114,9 @@ class Post:
         self.learner = learner or Learner(0, DIMENSION)
         self.agent = DeviceAgent(
             identity(ME),
-            POPULATION,
+            {POPULATION: self.learner} | dict(others or {}),
             self.store,
             self.blobs,
-            self.learner,
             policy=policy,
             random_bytes=os.urandom,
             pace=Pace(resend_s=10.0),
@@ -128,7 +131,15 @@ class Post:
         """The process dies and starts again."""
         self.store.close()
         asks = self.consent is not None
-        return Post(self.folder, policy=policy, now=self.now, learner=self.learner, asks=asks, budget=budget)
+        return Post(
+            self.folder,
+            policy=policy,
+            now=self.now,
+            learner=self.learner,
+            asks=asks,
+            others=self.others,
+            budget=budget,
+        )
 
     # ---- bytes and messages
 
@@ -148,7 +159,8 @@ class Post:
         payload = codec.write_frame(
             message or make_announcement(), codec.BROADCAST, who.sign, certificate=who.certificate_der
         )
-        return self.read(self.put(topics.build(topics.TaskTopic(POPULATION)), payload))
+        population = message.population if message is not None else POPULATION
+        return self.read(self.put(topics.build(topics.TaskTopic(population)), payload))
 
     def tell(self, message: Message, *, signer: Identity | None = None, addressee: str = ME) -> list[Message]:
         who = signer or identity("coordinator", "coordinator")

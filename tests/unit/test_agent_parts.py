@@ -20,7 +20,7 @@ from edge_sdk.protocol.messages import (
     Pull,
     TaskState,
 )
-from edge_sdk.runtime.agent import Bundle
+from edge_sdk.runtime.learner import Bundle
 from edge_sdk.secagg import suite
 from tests.unit.post import BUNDLE, CHECKPOINT, DIMENSION, Learner, Post, make_announcement, make_plan, one, reference
 

@@ -42,7 +42,7 @@ from edge_sdk.protocol.messages import (
 )
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime import agent as agent_module
-from edge_sdk.runtime.agent import Bundle
+from edge_sdk.runtime.learner import Bundle
 from edge_sdk.secagg import suite
 from tests.simulation.world import POPULATION, START, authority, device_name, fresh_folder, identity
 from tests.unit.post import (
@@ -343,7 +343,7 @@ def test_a_blob_that_vanishes_before_training_is_said(post: Post) -> None:
 
     post.learner.check = check_and_lose  # type: ignore[method-assign]
     said = post.give(CHECKPOINT, pulls[1])
-    assert one(said, Decline).reason is DeclineReason.BUNDLE_INVALID
+    assert one(said, Decline).reason is DeclineReason.TRAINING_FAILED
     assert stage_of(post) == "Waiting"
 
 
@@ -579,10 +579,10 @@ def test_a_finished_task_leaves_its_model(post: Post) -> None:
     )
     for pull in [m for m in post.announce(done) if isinstance(m, Pull)]:
         post.give(BUNDLE if pull.sha256 == reference(BUNDLE).sha256 else final, pull)
-    assert post.agent.installed_version == 7
+    assert post.agent.memberships[POPULATION].installed_version == 7
     assert post.learner.installed == [7]
     again = post.reboot()
-    assert again.agent.installed_version == 7
+    assert again.agent.memberships[POPULATION].installed_version == 7
     assert again.announce(done) == []
 
 
