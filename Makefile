@@ -1,6 +1,6 @@
 # Thin: each target is one command that can be typed by hand. The environment is .venv, made by tools/setup.sh.
 
-.PHONY: setup demo test check torch-range formats generate bench clean
+.PHONY: setup demo test android check torch-range formats generate bench clean
 
 setup:             ## make .venv and install edge-sdk with all extras (EXTRAS=coordinator,dev for less)
 	@tools/setup.sh
@@ -9,8 +9,13 @@ demo: setup        ## 200 devices, ten private rounds, with dropouts and a crash
 	@.venv/bin/edge demo
 
 test: setup check  ## everything that must pass
+	@tools/setup_android.sh
 	@tools/test_kotlin.sh
 	@.venv/bin/python -m pytest --cov
+
+android: setup     ## the demo app as a signed APK, and what it takes of its budgets
+	@tools/setup_android.sh
+	@.venv/bin/python -m android_demo.tools.build_apk
 
 check: setup       ## generated code, style, types, layers
 	@tools/check.sh
@@ -28,5 +33,6 @@ bench: setup       ## what we claim about speed
 	@.venv/bin/python -m benchmarks
 
 clean:             ## remove what runs leave behind; .venv stays
-	@rm -rf build dist work .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf build dist work android_demo/build android_demo/*/target
+	@rm -rf .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,65 @@
+package edge.demo
+
+import android.app.Activity
+import android.app.AlertDialog
+import android.os.Bundle
+import android.view.LayoutInflater
+import android.view.View
+import android.widget.EditText
+
+/** The app's one window: passes on what the person does. */
+class MainActivity : Activity() {
+    private lateinit var screen: Screen
+    private lateinit var demo: Demo
+    private val application get() = getApplication() as DemoApplication
+
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        val root = LayoutInflater.from(this).inflate(R.layout.main, null)
+        setContentView(root)
+        screen = Screen(root)
+        demo = application.demo(screen::show)
+        screen.pad.onBegin = demo::begin
+        screen.pad.onMove = demo::move
+        screen.teach.forEachIndexed { digit, button -> button.setOnClickListener { demo.teach(digit) } }
+        clicked(R.id.tab_draw) { demo.open(Page.DRAW) }
+        clicked(R.id.tab_stored) { demo.open(Page.STORED) }
+        clicked(R.id.tab_learn) { demo.open(Page.LEARN) }
+        clicked(R.id.wipe) { demo.wipe() }
+        clicked(R.id.erase) { ask(R.string.erase_question, R.string.erase_yes) { demo.eraseExamples() } }
+        clicked(R.id.consent) { demo.consent(find<EditText>(R.id.coordinator).text.toString()) }
+        clicked(R.id.withdraw) { ask(R.string.withdraw_question, R.string.withdraw_yes) { demo.withdraw() } }
+        clicked(R.id.train_now) { demo.trainNow() }
+        savedInstanceState?.getString(PAGE)?.let { demo.open(Page.valueOf(it)) }
+    }
+
+    override fun onStart() {
+        super.onStart()
+        application.listener = { learned -> runOnUiThread { demo.learned(learned) } }
+        demo.refreshConditions()
+    }
+
+    override fun onStop() {
+        application.listener = {}
+        super.onStop()
+    }
+
+    override fun onSaveInstanceState(outState: Bundle) {
+        super.onSaveInstanceState(outState)
+        outState.putString(PAGE, demo.state.page.name)
+    }
+
+    private fun clicked(id: Int, action: () -> Unit) = find<View>(id).setOnClickListener { action() }
+
+    private fun ask(question: Int, yes: Int, action: () -> Unit) {
+        AlertDialog.Builder(this)
+            .setMessage(question)
+            .setPositiveButton(yes) { _, _ -> action() }
+            .setNegativeButton(R.string.cancel, null)
+            .show()
+    }
+
+    private companion object {
+        const val PAGE = "page"
+    }
+}

@@ -1,0 +1,223 @@
+package edge.demo
+
+import edge.StoreError
+import edge.android.Conditions
+import edge.android.Eligibility
+import edge.android.Objection
+import org.junit.jupiter.api.Assertions.assertEquals
+import org.junit.jupiter.api.Assertions.assertFalse
+import org.junit.jupiter.api.Assertions.assertNotNull
+import org.junit.jupiter.api.Assertions.assertNull
+import org.junit.jupiter.api.Assertions.assertThrows
+import org.junit.jupiter.api.Assertions.assertTrue
+import org.junit.jupiter.api.Test
+
+class DemoTest {
+    private class FakeModel(override var problem: ModelProblem? = null, var favourite: Int = 3) : DigitModel {
+        override val version: Int? get() = if (problem == null) 0 else null
+        override fun predict(pixels: FloatArray): FloatArray? =
+            if (problem != null) null else FloatArray(10) { if (it == favourite) 5f else 0f }
+    }
+
+    private class FakeShelf : ExampleShelf {
+        var full = false
+        val kept = mutableListOf<Example>()
+        override fun all(): List<Example> = kept.toList()
+        override fun add(example: Example) {
+            if (full) throw StoreError("cannot write example-1: no space left", "free some storage")
+            kept += example
+        }
+        override fun clear() = kept.clear()
+    }
+
+    private class FakeChoices : Choices {
+        override var consenting = false
+        override var coordinator = ""
+    }
+
+    private class FakeLearning(private val log: MutableList<String>) : Learning {
+        override fun join() { log += "join" }
+        override fun trainNow() { log += "train now" }
+        override fun withdraw() { log += "withdraw" }
+    }
+
+    private val asked = mutableListOf<String>()
+    private val shown = mutableListOf<DemoState>()
+    private val model = FakeModel()
+    private val shelf = FakeShelf()
+    private val choices = FakeChoices()
+    private var phone = Conditions(charging = true, connected = true, metered = false, idle = false)
+    private val demo = Demo(model, shelf, choices, FakeLearning(asked), Eligibility(), { phone }, { shown += it })
+
+    private fun draw() {
+        demo.begin(Point(0.5f, 0.1f))
+        demo.move(Point(0.5f, 0.9f))
+    }
+
+    private fun consentWithExamples() {
+        demo.start()
+        repeat(DemoState.FEWEST_EXAMPLES) {
+            draw()
+            demo.teach(1)
+        }
+        demo.consent(" mqtts://fl.example.com:8883 ")
+    }
+
+    @Test
+    fun `the model looks while the finger moves, and forgets when the pad is wiped`() {
+        demo.start()
+        demo.begin(Point(0.5f, 0.1f))
+        assertEquals(3, demo.state.guess?.digit)
+        demo.wipe()
+        assertNull(demo.state.guess)
+        assertTrue(demo.state.drawing.isEmpty)
+    }
+
+    @Test
+    fun `an answer is stored once, and the next stroke begins a new drawing`() {
+        demo.start()
+        draw()
+        demo.teach(7)
+        demo.teach(7)
+        assertEquals(listOf(7), shelf.kept.map { it.digit })
+        assertEquals(7, demo.state.taught)
+        demo.begin(Point(0.2f, 0.2f))
+        assertEquals(1, demo.state.drawing.strokes.size)
+        assertNull(demo.state.taught)
+    }
+
+    @Test
+    fun `an empty pad teaches nothing, and no other number is a digit`() {
+        demo.start()
+        demo.teach(7)
+        assertEquals(emptyList<Example>(), shelf.kept)
+        draw()
+        assertThrows(IllegalArgumentException::class.java) { demo.teach(10) }
+    }
+
+    @Test
+    fun `a full phone is told in words, and the example is not claimed to be stored`() {
+        demo.start()
+        draw()
+        shelf.full = true
+        demo.teach(7)
+        assertEquals("cannot write example-1: no space left. free some storage.", demo.state.storageProblem)
+        assertNull(demo.state.taught)
+        shelf.full = false
+        demo.teach(7)
+        assertNull(demo.state.storageProblem)
+    }
+
+    @Test
+    fun `nothing is asked of the learning side before consent`() {
+        demo.start()
+        draw()
+        demo.teach(1)
+        demo.open(Page.LEARN)
+        demo.trainNow()
+        assertEquals(emptyList<String>(), asked)
+    }
+
+    @Test
+    fun `consent is kept, joins, and lets the person train once there are examples`() {
+        demo.start()
+        demo.consent("mqtts://fl.example.com:8883")
+        assertFalse(demo.state.canTrainNow)
+        demo.trainNow()
+        assertEquals(listOf("join"), asked)
+        consentWithExamples()
+        assertEquals("mqtts://fl.example.com:8883", choices.coordinator)
+        assertTrue(demo.state.canTrainNow)
+        demo.trainNow()
+        assertEquals("train now", asked.last())
+    }
+
+    @Test
+    fun `training now does not need an idle phone, but power and a free network`() {
+        consentWithExamples()
+        phone = phone.copy(charging = false, metered = true)
+        demo.trainNow()
+        assertEquals(listOf(Objection.NOT_CHARGING, Objection.METERED), demo.state.objections)
+        assertFalse("train now" in asked)
+    }
+
+    @Test
+    fun `withdrawing erases first what sends, then what could be sent, and shows nothing of it`() {
+        consentWithExamples()
+        demo.learned(Learned.RoundChanged(Round(4, Stage.Shared("abcd", 0.5))))
+        demo.learned(Learned.PrivacyChanged(0.5, 4.0, 1e-5))
+        demo.withdraw()
+        assertEquals("withdraw", asked.last())
+        assertEquals(emptyList<Example>(), shelf.kept)
+        assertFalse(choices.consenting)
+        assertEquals("", choices.coordinator)
+        assertEquals(emptyList<Round>(), demo.state.rounds)
+        assertEquals(0.0, demo.state.epsilonSpent)
+        assertEquals(0, demo.state.modelVersion)
+    }
+
+    @Test
+    fun `a round is one row that moves on, the newest first`() {
+        demo.start()
+        demo.learned(Learned.RoundChanged(Round(4, Stage.Selected)))
+        demo.learned(Learned.RoundChanged(Round(5, Stage.Selected)))
+        demo.learned(Learned.RoundChanged(Round(4, Stage.Training(2, 10))))
+        demo.learned(Learned.RoundChanged(Round(4, Stage.Finished(5, "abcd", 0.25))))
+        assertEquals(
+            listOf(Round(5, Stage.Selected), Round(4, Stage.Finished(5, "abcd", 0.25))),
+            demo.state.rounds,
+        )
+    }
+
+    @Test
+    fun `a new model sees the drawing anew`() {
+        demo.start()
+        draw()
+        model.favourite = 8
+        demo.learned(Learned.ModelChanged(2, null))
+        assertEquals(8, demo.state.guess?.digit)
+        assertEquals(2, demo.state.modelVersion)
+    }
+
+    @Test
+    fun `without a runtime the app still draws and stores, and says why it does not guess`() {
+        model.problem = ModelProblem.NO_RUNTIME
+        demo.start()
+        draw()
+        assertNull(demo.state.guess)
+        assertEquals(ModelProblem.NO_RUNTIME, demo.state.modelProblem)
+        demo.teach(1)
+        assertEquals(1, shelf.kept.size)
+    }
+
+    @Test
+    fun `what was stored is there when the app starts again, and it joins again`() {
+        consentWithExamples()
+        asked.clear()
+        val again = Demo(model, shelf, choices, FakeLearning(asked), Eligibility(), { phone }, {})
+        again.start()
+        assertEquals(DemoState.FEWEST_EXAMPLES, again.state.examples.size)
+        assertTrue(again.state.consenting)
+        assertEquals(listOf("join"), asked)
+    }
+
+    @Test
+    fun `probabilities sum to one and logits of another number are refused`() {
+        val guess = Guess.of(FloatArray(10) { it * 100f })
+        assertEquals(1f, guess.probabilities.sum(), 1e-5f)
+        assertEquals(9, guess.digit)
+        assertThrows(IllegalArgumentException::class.java) { Guess.of(FloatArray(9)) }
+        assertNotNull(shown)
+    }
+
+    @Test
+    fun `every state is shown, none twice in a row`() {
+        demo.start()
+        shown.clear()
+        draw()
+        demo.wipe()
+        demo.wipe()
+        assertEquals(3, shown.size)
+        assertEquals(demo.state, shown.last())
+    }
+}
