@@ -22,6 +22,8 @@ MB: Final = 1_000_000
 
 _NAP_S: Final = 0.25
 """A pause between steps looks this often whether training should stop."""
+_PAUSE_S: Final = 0.05
+"""Pauses of quick steps are put together: to fall asleep and wake up takes longer than some steps."""
 _KEEP_BYTES: Final = 1 << 16
 """Traffic is written down once it comes to this much: a process that is killed forgets less."""
 
@@ -127,6 +129,7 @@ class Pacer:
         self._monotonic = monotonic
         self._sleep = sleep
         self._began = self._step_began = monotonic()
+        self._owed_s = 0.0
 
     def __call__(self) -> bool:
         """Whether training should stop; True ends it.
@@ -134,13 +137,17 @@ class Pacer:
         Raises:
             BudgetExceeded: it lasted longer than the budget allows.
         """
-        now = self._monotonic()
-        ready_at = now + (now - self._step_began) * (1 / self._budget.cpu_share - 1)
+        ended = self._monotonic()
+        self._owed_s += (ended - self._step_began) * (1 / self._budget.cpu_share - 1)
+        ready_at = ended + self._owed_s
         stop = self._should_stop()
-        while not stop and (now := self._monotonic()) < ready_at and now - self._began < self._budget.wall_s:
+        while not stop and self._owed_s >= _PAUSE_S and (now := self._monotonic()) < ready_at:
+            if now - self._began >= self._budget.wall_s:
+                break
             self._sleep(min(_NAP_S, ready_at - now))
             stop = self._should_stop()
         self._step_began = self._monotonic()
+        self._owed_s = max(0.0, ready_at - self._step_began)
         if not stop and self._step_began - self._began >= self._budget.wall_s:
             raise BudgetExceeded(
                 f"training was not done after the {self._budget.wall_s:g} s that this device allows a round",

@@ -64,6 +64,30 @@ with ExampleStore(Path(sys.argv[1]), {"x": f32(256), "y": i64()}) as store:
 """
 
 
+FILLER = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from edge_sdk.errors import StoreError
+from edge_sdk.training.examples import ExampleStore
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+with ExampleStore(Path(sys.argv[1]), max_rows=10**6) as store:
+    refused = 0
+    while refused < 3:
+        y = np.arange(len(store), len(store) + 50)
+        try:
+            store.add_many({"x": np.repeat(y[:, None], 256, axis=1).astype(np.float32), "y": y})
+        except StoreError as error:
+            refused += 1
+            print(error.hint)
+    print(len(store))
+    assert store.arrays()["y"].tolist() == list(range(len(store)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    store.add(x=np.zeros(256, np.float32), y=len(store))
+"""
+
+
 def started(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -111,6 +135,20 @@ def test_a_kill_while_erasing_leaves_a_store_that_can_be_used(tmp_path: Path) ->
             assert store.arrays()["y"].tolist() == list(range(len(store)))
             store.erase()
         whole(path)
+
+
+def test_a_disk_that_takes_no_more_loses_nothing(tmp_path: Path) -> None:
+    """The system refuses to write; once there is room, the store goes on."""
+    path = tmp_path / "examples.sqlite"
+    ExampleStore(path, SCHEMA).close()
+    process = started(FILLER, str(path))
+    said = process.communicate()[0].splitlines()
+    assert process.returncode == 0
+    assert all("free space" in hint for hint in said[:3])
+    with ExampleStore(path) as store:
+        assert 0 < len(store) == int(said[3]) + 1
+        assert store.arrays()["y"].tolist() == list(range(len(store)))
+    whole(path)
 
 
 def test_processes_and_threads_add_to_one_store(tmp_path: Path) -> None:

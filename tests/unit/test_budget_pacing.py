@@ -84,6 +84,18 @@ def test_training_computes_for_its_share_of_the_time(share: float, slept: float)
     assert machine.slept == pytest.approx(slept)
 
 
+def test_pauses_of_quick_steps_are_put_together() -> None:
+    machine = Machine()
+    pacer, pauses = machine.pacer(Budget(cpu_share=0.5)), 0
+    for _ in range(1000):
+        before = machine.slept
+        assert not pacer()
+        pauses += machine.slept > before
+        machine.now += 0.001
+    assert machine.slept == pytest.approx(1.0, abs=0.1)
+    assert 15 <= pauses <= 20
+
+
 def test_a_pause_ends_when_training_should_stop() -> None:
     machine = Machine()
     pacer = machine.pacer(Budget(cpu_share=0.1), lambda: machine.now > 12)
