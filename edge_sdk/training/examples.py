@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import secrets
 import sqlite3
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge_sdk.clock import Clock, SystemClock
-from edge_sdk.errors import ConfigError, StoreError
+from edge_sdk.errors import StoreError
 from edge_sdk.sqlite_file import SqliteFile
 from edge_sdk.training.example_caps import Caps
 from edge_sdk.training.example_key import KEY_BYTES, SEAL_BYTES, KeyPlace, RowCipher, key_holder
@@ -54,7 +53,6 @@ _TABLES: Final = (
 )
 _COUNT: Final = "SELECT held_out, count(*), min(at) FROM examples WHERE held_out IN (0, 1) AND at > ? GROUP BY held_out"
 _LIST: Final = "SELECT row FROM examples WHERE held_out = ? ORDER BY at"
-_STORE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 
 
 class ExampleStore:
@@ -420,20 +418,6 @@ class _Counted:
     seen: tuple[int, int] = (-1, -1)
     parts: tuple[int, int] = (0, 0)
     until: float = math.inf
-
-
-def store_path(home: Path, name: str) -> Path:
-    """The file of a device's examples of that name.
-
-    Raises:
-        ConfigError: the name cannot be a file's everywhere.
-    """
-    if not _STORE_NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name!r:.80} cannot name a store of examples",
-            hint="use 1 to 63 of the characters a-z, 0-9, '_' and '-', beginning with a letter or a digit",
-        )
-    return home / "examples" / f"{name}.sqlite"
 
 
 def _is_held_out(row: int, share: float) -> bool:

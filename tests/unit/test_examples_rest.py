@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from edge_sdk.clock import ManualClock
-from edge_sdk.errors import ConfigError, StoreError
+from edge_sdk.errors import StoreError
 from edge_sdk.training.example_caps import Caps
 from edge_sdk.training.example_key import KeyFile, KeyringKey, RowCipher
-from edge_sdk.training.examples import ExampleStore, store_path
+from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.fields import f32, i64
 
 SCHEMA = {"x": f32(4), "y": i64()}
@@ -339,13 +339,6 @@ def test_caps_out_of_range_make_no_store(path: Path, caps: dict[str, Any]) -> No
     assert caught.value.hint
     with pytest.raises(StoreError):
         ExampleStore(path)
-
-
-def test_a_name_is_a_file_of_the_home(tmp_path: Path) -> None:
-    assert store_path(tmp_path, "taps") == tmp_path / "examples" / "taps.sqlite"
-    for name in ("", "../taps", "Taps", "a b", "x" * 64, "-x"):
-        with pytest.raises(ConfigError, match="cannot name a store"):
-            store_path(tmp_path, name)
 
 
 # ---- aged
