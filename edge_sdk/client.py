@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
+import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -77,6 +77,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("edge.device")
 
 REGISTRAR_PORT: Final = 8443
+
+WITHDRAWING: Final = "withdrawing"
+"""Stands in the device's store from the owner's word until all is erased."""
 
 _RETRY_MIN_S: Final = 5.0
 _RETRY_MAX_S: Final = 600.0
@@ -144,6 +147,7 @@ class EdgeClient:
         self._pace = pace
         self._budget = budget
         self._identity_folder = self.home / IDENTITY_FOLDER
+        _finish_withdrawal(self.home)
         if not enrol_token and not (self._identity_folder / CERTIFICATE_FILE).exists():
             load_identity(self._identity_folder, role="device", now=self._clock.now())  # says what is missing
         self._signer = load_public_key(Path(signer or self.home / SIGNER_FILE))
@@ -161,6 +165,9 @@ class EdgeClient:
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: EdgeError | None = None
+        self._withdrawn = False
+        self._ended = threading.Event()
+        self._ended.set()
 
     # ---- what the app gives and gets
 
@@ -319,6 +326,48 @@ class EdgeClient:
         if error is not None:
             raise error
 
+    def withdraw(self) -> None:
+        """The owner wants out: stop, and erase what was given to this device, for good.
+
+        Gone are examples and personal models with their keys, the device's identity, the open round with its update,
+        receipts, logs, and everything that tells what was done when. What is kept: that consent was revoked; of the
+        ledger what each task cost, so that budgets hold if the owner ever consents again; the installed global models,
+        which still predict. What was uploaded is in sums of many devices and cannot be taken out.
+
+        This client and its example stores are of no more use then, but for `model`. To take part again make another,
+        with a new token. Killed half way, the next client made in this folder completes it. In a coroutine on the loop
+        that runs this client, it is carried out when the `async with` block ends.
+
+        Raises:
+            ConfigError: another process runs this device.
+            StoreError: something cannot be erased; it may be called again.
+        """
+        self._store.put(WITHDRAWING, "1", durable=True)
+        self.consent.revoke()
+        self._stop()
+        if not self._on_own_loop():
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                thread.join()
+            self._ended.wait()
+            if self._store.get(WITHDRAWING):
+                with only_process_in(self.home):
+                    self._erase()
+
+    def _on_own_loop(self) -> bool:
+        with self._lock:
+            carrying = self._carrying
+        try:
+            return carrying is not None and asyncio.get_running_loop() is carrying.loop
+        except RuntimeError:
+            return False
+
+    def _erase(self) -> None:
+        self._withdrawn = True
+        for examples in self._examples.values():
+            examples.close()
+        _withdraw(self.home, self._store)
+
     async def __aenter__(self) -> Self:
         """Take part on this event loop, beside what else runs on it; leaving the block stops and closes."""
         self._begin()
@@ -365,9 +414,12 @@ class EdgeClient:
     def _begin(self) -> None:
         self._require_broker()
         with self._lock:
+            if self._withdrawn:
+                raise ConfigError("the owner withdrew", hint="to take part again make another client, with a new token")
             if self._begun:
                 raise ConfigError("this client runs already", hint="stop it first, or let it")
             self._begun, self._stopping = True, False
+            self._ended.clear()
 
     def _stop(self) -> None:
         with self._lock:
@@ -402,9 +454,12 @@ class EdgeClient:
                 identity = await self._identified(carrying.stopped)
                 if identity is not None:
                     await self._take_part(identity, carrying, until)
+                if self._store.get(WITHDRAWING):
+                    self._erase()
         finally:
             with self._lock:
                 self._carrying, self._begun = None, False
+            self._ended.set()
 
     async def _take_part(self, identity: Identity, carrying: _Carrying, until: Callable[[], bool] | None) -> None:
         from edge_sdk.runtime.driver import DeviceLoop, mqtt
@@ -435,7 +490,7 @@ class EdgeClient:
                     self._events.emit(Deferred(name, self._clock.now(), f"not enrolled: {error}"))
             # Of many devices that found their registrar gone, each comes back at a time of its own.
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - no secret
+                async with asyncio.timeout(pause_s * secrets.SystemRandom().uniform(0.5, 1.0)):
                     await stopped.wait()
             pause_s = min(_RETRY_MAX_S, 2 * pause_s)
         return None
@@ -506,6 +561,23 @@ class _Carrying:
         """Let it look at once at what changed, from any thread."""
         if self.devices is not None:
             self.devices.wake()
+
+
+def _finish_withdrawal(home: Path) -> None:
+    """Complete what a process that was killed began, unless another is at it."""
+    path = home / DEVICE_FILE
+    if path.exists():
+        with DeviceStore(path) as store:
+            if store.get(WITHDRAWING):
+                with suppress(ConfigError), only_process_in(home):
+                    _withdraw(home, store)
+
+
+def _withdraw(home: Path, store: DeviceStore) -> None:
+    from edge_sdk.runtime.purge import withdraw
+
+    withdraw(home, store)
+    store.drop(WITHDRAWING)
 
 
 def _registrar_beside(broker: BrokerUrl) -> str:

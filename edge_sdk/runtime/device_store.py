@@ -132,6 +132,10 @@ class DeviceStore:
         """A stored text, or None."""
         return self._file.fact(key)
 
+    def drop(self, key: str) -> None:
+        """Forget a stored text."""
+        self._write(("DELETE FROM meta WHERE key = ?", (key,)), durable=True)
+
     def facts(self, prefix: str) -> dict[str, str]:
         """The stored texts whose keys begin so, by the rest of their keys."""
         rows = self._read("SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", len(prefix), prefix)
@@ -213,7 +217,7 @@ class DeviceStore:
 
     def participations(self, task: str | None = None) -> list[Participation]:
         """What this device took part in, oldest first."""
-        rows = self._read("SELECT * FROM ledger WHERE ? IS NULL OR task = ? ORDER BY at", task, task)
+        rows = self._read("SELECT * FROM ledger WHERE ? IS NULL OR task = ? ORDER BY at, epsilon", task, task)
         return [Participation(*row[:8], _release(row[8:13]), row[13]) for row in rows]  # type: ignore[call-arg]
 
     def outcomes(self) -> dict[bytes, str]:
@@ -241,6 +245,27 @@ class DeviceStore:
         """What was released of the device's examples by training with noise for each, whatever the task."""
         rows = self._read("SELECT noise_multiplier, rate, sum(steps) FROM example_ledger GROUP BY 1, 2 ORDER BY 1, 2")
         return tuple(Sampling(*row) for row in rows)
+
+    def strip(self) -> None:
+        """Erase all that tells what this device did when, and its open round.
+
+        Of the ledger stays what each task was given and what that cost, without round, time, size, digest or purpose:
+        budgets are of a device's whole life. What was heard and served of models stays too.
+        """
+        self._write(
+            ("DELETE FROM journal", ()),
+            ("DELETE FROM ended", ()),
+            ("DELETE FROM traffic", ()),
+            (
+                "UPDATE ledger SET rid = randomblob(16), round_number = 0, at = 0, sent_bytes = 0, sent_sha256 = x'', "
+                "purpose = ''",
+                (),
+            ),
+            ("UPDATE example_ledger SET rid = randomblob(16)", ()),
+            ("DELETE FROM meta WHERE substr(key, 1, 5) IN ('coord', 'task/', 'blobs')", ()),
+            durable=True,
+        )
+        self._file.forget_deleted()
 
     # ---- traffic
 

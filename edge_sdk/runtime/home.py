@@ -13,6 +13,7 @@ SIGNER_FILE: Final = "signer.pub"
 DEVICE_FILE: Final = "device.sqlite"
 EXAMPLES_FOLDER: Final = "examples"
 MODELS_FOLDER: Final = "models"
+PERSONAL_FOLDER: Final = "personal"
 BLOBS_FOLDER: Final = "blobs"
 
 

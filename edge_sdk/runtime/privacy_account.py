@@ -79,7 +79,7 @@ class PrivacyAccount:
         self._policy = policy
 
     def receipts(self) -> tuple[Receipt, ...]:
-        """All that left the device, oldest first.
+        """All that left the device, oldest first; since the owner withdrew, if that was ever done.
 
         Raises:
             StoreError: the ledger cannot be read.
@@ -89,6 +89,8 @@ class PrivacyAccount:
             # Infinity less infinity is no number.
             cost = p.epsilon if p.epsilon == float("inf") else p.epsilon - before.get(p.task, 0.0)
             before[p.task] = p.epsilon
+            if not p.at:
+                continue  # before a withdrawal, of which only the cost is kept
             found.append(
                 Receipt(
                     at=p.at,

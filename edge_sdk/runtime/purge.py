@@ -1,4 +1,4 @@
-"""Erases a device: its identity first, so that what is left half erased can never act again.
+"""Erases a device, or what its owner gave it: the identity first, so that what is left half erased can never act again.
 
 The ledger goes with the identity and never before it: a device that kept its name and forgot what it spent could spend
 it twice. Files that are not the SDK's stay and are named.
@@ -16,6 +16,7 @@ from typing import Final
 from edge_sdk.credentials import KEY_FILE
 from edge_sdk.errors import StoreError
 from edge_sdk.logs import LOG_FOLDER
+from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.enrolment import NEXT_KEY_FILE
 from edge_sdk.runtime.home import (
     BLOBS_FOLDER,
@@ -23,6 +24,7 @@ from edge_sdk.runtime.home import (
     EXAMPLES_FOLDER,
     IDENTITY_FOLDER,
     MODELS_FOLDER,
+    PERSONAL_FOLDER,
     SIGNER_FILE,
     examples_files,
 )
@@ -41,6 +43,7 @@ _OURS: Final = (
     BLOBS_FOLDER,
     "incoming",
     MODELS_FOLDER,
+    PERSONAL_FOLDER,
     SIGNER_FILE,
     LOG_FOLDER,
     LOCK_FILE,
@@ -88,6 +91,32 @@ def purge(home: Path) -> list[Path]:
         return sorted(home.iterdir()) if home.exists() else []
     except OSError as error:
         raise _failed(home, error) from error
+
+
+def withdraw(home: Path, store: DeviceStore) -> None:
+    """Erase what the owner gave this device: examples, personal models, keys, the open round, and what it did when.
+
+    What its releases came to stays in `store`, so that budgets hold after another consent; so do the record of consent
+    and the installed global models, which say nothing of the owner. May be called again after it failed.
+
+    Args:
+        home: the device's folder.
+        store: its own, open.
+
+    Raises:
+        StoreError: something cannot be removed; the identity is the first to go.
+    """
+    try:
+        for key in (home / IDENTITY_FOLDER / KEY_FILE, home / IDENTITY_FOLDER / NEXT_KEY_FILE):
+            _overwrite(key)
+        _remove(home / IDENTITY_FOLDER)
+        for path in examples_files(home):
+            _forget_key(path)
+        for name in (EXAMPLES_FOLDER, PERSONAL_FOLDER, BLOBS_FOLDER, "incoming", LOG_FOLDER):
+            _remove(home / name)
+    except OSError as error:
+        raise _failed(home, error) from error
+    store.strip()
 
 
 def _forget_key(examples: Path) -> None:
