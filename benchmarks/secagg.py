@@ -22,7 +22,7 @@ import time
 import venv
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -328,10 +328,11 @@ def measure(case: Case) -> Measured:
 def report(case: Case, measured: Measured, peer: bool) -> None:
     """Print a round's figures."""
     agreed = case.agreed
+    case = replace(case, bits=measured.config.encoding.bits)
     survivors = case.devices - int(LOST * case.devices)
     masks = survivors + int(LOST * case.devices) * round(agreed.graph.degree * (1 - LOST))
     print(
-        f"{case.devices:,} devices, {case.dimension:,} parameters at {measured.config.encoding.bits} bits, "
+        f"{case.devices:,} devices, {case.dimension:,} parameters at {case.bits} bits, "
         f"{LOST:.0%} lost after share_keys; by {case.consistency.name.lower()}: "
         f"k {agreed.graph.degree}, t {agreed.graph.threshold}, m {agreed.committee}, q {agreed.quorum}"
     )
