@@ -21,10 +21,26 @@ def _compare(s: Site, operator: str, x: Tensor, value: float) -> Tensor:
     return combine(s.b, operator, "bool", x, Tensor(s.b.scalar(value, x.dtype), (), x.dtype))
 
 
+def _between(s: Site, low: float, high: float) -> Tensor:
+    """The gradient where the input lies between two bounds, and else zero."""
+    x, gradient = s.lazy("self"), s.lazy("grad_output")
+    bounds = [(1, low)] * math.isfinite(low) + [(-1, high)] * math.isfinite(high)
+    exact = all(bound == 0 or 2**-60 < abs(bound) < 2**20 for _, bound in bounds)
+    if s.b.is_product(gradient.name) and x.dtype == "float32" and exact:
+        # A product with ones and zeros takes half as long as a selection, but an infinite gradient times zero is not
+        # zero. After a matrix product or a convolution there is none unless the step is lost anyway.
+        for sign, bound in bounds:
+            # The smallest step away from the bound, if no denormal, is above one times this.
+            steep = sign * 2.0 ** (100 if bound else 127)
+            one = s.b.op("HardSigmoid", x.name, alpha=steep, beta=-steep * bound)
+            gradient = combine(s.b, "Mul", x.dtype, gradient, Tensor(one, x.shape, x.dtype))
+        return gradient
+    inside = [_compare(s, "Greater" if sign > 0 else "Less", x, bound) for sign, bound in bounds]
+    return _select(s, inside[0] if len(inside) == 1 else combine(s.b, "And", "bool", *inside), gradient, 0.0)
+
+
 def _threshold_backward(s: Site) -> Tensor:
-    keep = _compare(s, "Greater", s.lazy("self"), s.real("threshold"))
-    # No product with the mask, though it takes half as long: an infinite gradient times zero is not zero.
-    return _select(s, keep, s.lazy("grad_output"), 0.0)
+    return _between(s, s.real("threshold"), math.inf)
 
 
 def _shrink_backward(gradient: str) -> Rule:
@@ -120,15 +136,7 @@ def _elu_backward(s: Site) -> Tensor:
 
 
 def _hardtanh_backward(s: Site) -> Tensor:
-    x = s.lazy("self")
-    inside = combine(
-        s.b,
-        "And",
-        "bool",
-        _compare(s, "Greater", x, s.real("min_val")),
-        _compare(s, "Less", x, s.real("max_val")),
-    )
-    return _select(s, inside, s.lazy("grad_output"), 0.0)
+    return _between(s, s.real("min_val"), s.real("max_val"))
 
 
 def _hardtanh(s: Site) -> Tensor:

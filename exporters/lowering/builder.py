@@ -49,6 +49,7 @@ class Builder:
         self._nodes: dict[tuple[Any, ...], _Node] = {}
         self._producers: dict[str, _Node] = {}
         self._shapes: dict[str, Shape] = {name: kind.shape for name, kind in inputs.items()}
+        self._products: dict[str, bool] = {}
         self._constants: dict[str, npt.NDArray[Any]] = {}
         self._constant_names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
@@ -169,6 +170,29 @@ class Builder:
             name = producer.inputs[0]
             producer = self._producers.get(name)
         return name
+
+    def is_product(self, name: str) -> bool:
+        """Whether a value is a matrix product or a convolution, or follows from some by sums, masks and moves alone."""
+        found = self._products.get(name)
+        if found is None:
+            node = self._producers.get(name)
+            found = self._products[name] = node is not None and self._gives_product(node)
+        return found
+
+    def _gives_product(self, node: _Node) -> bool:
+        match node.operator:
+            case "Conv" | "ConvTranspose" | "Gemm" | "MatMul":
+                return True
+            case "Add" | "Sub":
+                return all(self.is_product(name) for name in node.inputs)
+            case "Expand" | "MaxUnpool" | "Pad" | "Reshape" | "Slice" | "Transpose":
+                return self.is_product(node.inputs[0])
+            case "Mul":
+                factor, other = sorted(node.inputs, key=self.is_product)
+                masks = factor in self._constants or self.inputs_of(factor, "HardSigmoid") is not None
+                return masks and self.is_product(other)
+            case _:
+                return False
 
     def expand(self, tensor: Tensor, shape: Shape) -> str:
         """Repeat a tensor along its dimensions of size one until it has that shape."""

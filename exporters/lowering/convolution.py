@@ -7,6 +7,7 @@ computed was measured on ONNX Runtime, one thread, maps of 4x4 to 96x96, batches
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from exporters.graph import Shape
 from exporters.lowering import depthwise, weight_gradient
@@ -70,6 +71,50 @@ def _plain(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str:
     """From the wide tensor and the weight to the narrow one."""
     if depthwise.is_small(g):
         return _with_bias(b, g, depthwise.to_narrow(b, x, weight, g), *bias)
+    if _turns(g) and _favours_transposed(g.channels, g.outputs, g.out_size):
+        return _conv_transpose(b, _turned(g), x, _turned_weight(b, weight, g), *bias)
+    return _conv(b, g, x, weight, *bias)
+
+
+def _transposed(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str:
+    """From the narrow tensor and the weight to the wide one."""
+    if depthwise.is_small(g):
+        return _with_bias(b, g, depthwise.to_wide(b, x, weight, g), *bias)
+    if _turns(g) and not _favours_transposed(g.outputs, g.channels, g.size):
+        return _conv(b, _turned(g), x, _turned_weight(b, weight, g), *bias)
+    return _conv_transpose(b, g, x, weight, *bias)
+
+
+def _turns(g: Geometry) -> bool:
+    """Whether this is a transposed convolution too, the other way, with the kernel turned round."""
+    reach = [dilation * (extent - 1) for dilation, extent in zip(g.dilation, g.kernel, strict=True)]
+    return (
+        g.groups == 1
+        and all(stride == 1 for stride in g.stride)
+        and any(reach)
+        and all(far >= pad for far, pad in zip(reach, g.padding, strict=True))
+    )
+
+
+def _favours_transposed(inputs: int, outputs: int, positions: tuple[int, ...]) -> bool:
+    """Whether what turns is faster as a transposed convolution (by up to half), as it is with few outputs."""
+    return len(positions) > 1 and outputs <= min(inputs, 32) and 64 <= math.prod(positions) <= 4096
+
+
+def _turned(g: Geometry) -> Geometry:
+    padding = (
+        dilation * (extent - 1) - pad for dilation, extent, pad in zip(g.dilation, g.kernel, g.padding, strict=True)
+    )
+    return replace(g, padding=tuple(padding), channels=g.outputs, outputs=g.channels, size=g.out_size, out_size=g.size)
+
+
+def _turned_weight(b: Builder, weight: str, g: Geometry) -> str:
+    steps = b.int64s([-1] * len(g.axes))
+    ends = b.int64s([-1 - extent for extent in g.kernel])
+    return b.op("Slice", b.transpose(weight, [1, 0, *g.axes]), steps, ends, b.int64s(g.axes), steps)
+
+
+def _conv(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str:
     return b.op(
         "Conv",
         x,
@@ -83,10 +128,7 @@ def _plain(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str:
     )
 
 
-def _transposed(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str:
-    """From the narrow tensor and the weight to the wide one."""
-    if depthwise.is_small(g):
-        return _with_bias(b, g, depthwise.to_wide(b, x, weight, g), *bias)
+def _conv_transpose(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str:
     return b.op(
         "ConvTranspose",
         x,

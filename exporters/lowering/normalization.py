@@ -1,13 +1,26 @@
-"""Rules for layer, group and batch normalisation and their gradients, from primitives that every runtime has."""
+"""Rules for layer, group and batch normalisation and their gradients, from primitives that every runtime has.
+
+Not by the operators that compute statistics too: ONNX Runtime's layer norm loses those up to 1.24 where it follows a
+sum, and its batch norm writes them over what it is given.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from exporters.graph import BatchSize, Call, Graph, Ref, Shape
+import numpy as np
+
+from exporters.graph import BatchSize, Call, Dim, Graph, Ref, Shape
 from exporters.lowering.builder import Builder
+from exporters.lowering.reductions import scaled
 from exporters.lowering.site import Result, Rule, Site
+
+
+def _affine(b: Builder, x: str, channels: Dim, scale: str, shift: str) -> str:
+    """Each channel of [batch, channels, positions] times its scale plus its shift, in one pass."""
+    zero, one = (b.op("Expand", b.constant(np.array([value], np.float32)), b.sizes((channels,))) for value in (0, 1))
+    return b.op("BatchNormalization", x, scale, shift, zero, one, epsilon=0.0)
 
 
 def _normalise(b: Builder, rows: str, eps: float) -> tuple[str, str, str]:
@@ -85,16 +98,30 @@ def _layer_norm_backward(s: Site) -> tuple[Result | None, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """A group norm's input as [batch, groups, channels of a group, positions], and what it is normalised by.
-
-    Scale and shift are one number for each channel of each example, so that they cost one pass over the input each.
-    """
+    """A group norm's input as [batch, groups, channels of a group, positions], and less the mean of each group."""
 
     shape: Shape
-    one: Shape
-    per_channel: Shape
+    batch: BatchSize
+    groups: int
+    channels: int
     elements: int
     centred: str
+
+    @property
+    def one(self) -> Shape:
+        """One number for each group of each example."""
+        return self.batch, self.groups, 1, 1
+
+    @property
+    def per_channel(self) -> Shape:
+        """One number for each channel."""
+        return self.groups, self.channels // self.groups, 1
+
+    def affine(self, b: Builder, scale: str, shift: str, parts: int) -> str:
+        """The centred input, each of that many parts of each example times its scale plus its shift."""
+        rows = scaled(self.batch, parts)
+        flat = b.reshape(self.centred, (1, rows, self.groups * self.elements // parts))
+        return b.reshape(_affine(b, flat, rows, b.reshape(scale, (rows,)), b.reshape(shift, (rows,))), self.shape)
 
 
 def _groups(s: Site) -> _Groups:
@@ -102,12 +129,11 @@ def _groups(s: Site) -> _Groups:
     if not isinstance(batch, BatchSize):
         raise s.refuse("its input has no batch dimension")
     groups, channels, elements = s.integer("group"), s.integer("C"), math.prod(s.fixed(tuple(rest)))
-    within = channels // groups
-    shape: Shape = (batch, groups, within, elements // channels)
+    shape: Shape = (batch, groups, channels // groups, elements // channels)
     x = s.b.reshape(s.tensor("input"), shape)
     # The backward rule finds forward's nodes again, and makes none.
     centred = s.b.op("Sub", x, s.b.op("ReduceMean", x, s.b.int64s([2, 3]), keepdims=1))
-    return _Groups(shape, (batch, groups, 1, 1), (groups, within, 1), elements // groups, centred)
+    return _Groups(shape, batch, groups, channels, elements // groups, centred)
 
 
 def _group_norm(s: Site) -> tuple[Result | None, ...]:
@@ -115,9 +141,13 @@ def _group_norm(s: Site) -> tuple[Result | None, ...]:
     variance = b.op("ReduceMean", b.op("Mul", g.centred, g.centred), b.int64s([2, 3]), keepdims=1)
     reciprocal = _reciprocal_deviation(b, variance, s.real("eps"))
     scale = b.op("Mul", reciprocal, b.reshape(s.tensor("weight"), g.per_channel)) if s.has("weight") else reciprocal
-    y = b.op("Mul", g.centred, scale)
-    if s.has("bias"):
-        y = b.op("Add", y, b.reshape(s.tensor("bias"), g.per_channel))
+    if s.has("weight") and s.has("bias"):
+        shift = b.op("Expand", s.tensor("bias"), b.sizes((g.batch, g.channels)))
+        y = g.affine(b, scale, shift, g.channels)
+    else:
+        y = b.op("Mul", g.centred, scale)
+        if s.has("bias"):
+            y = b.op("Add", y, b.reshape(s.tensor("bias"), g.per_channel))
     mean = b.op("ReduceMean", b.reshape(s.tensor("input"), g.shape), b.int64s([2, 3]), keepdims=1)
     statistics = s.output(1).shape
     return b.reshape(y, s.shape("input")), b.reshape(mean, statistics), b.reshape(reciprocal, statistics)
@@ -146,48 +176,60 @@ def _group_norm_backward(s: Site) -> tuple[Result | None, ...]:
         share = b.op("Mul", reciprocal, b.scalar(1 / g.elements, "float32"))
         level = b.op("Mul", b.op("ReduceSum", level, b.int64s([2]), keepdims=1), share)
         slope = b.op("Mul", b.op("ReduceSum", slope, b.int64s([2]), keepdims=1), b.op("Mul", share, reciprocal))
-        rest = b.op("Add", b.op("Mul", g.centred, slope), level)
+        rest = g.affine(b, slope, level, g.groups)
         found = b.reshape(b.op("Sub", b.op("Mul", gradient, scale), rest), s.shape("input"))
     return found, weight, bias
 
 
-def _channels(s: Site, shape: Shape) -> tuple[str, str, Shape]:
-    """Axes that a batch norm reduces, the number of values it then sees, and a shape to broadcast channels with."""
-    batch, channels, *rest = shape
-    axes = s.b.int64s(axis for axis in range(len(shape)) if axis != 1)
+@dataclass(frozen=True, slots=True)
+class _Channels:
+    """A batch norm's input as [batch, channels, positions], and the number of values of each channel."""
+
+    shape: Shape
+    count: str
+
+    @property
+    def channels(self) -> Dim:
+        """How many there are; an instance norm has those of every example."""
+        return self.shape[1]
+
+    def centred(self, b: Builder, x: str, mean: str) -> str:
+        """The input less the mean of each channel."""
+        return b.op("Sub", b.reshape(x, self.shape), b.reshape(mean, (self.channels, 1)))
+
+
+def _channels(s: Site) -> _Channels:
+    batch, channels, *rest = s.shape("input")
     inner = math.prod(s.fixed(tuple(rest)))
-    count = BatchSize(batch.scale * inner, batch.offset * inner) if isinstance(batch, BatchSize) else batch * inner
-    return axes, s.b.size(count, "float32"), (channels, *([1] * len(rest)))
+    count = scaled(batch, inner) if isinstance(batch, BatchSize) else batch * inner
+    return _Channels((batch, channels, inner), s.b.size(count, "float32"))
+
+
+def _running(s: Site) -> tuple[str, str]:
+    """The running mean and variance. A federation's noise can make a variance negative."""
+    return s.tensor("running_mean"), s.b.op("Max", s.tensor("running_var"), s.b.scalar(0, "float32"))
 
 
 def _batch_norm(s: Site) -> tuple[Result | None, ...]:
     """By the statistics of the batch in training, with new running statistics where it keeps any; else by those."""
-    b, x = s.b, s.tensor("input")
-    axes, count, per_channel = _channels(s, s.shape("input"))
-    training = s.flag("training")
-
-    def spread(name: str) -> str:
-        return b.reshape(name, per_channel)
-
+    b, x, c, training = s.b, s.tensor("input"), _channels(s), s.flag("training")
     if training:
-        mean = b.op("ReduceMean", x, axes, keepdims=0)
-        centred = b.op("Sub", x, spread(mean))
-        variance = b.op("ReduceMean", b.op("Mul", centred, centred), axes, keepdims=0)
+        mean = b.op("ReduceMean", b.reshape(x, c.shape), b.int64s([0, 2]), keepdims=0)
+        centred = c.centred(b, x, mean)
+        variance = b.op("ReduceMean", b.op("Mul", centred, centred), b.int64s([0, 2]), keepdims=0)
     else:
-        # A federation's noise can make a variance negative.
-        mean, variance = s.tensor("running_mean"), b.op("Max", s.tensor("running_var"), b.scalar(0, "float32"))
-        centred = b.op("Sub", x, spread(mean))
+        mean, variance = _running(s)
+        centred = c.centred(b, x, mean)
     reciprocal = _reciprocal_deviation(b, variance, s.real("eps"))
     scale = b.op("Mul", reciprocal, s.tensor("weight")) if s.has("weight") else reciprocal
-    y = b.op("Mul", centred, spread(scale))
-    if s.has("bias"):
-        y = b.op("Add", y, spread(s.tensor("bias")))
+    shift = s.tensor("bias") if s.has("bias") else b.op("Expand", b.scalar(0, "float32"), b.sizes((c.channels,)))
+    y = b.reshape(_affine(b, centred, c.channels, scale, shift), s.shape("input"))
     if not training:
         return y, None, None
     if "functional" not in s.operator:
         return y, mean, reciprocal
     # Running variances are unbiased.
-    unbiased = b.op("Mul", variance, b.op("Div", count, b.op("Sub", count, b.scalar(1, "float32"))))
+    unbiased = b.op("Mul", variance, b.op("Div", c.count, b.op("Sub", c.count, b.scalar(1, "float32"))))
     momentum = b.scalar(s.real("momentum"), "float32")
 
     def moved(running: str, seen: str) -> str:
@@ -197,31 +239,26 @@ def _batch_norm(s: Site) -> tuple[Result | None, ...]:
 
 
 def _batch_norm_backward(s: Site) -> tuple[Result | None, ...]:
-    b, x, gradient = s.b, s.tensor("input"), s.tensor("grad_out")
-    axes, count, per_channel = _channels(s, s.shape("input"))
-
-    def spread(name: str) -> str:
-        return b.reshape(name, per_channel)
-
-    training = s.flag("train")
+    b, c, training = s.b, _channels(s), s.flag("train")
+    gradient = b.reshape(s.tensor("grad_out"), c.shape)
     if training:
         mean, reciprocal = s.tensor("save_mean"), s.tensor("save_invstd")
     else:
-        mean, variance = s.tensor("running_mean"), b.op("Max", s.tensor("running_var"), b.scalar(0, "float32"))
+        mean, variance = _running(s)
         reciprocal = _reciprocal_deviation(b, variance, s.real("eps"))
     wants_input, wants_weight, wants_bias = s.flags("output_mask")
-    centred = b.op("Sub", x, spread(mean))
-    level = b.op("ReduceSum", gradient, axes, keepdims=0)
-    slope = b.op("Mul", b.op("ReduceSum", b.op("Mul", gradient, centred), axes, keepdims=0), reciprocal)
+    centred = c.centred(b, s.tensor("input"), mean)
+    level = b.op("ReduceSum", gradient, b.int64s([0, 2]), keepdims=0)
+    slope = b.op("Mul", b.op("ReduceSum", b.op("Mul", gradient, centred), b.int64s([0, 2]), keepdims=0), reciprocal)
     found = None
     if wants_input:
         scale = b.op("Mul", reciprocal, s.tensor("weight")) if s.has("weight") else reciprocal
-        rest = gradient
+        found = b.op("Mul", gradient, b.reshape(scale, (c.channels, 1)))
         if training:
-            share = b.op("Div", b.op("Mul", slope, reciprocal), count)
-            rest = b.op("Sub", gradient, spread(b.op("Div", level, count)))
-            rest = b.op("Sub", rest, b.op("Mul", centred, spread(share)))
-        found = b.op("Mul", rest, spread(scale))
+            share = b.op("Div", scale, c.count)
+            slopes = b.op("Mul", b.op("Mul", slope, reciprocal), share)
+            found = b.op("Sub", found, _affine(b, centred, c.channels, slopes, b.op("Mul", level, share)))
+        found = b.reshape(found, s.shape("input"))
     return found, slope if wants_weight else None, level if wants_bias else None
 
 

@@ -121,6 +121,26 @@ def test_convolutions_match_float64(channels: int, outputs: int, groups: int, tr
         case.check()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("channels", "outputs"), [(4, 4), (4, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "dilation"),
+    [((9, 8), (3, 3), (1, 1), (1, 1)), ((12, 9), (2, 5), (0, 3), (2, 1)), ((20,), (3,), (2,), (2,))],
+)
+def test_convolutions_of_stride_one_either_way(
+    transposed: bool,
+    channels: int,
+    outputs: int,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> None:
+    """They are transposed convolutions too, which are chosen where that is faster."""
+    torch.manual_seed(11)
+    Case(channels, outputs, size, kernel, (1,) * len(size), padding, dilation, 1, transposed).check()
+
+
 @pytest.mark.parametrize(
     ("case", "small", "short"),
     [

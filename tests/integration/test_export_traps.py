@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +16,8 @@ from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
+from exporters.lowering import RULES, Lowered
+from exporters.record import record
 from tests.integration.exported import exported, trained_eagerly
 
 PLAN = TrainingPlan(epochs=4, batch_size=4, learning_rate=0.01)
@@ -119,3 +125,52 @@ def test_tensors_without_dimensions_keep_none(optimizer: str) -> None:
         expected = float(F.mse_loss(model(x), y))
     found = evaluate(artifact, (start + result.update).astype(np.float32), {"x": x.numpy(), "y": y.numpy()})
     assert found.loss == pytest.approx(expected, rel=1e-5)
+
+
+class _Root(nn.Module):
+    """Whose gradient is infinite where the activation lets nothing through."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.activation, self.last = nn.Linear(6, 16), activation, nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.activation(self.first(x)).sqrt())
+        return y
+
+
+@pytest.mark.parametrize(
+    ("activation", "operators"),
+    [(nn.ReLU(), {"Greater", "Where"}), (nn.ReLU6(), {"And", "Less", "Where"}), (nn.Hardtanh(0.25, 2), {"And"})],
+    ids=["relu", "relu6", "hardtanh"],
+)
+def test_infinite_gradients_are_masked(activation: nn.Module, operators: set[str]) -> None:
+    """Infinity times a mask's zero is not zero, and the export would fail."""
+    torch.manual_seed(0)
+    artifact = exported(_Root(activation), torch.randn(8, 6), torch.arange(8) % 3)
+    assert operators <= set(artifact.manifest.format("onnx").operators)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, math.inf), (0.0, 6.0), (-0.1, 0.3), (1e-20, 2e-3), (-3e6, 4.0)])
+def test_masks_are_exact_at_their_bounds(bounds: tuple[float, float]) -> None:
+    """A gradient passes between the bounds and not at them, down to the last digit of a float that is no denormal."""
+    low, high = (np.float32(bound) for bound in bounds)
+    near = [np.nextafter(bound, np.float32(way)) for bound in (low, high) for way in (-math.inf, math.inf) if bound]
+    tiny = np.finfo(np.float32).tiny
+    values = np.array([low, high, *near, 0, tiny, -tiny, 1e-30, -1e-30, 1, -1], np.float32)
+    values = np.repeat(values[np.isfinite(values)], 2)[:, None]
+
+    def gradient(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        x = inputs["x"].detach().requires_grad_()
+        y = F.relu(x) if math.isinf(bounds[1]) else F.hardtanh(x, *bounds)
+        return {"dx": torch.autograd.grad((y @ inputs["w"]).sum(), x)[0]}
+
+    def tensors(batch: int) -> dict[str, Tensor]:
+        return {"x": torch.from_numpy(np.resize(values, (batch, 1))), "w": torch.full((1, 1), 3.0)}
+
+    graph = record(gradient, (tensors(4), tensors(7)), (4, 7), supported=RULES.keys(), model=nn.Identity())
+    content = Lowered(graph, "x").model(("dx",), ("x", "w")).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    inputs = tensors(len(values))
+    (found,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    np.testing.assert_array_equal(found, gradient(inputs)["dx"].numpy())
