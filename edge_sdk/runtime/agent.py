@@ -267,8 +267,11 @@ class DeviceAgent:
         if self._awaiting_answer and self._resend_at is not None and now >= self._resend_at:
             self._repeat(now)
         out, self._out = tuple(self._out), []
-        self._traffic.count(now, sent=sum(len(message.payload) for message in out))
         return out
+
+    def sent(self, size_bytes: int, now: float) -> None:
+        """So much of what it gave out was taken by the network."""
+        self._traffic.count(now, sent=size_bytes)
 
     def consider_conditions(self, objections: Mapping[str, tuple[str, ...]], now: float) -> tuple[Outgoing, ...]:
         """Say what is against training now, in words, by population; while anything is, it joins no round there."""

@@ -242,7 +242,8 @@ class DeviceLoop:
     def _send(self, agent: DeviceAgent, messages: tuple[Outgoing, ...]) -> None:
         transport = self._transports[agent.device_id]
         for message in messages:
-            transport.publish(message.topic, message.payload, expiry_s=message.expiry_s)
+            if transport.publish(message.topic, message.payload, expiry_s=message.expiry_s):
+                agent.sent(len(message.payload), self._clock.now())
         job = agent.take_job()
         if job is not None:
             task = asyncio.create_task(self._train(agent, job))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_sdk.clock import ManualClock
 from edge_sdk.errors import BudgetExceeded
 from edge_sdk.events import Deferred, Refused
 from edge_sdk.protocol.messages import AdvertiseKeys, CheckIn, Decline, DeclineReason, Message, Pull, TaskState
+from edge_sdk.runtime.agent import Outgoing
 from edge_sdk.runtime.budget import DAY_S, MB, Budget, next_day
+from edge_sdk.runtime.driver import DeviceLoop
 from tests.unit.post import (
     BUNDLE,
     CHECKPOINT,
@@ -168,3 +172,31 @@ def test_the_days_traffic_outlives_a_reboot(make: MakePost) -> None:
     again = post.reboot(budget=budget)
     assert not said_of(CheckIn, again.announce())
     again.store.close()
+
+
+class Line:
+    """A transport that takes what it is given, or drops it."""
+
+    takes = False
+
+    def launch(self) -> None:
+        pass
+
+    def publish(self, topic: str, payload: bytes, *, expiry_s: float | None = None) -> bool:
+        return self.takes
+
+    async def stop(self) -> None:
+        pass
+
+
+def test_only_what_the_network_took_counts(make: MakePost) -> None:
+    """A device that is offline repeats what it has to say, which costs nothing."""
+    post, line = make(), Line()
+
+    async def main() -> None:
+        loop = DeviceLoop([post.agent], lambda *_: line, clock=ManualClock(post.now))
+        for line.takes in (False, True, False):
+            loop._send(post.agent, (Outgoing("topic", bytes(70_000), 60),))
+
+    asyncio.run(main())
+    assert post.store.traffic(int(post.now // DAY_S)) == (0, 70_000)
