@@ -12,9 +12,46 @@ from coordinator.service.tasks import newest_model
 from device_sim.script import Fault, Vanish
 from device_sim.virtual import Network
 from edge_sdk.protocol.messages import AbandonReason, Consistency
-from tests.simulation.world import Case, World, device_name, known_update, task_config
+from edge_sdk.runtime.budget import DAY_S, MB, Budget
+from edge_sdk.runtime.device_store import DeviceStore
+from tests.simulation.world import START, Case, KnownLearner, World, device_name, known_update, task_config
 
 STAGES = ("check_in", "advertise_keys", "share_keys", "masked_input", "unmasking")
+
+
+def test_devices_whose_budget_a_round_exceeds_decline_by_name_and_the_others_go_on(folder: Path) -> None:
+    small, devices = 3, 12
+    learners = [KnownLearner(number, memory=300 * MB if number < small else 100 * MB) for number in range(devices)]
+    config = task_config(devices, rounds=2, min_reports=5)
+    budget = Budget(memory_mb=200)
+    with World(folder, devices, config=config, learners=learners, budget=budget) as world:
+        assert world.run()
+        first, second = world.rounds
+    assert (first.phase, second.phase) == ("committed", "committed")
+    assert first.declined == {"over_memory_budget": small}
+    assert second.declined == {}
+    assert (first.answered, second.answered) == (devices - small, devices - small)
+
+
+class Spent(World):
+    """Half of the devices used their day's traffic up before."""
+
+    def make_store(self, path: Path) -> DeviceStore:
+        store = super().make_store(path)
+        if len(self.stores) % 2:
+            store.count_traffic(int(START // DAY_S), 40_000, 10_000)
+        return store
+
+
+def test_devices_that_used_their_day_up_join_no_round(folder: Path) -> None:
+    devices = 12
+    with Spent(
+        folder, devices, config=task_config(devices, min_reports=5), budget=Budget(bytes_per_day=50_000)
+    ) as world:
+        assert world.run()
+        (view,) = world.rounds
+    assert view.phase == "committed"
+    assert (view.checked_in, view.answered) == (devices // 2, devices // 2)
 
 
 def spread_over_stages(devices: int, per_stage: int) -> tuple[Fault, ...]:

@@ -52,6 +52,7 @@ from edge_sdk.protocol.messages import (
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
+from edge_sdk.runtime.budget import Budget
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.learner import Bundle, Learner, TrainingJob, Update
 from edge_sdk.secagg import client, modular, suite
@@ -283,7 +284,9 @@ class World:
         bundle: bytes = b"a bundle",
         parts: Sequence[bytes] = (),
         learners: Sequence[Learner] = (),
+        budget: Budget | None = None,
     ) -> None:
+        self.budget = budget
         self.config = config or task_config(devices)
         self.folder = folder
         self.seed = seed
@@ -349,6 +352,7 @@ class World:
                 policy=self.policy,
                 random_bytes=self.random_bytes(),
                 pace=Pace(resend_s=5.0),
+                budget=self.budget,
             )
 
         return make
