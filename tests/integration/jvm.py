@@ -64,6 +64,13 @@ class Jvm:
                 return self.said[-1]
         raise AssertionError(f"it ended without saying {text!r}: {self.said}")
 
+    def rest(self) -> list[str]:
+        """Read until it ends by itself; all that it said."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.said.append(line.rstrip("\n"))
+        return self.said
+
     def kill(self) -> None:
         """End it with SIGKILL, as a power cut would."""
         self._process.kill()

@@ -156,6 +156,10 @@ public class DeviceAgent(
     public var installedVersion: Long = store.number(INSTALLED_VERSION)
         private set
 
+    /** How many rounds this device was in that are over, since this agent was made. */
+    public var roundsEnded: Int = 0
+        private set
+
     /** Whether the followed task is complete and its last model installed. */
     public val isDone: Boolean
         get() = announcement?.let { it.state == TaskState.COMPLETE && it.modelVersion <= installedVersion } ?: false
@@ -401,6 +405,7 @@ public class DeviceAgent(
     private fun leave(plan: Plan, now: Double, committed: Boolean, reason: DeclineReason?, detail: String) {
         store.endRound(plan.rid, now, committed, detail)
         log("$deviceId left round ${plan.roundNumber}: $detail")
+        roundsEnded++
         state = State.Waiting
         downloads.values.forEach { it.parts.close() }
         downloads.clear()

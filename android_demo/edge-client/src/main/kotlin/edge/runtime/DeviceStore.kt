@@ -47,7 +47,8 @@ public data class Participation(
  * A restart folds the journal to the same secrets and never to others. The ledger's entry is in the very record of the
  * event that lets the masked input leave. When a round ends, that is made durable first, with its ledger's entry, and then
  * the journal's bytes are overwritten; a crash in between is completed at the next opening. Never put either file back
- * from a backup: a device that forgot what it said could say another thing. Not for several threads.
+ * from a backup: a device that forgot what it said could say another thing. For several threads, and one
+ * process.
  */
 public class DeviceStore(folder: File) : Closeable {
     private val log = RecordFile(File(folder, "device.log"))
@@ -96,6 +97,7 @@ public class DeviceStore(folder: File) : Closeable {
         }
     }
 
+    @Synchronized
     override fun close() {
         log.close()
         journalFile.close()
@@ -104,9 +106,11 @@ public class DeviceStore(folder: File) : Closeable {
     // ---- small facts
 
     /** A stored text, or null. */
+    @Synchronized
     public fun get(key: String): String? = facts[key]
 
     /** A stored number, a u64; 0 where there is none. Raises StoreError where what is stored is no number. */
+    @Synchronized
     public fun number(key: String): Long {
         val text = facts[key] ?: return 0
         try {
@@ -117,6 +121,7 @@ public class DeviceStore(folder: File) : Closeable {
     }
 
     /** Stores a text; durable where a power cut may not undo it. */
+    @Synchronized
     public fun put(key: String, value: String, durable: Boolean = false) {
         if (facts[key] == value) return
         val bytes = record {
@@ -131,12 +136,14 @@ public class DeviceStore(folder: File) : Closeable {
     // ---- the open round
 
     /** The open round's journal, oldest entry first. */
+    @Synchronized
     public fun journal(): List<JournalEntry> = open.toList()
 
     /** The round that the journal is of, or null. */
-    public val journalRid: Bytes? get() = openRid
+    public val journalRid: Bytes? @Synchronized get() = openRid
 
     /** Adds an event of round [rid], and with it what leaves the device by it. */
+    @Synchronized
     internal fun append(rid: Bytes, entry: JournalEntry, participation: Participation?, durable: Boolean) {
         val bytes = record {
             writeBlob(rid.array)
@@ -154,6 +161,7 @@ public class DeviceStore(folder: File) : Closeable {
     }
 
     /** Burns the round's id and erases its journal. */
+    @Synchronized
     public fun endRound(rid: Bytes, at: Double, committed: Boolean, detail: String) {
         val participation = openParticipation
         val bytes = record {
@@ -179,15 +187,18 @@ public class DeviceStore(folder: File) : Closeable {
     }
 
     /** Whether this device already left that round. */
+    @Synchronized
     public fun hasEnded(rid: Bytes): Boolean = rid in ended
 
     // ---- the ledger
 
     /** What this device took part in, oldest first; of one task, or of all. */
+    @Synchronized
     public fun participations(task: String? = null): List<Participation> =
         (ledger + listOfNotNull(openParticipation)).filter { task == null || it.task == task }
 
     /** How often this device took part in a task, and all that left it for any. */
+    @Synchronized
     public fun spending(task: String): Spending {
         val all = participations()
         val releases = all.groupingBy { it.release }.eachCount().map { it.key to it.value.toLong() }

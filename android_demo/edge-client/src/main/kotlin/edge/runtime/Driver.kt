@@ -28,6 +28,7 @@ public class Driver(
     @Volatile private var isStopping = false
     @Volatile private var roundId: Bytes? = null
     @Volatile private var mayTrain = true
+    @Volatile private var woken = false
     private var askedAt = Double.NEGATIVE_INFINITY
 
     /** Ends [run], from any thread. */
@@ -36,9 +37,10 @@ public class Driver(
         inbox.add {}
     }
 
-    /** Does something between two messages, on the loop's thread: the only one that may touch the agent. */
-    public fun post(action: () -> Unit) {
-        inbox.add(action)
+    /** Lets the agent look anew at what it asks others: the owner's consent. */
+    public fun wake() {
+        woken = true
+        inbox.add {}
     }
 
     /** Runs the device; raises StoreError where its store fails: nothing that it does not hold was sent. */
@@ -65,7 +67,10 @@ public class Driver(
         val due = agent.nextDeadline() ?: Double.POSITIVE_INFINITY
         val waitMs = (minOf(MAX_WAIT_S, maxOf(0.0, due - now())) * 1e3).toLong()
         inbox.poll(waitMs, TimeUnit.MILLISECONDS)?.invoke()
-        if ((agent.nextDeadline() ?: Double.POSITIVE_INFINITY) <= now()) send(agent.tick(now()), training)
+        if (woken || (agent.nextDeadline() ?: Double.POSITIVE_INFINITY) <= now()) {
+            woken = false
+            send(agent.tick(now()), training)
+        }
     }
 
     private fun ask(training: ExecutorService) {

@@ -1,6 +1,7 @@
 package edge.training
 
 import ai.onnxruntime.OnnxTensor
+import edge.ArtifactError
 import edge.TrainingError
 import java.io.Closeable
 import kotlin.math.abs
@@ -10,7 +11,11 @@ public interface Examples {
     /** How many there are. */
     public val count: Int
 
-    /** The examples at these places, by field; the first dimension is the rows. Raises StoreError. */
+    /**
+     * The examples at these places, by field; the first dimension is the rows. Those that are gone are left out.
+     *
+     * Raises StoreError.
+     */
     public fun take(places: List<Int>): Map<String, Tensor>
 }
 
@@ -37,7 +42,7 @@ internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
 
     init {
         if (manifest.privacy != null) {
-            throw edge.ArtifactError(
+            throw ArtifactError(
                 "the bundle is private for each example, which this client does not train",
                 "export it without example-level noise for these devices",
             )
@@ -114,12 +119,15 @@ internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
             for (rows in plan.batches(count, seed, manifest.batch.minimum)) {
                 if (shouldStop()) throw TrainingStopped()
                 val batch = ExampleCheck.rows(manifest, examples.take(rows))
+                val there = batch.getValue(manifest.target.name).shape[0]
+                if (there < manifest.batch.minimum) continue // Newer examples drove these out meanwhile.
                 val loss = state.step(batch, plan.learningRate, TrainingPlan.stepSeed(seed, steps))
                 if (loss.isNaN() || loss.isInfinite()) throw diverged("the loss of step ${steps + 1} is $loss", plan)
                 steps++
-                seen += rows.size
-                lossSum += loss * rows.size
+                seen += there
+                lossSum += loss * there
             }
+            if (steps == 0) throw TrainingError("all examples went while they were to be trained on", "keep them for longer")
             val trained = state.vector()
             val update = FloatArray(trained.size) { trained[it] - checkpoint[it] }
             if (update.any { it.isNaN() || it.isInfinite() }) throw diverged("the update holds NaN or infinity", plan)

@@ -1,0 +1,90 @@
+package edge.training
+
+import edge.ArtifactError
+import edge.Bytes
+import edge.TrainingError
+import edge.inference.InstalledModels
+import edge.protocol.BlobRef
+import edge.runtime.Bundle
+import edge.runtime.Learner
+import edge.runtime.TrainingJob
+import edge.secagg.Suite
+import java.io.Closeable
+import java.security.interfaces.ECPublicKey
+
+/**
+ * Training and serving on this device: the agent's port, filled with the example store and ONNX Runtime.
+ *
+ * [signer] is the pinned key that bundles must be signed with; [examples] are null on a device that only serves. Knows
+ * nothing of rounds, messages or brokers.
+ */
+public class LocalLearner(
+    private val signer: ECPublicKey,
+    private val examples: ExampleStore?,
+    private val models: InstalledModels,
+) : Learner, Closeable {
+    private var newest: Pair<Artifact, OnnxTrainer>? = null
+
+    override val runtimeVersion: String get() = Runtime.name
+
+    override val exampleCount: Int get() = examples?.count ?: 0
+
+    override fun parts(head: ByteArray): List<BlobRef> {
+        val artifact = Artifact.parseHead(head, signer)
+        val manifest = artifact.manifest
+        if (manifest.privacy != null) {
+            throw ArtifactError(
+                "the bundle is private for each example, which this client does not train",
+                "export it without example-level noise for these devices",
+            )
+        }
+        val names = listOf(manifest.graph("train").part, manifest.graph("infer").part) +
+            listOf(Manifest.CHECKPOINT_PART, Manifest.PARITY_PART) + manifest.frozenParts
+        return artifact.references(names)
+    }
+
+    override fun check(bundle: Bundle, checkpoint: ByteArray): Long {
+        val layout = open(bundle).first.manifest.layout
+        layout.decode(checkpoint)
+        return layout.size.toLong()
+    }
+
+    override fun train(job: TrainingJob, shouldStop: () -> Boolean): Bytes? {
+        val store = examples ?: throw TrainingError("this device holds no examples", "add some, or let it only serve")
+        val (artifact, trainer) = open(job.bundle)
+        val layout = artifact.manifest.layout
+        val plan = TrainingPlan.of(job.plan)
+        val result = try {
+            trainer.train(layout.decode(job.checkpoint), store.snapshot(), plan, job.seed.array, shouldStop)
+        } catch (_: TrainingStopped) {
+            return null
+        }
+        return Bytes(Layout.encode(result.update))
+    }
+
+    override fun install(version: Long, bundle: Bundle, checkpoint: ByteArray) {
+        val artifact = artifact(bundle)
+        models.install(artifact, version, artifact.manifest.layout.decode(checkpoint))
+    }
+
+    @Synchronized
+    override fun close() {
+        newest?.second?.close()
+        newest = null
+    }
+
+    /** The bundle, checked in every way, its training graph open; the one used last is kept, as rounds share it. */
+    @Synchronized
+    private fun open(bundle: Bundle): Pair<Artifact, OnnxTrainer> {
+        val digest = Bytes(Suite.digest(bundle.head))
+        newest?.let { if (it.first.sha256 == digest) return it }
+        val artifact = artifact(bundle)
+        val opened = artifact to OnnxTrainer(artifact)
+        newest?.second?.close()
+        newest = opened
+        return opened
+    }
+
+    private fun artifact(bundle: Bundle): Artifact =
+        Artifact.parseHead(bundle.head, signer).withParts(parts(bundle.head).map(bundle.read))
+}

@@ -1,0 +1,43 @@
+package edge
+
+import edge.training.Artifact
+import edge.training.Layout
+import edge.training.Npz
+import edge.training.OnnxTrainer
+import edge.training.Tensor
+import edge.training.TrainingPlan
+import java.io.File
+
+/**
+ * Training of the Python tests, in a JVM, without a round:
+ *
+ *     java edge.TestTrainingKt BUNDLE SIGNER EXAMPLES SEED EPOCHS BATCH RATE STEPS PROXIMAL OUT
+ *
+ * Prints the largest error of the parity vector as a share of what is allowed, and writes the update to OUT.
+ */
+fun main(arguments: Array<String>) {
+    val (bundle, signer, examples, seed, epochs) = arguments
+    val (batch, rate, steps, proximal, out) = arguments.drop(5)
+    try {
+        val artifact = Artifact.parseFile(File(bundle).readBytes(), Signing.publicKeyFromPem(File(signer).readText()))
+        val rows = Npz.read(File(examples))
+        val inMemory = object : edge.training.Examples {
+            override val count = rows.values.first().shape[0]
+
+            override fun take(places: List<Int>) = rows.mapValues { (_, all) ->
+                val size = all.data.size / count
+                val data = places.map { all.data.copyOfRange(it * size, (it + 1) * size) }.fold(ByteArray(0), ByteArray::plus)
+                Tensor(all.dtype, listOf(places.size) + all.shape.drop(1), data)
+            }
+        }
+        val plan = TrainingPlan(epochs.toLong(), batch.toInt(), rate.toFloat(), steps.toLong(), proximal.toFloat())
+        OnnxTrainer(artifact).use { trainer ->
+            println("parity ${trainer.replayParity()}")
+            val result = trainer.train(artifact.checkpoint(), inMemory, plan, seed.toByteArray())
+            File(out).writeBytes(Layout.encode(result.update))
+            println("trained ${result.steps} steps, loss ${result.loss}")
+        }
+    } catch (error: EdgeError) {
+        println("${error.javaClass.simpleName}: ${error.message}")
+    }
+}
