@@ -1,12 +1,22 @@
-"""Image models of the zoo: real architectures at sizes that a phone trains. All normalise over groups of channels."""
+"""Image models of the zoo: real architectures at sizes that a phone trains, normalised over groups of channels or not.
+
+`norm` makes a norm for so many channels: `nn.BatchNorm2d`, or `group_norm`, which needs no state and no large batch.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-GROUPS = 4
+Norm = Callable[[int], nn.Module]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Over each of four groups of channels of each example."""
+    return nn.GroupNorm(4, channels)
 
 
 def lenet(classes: int = 10) -> nn.Sequential:
@@ -28,19 +38,17 @@ def lenet(classes: int = 10) -> nn.Sequential:
 
 
 class BasicBlock(nn.Module):
-    """The basic block of a ResNet (He et al. 2016), with GroupNorm."""
+    """The basic block of a ResNet (He et al. 2016)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm = group_norm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.GroupNorm(GROUPS, outputs)
+        self.norm1 = norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.GroupNorm(GROUPS, outputs)
+        self.norm2 = norm(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(GROUPS, outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, inputs, height, width] to [batch, outputs, height / stride, width / stride]."""
@@ -48,15 +56,15 @@ class BasicBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def resnet(width: int = 16, classes: int = 10) -> nn.Sequential:
+def resnet(width: int = 16, classes: int = 10, norm: Norm = group_norm) -> nn.Sequential:
     """A ResNet of three basic blocks, for 3-channel images of 32 pixels and up; 78,042 parameters."""
     return nn.Sequential(
         nn.Conv2d(3, width, 3, padding=1, bias=False),
-        nn.GroupNorm(GROUPS, width),
+        norm(width),
         nn.ReLU(),
-        BasicBlock(width, width, 1),
-        BasicBlock(width, 2 * width, 2),
-        BasicBlock(2 * width, 4 * width, 2),
+        BasicBlock(width, width, 1, norm),
+        BasicBlock(width, 2 * width, 2, norm),
+        BasicBlock(2 * width, 4 * width, 2, norm),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(4 * width, classes),
@@ -90,19 +98,20 @@ class InvertedResidual(nn.Module):
         stride: int = 1,
         excite: bool = False,
         activation: type[nn.Module] = nn.ReLU6,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         if hidden != inputs:
-            layers += [nn.Conv2d(inputs, hidden, 1, bias=False), nn.GroupNorm(GROUPS, hidden), activation()]
+            layers += [nn.Conv2d(inputs, hidden, 1, bias=False), norm(hidden), activation()]
         layers += [
             nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
-            nn.GroupNorm(GROUPS, hidden),
+            norm(hidden),
             activation(),
         ]
         if excite:
             layers.append(SqueezeExcite(hidden))
-        layers += [nn.Conv2d(hidden, outputs, 1, bias=False), nn.GroupNorm(GROUPS, outputs)]
+        layers += [nn.Conv2d(hidden, outputs, 1, bias=False), norm(outputs)]
         self.layers = nn.Sequential(*layers)
         self.residual = stride == 1 and inputs == outputs
 
@@ -112,17 +121,17 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-def mobilenet_v2(classes: int = 10) -> nn.Sequential:
+def mobilenet_v2(classes: int = 10, norm: Norm = group_norm) -> nn.Sequential:
     """Five blocks of MobileNetV2 (Sandler et al. 2018), for 3-channel images of 32 pixels and up; 27,210 parameters."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, 2, 1, bias=False),
-        nn.GroupNorm(GROUPS, 16),
+        norm(16),
         nn.ReLU6(),
-        InvertedResidual(16, 16, 16),
-        InvertedResidual(16, 64, 24, stride=2),
-        InvertedResidual(24, 96, 24),
-        InvertedResidual(24, 96, 32, stride=2),
-        InvertedResidual(32, 128, 32),
+        InvertedResidual(16, 16, 16, norm=norm),
+        InvertedResidual(16, 64, 24, stride=2, norm=norm),
+        InvertedResidual(24, 96, 24, norm=norm),
+        InvertedResidual(24, 96, 32, stride=2, norm=norm),
+        InvertedResidual(32, 128, 32, norm=norm),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(32, classes),
@@ -133,7 +142,7 @@ def mobilenet_v3(classes: int = 10) -> nn.Sequential:
     """Five blocks of MobileNetV3-Small (Howard et al. 2019), for 3-channel images of 32 pixels and up."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, 2, 1, bias=False),
-        nn.GroupNorm(GROUPS, 16),
+        group_norm(16),
         nn.Hardswish(),
         InvertedResidual(16, 16, 16, excite=True, activation=nn.ReLU),
         InvertedResidual(16, 72, 24, stride=2, activation=nn.ReLU),

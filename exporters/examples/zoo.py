@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from exporters.examples import sequence, vision
+from exporters.examples import recommend, sequence, vision
 from exporters.spec import ModelSpec
 
 SEED, EXAMPLES = 3, 16
@@ -93,6 +93,18 @@ def mobilenet_v3() -> ModelSpec:
 
 
 @_seeded
+def resnet_batch_norm() -> ModelSpec:
+    """The ResNet with batch norms, whose running statistics are learned too."""
+    return _classifier("resnet_batch_norm", vision.resnet(classes=CLASSES, norm=nn.BatchNorm2d), 3, 32, 32)
+
+
+@_seeded
+def mobilenet_v2_batch_norm() -> ModelSpec:
+    """The MobileNetV2 blocks with batch norms, whose running statistics are learned too."""
+    return _classifier("mobilenet_v2_batch_norm", vision.mobilenet_v2(CLASSES, norm=nn.BatchNorm2d), 3, 32, 32)
+
+
+@_seeded
 def autoencoder() -> ModelSpec:
     """A convolutional autoencoder on 28x28 grey images."""
     images = (torch.rand(EXAMPLES, 1, 28, 28) < 0.2).float()
@@ -138,6 +150,27 @@ def vit() -> ModelSpec:
     return _classifier("vit", sequence.VisionTransformer(32, 4, 96, 4, 3, CLASSES), 3, 32, 32)
 
 
+@_seeded
+def wide_and_deep() -> ModelSpec:
+    """A recommender: two numbers, a bag of up to six numbers, and four floats; 30,854 parameters."""
+    users, items, genres, context = 500, 1000, 20, 4
+    model = recommend.WideAndDeep(users, items, genres, context)
+    bags = torch.randint(1, genres, (EXAMPLES, 6)) * (torch.rand(EXAMPLES, 6) < 0.5)
+    return ModelSpec(
+        model=model,
+        loss=F.binary_cross_entropy_with_logits,
+        example_inputs={
+            "user": torch.randint(users, (EXAMPLES,)),
+            "item": torch.randint(items, (EXAMPLES,)),
+            "genres": bags,
+            "context": torch.randn(EXAMPLES, context),
+        },
+        example_target=(torch.arange(EXAMPLES) % 2).float(),
+        name="wide_and_deep",
+        learning_rate=0.5,
+    )
+
+
 ZOO: dict[str, Callable[[], ModelSpec]] = {
     build.__name__: build
     for build in (
@@ -146,6 +179,8 @@ ZOO: dict[str, Callable[[], ModelSpec]] = {
         resnet,
         mobilenet_v2,
         mobilenet_v3,
+        resnet_batch_norm,
+        mobilenet_v2_batch_norm,
         autoencoder,
         temporal_convolution,
         lstm,
@@ -153,6 +188,7 @@ ZOO: dict[str, Callable[[], ModelSpec]] = {
         gpt,
         lora,
         vit,
+        wide_and_deep,
     )
 }
 """Every builder, by its model's name."""

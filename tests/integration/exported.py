@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,17 +102,18 @@ def images(count: int, seed: int = 1) -> tuple[np.ndarray[Any, Any], np.ndarray[
     )
 
 
-def rows(x: torch.Tensor | Array, y: torch.Tensor | Array) -> dict[str, Array]:
-    """Examples for a model of one input."""
-    return {"x": np.asarray(x), "y": np.asarray(y)}
+def rows(x: torch.Tensor | Array | Mapping[str, torch.Tensor], y: torch.Tensor | Array) -> dict[str, Array]:
+    """Examples for a model of one input, or of several by name."""
+    inputs = {name: np.asarray(value) for name, value in x.items()} if isinstance(x, Mapping) else {"x": np.asarray(x)}
+    return inputs | {"y": np.asarray(y)}
 
 
 def trained_eagerly(
     model: nn.Module,
     loss: Loss,
     make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-    x: np.ndarray[Any, Any],
-    y: np.ndarray[Any, Any],
+    x: Array | Mapping[str, Array],
+    y: Array,
     plan: TrainingPlan,
     seed: bytes,
     *,
@@ -123,9 +124,13 @@ def trained_eagerly(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make(parameters)
     losses = []
-    for rows in batches(plan, len(x), seed):
+    for rows in batches(plan, len(y), seed):
         optimizer.zero_grad()
-        value = loss(model(torch.from_numpy(x[rows])), torch.from_numpy(y[rows]))
+        if isinstance(x, Mapping):
+            output = model(**{name: torch.from_numpy(value[rows]) for name, value in x.items()})
+        else:
+            output = model(torch.from_numpy(x[rows]))
+        value = loss(output, torch.from_numpy(y[rows]))
         value.backward()  # type: ignore[no-untyped-call]
         if max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
