@@ -146,8 +146,11 @@ class KeyringKey:
         keyring, failures = _keyring()
         try:
             keyring.set_password(_SERVICE, self.name, key.hex())
+            kept = keyring.get_password(_SERVICE, self.name)
         except failures as error:
             raise self._failed("write", error) from error
+        if kept != key.hex():  # such as the backend that keeps nothing
+            raise self._failed("write", RuntimeError("it does not give back what it was given"))
 
     def erase(self) -> None:
         """See `KeyHolder`."""
@@ -231,7 +234,14 @@ def _keyring() -> tuple[Any, tuple[type[Exception], ...]]:
             "the examples' key is to be kept in the keyring, but the package keyring is not installed",
             hint='pip install "edge-sdk[keyring]", or keep the key of a new store in a file: key="file"',
         ) from error
-    if isinstance(keyring.get_keyring(), Unusable):
+    try:
+        usable = not isinstance(keyring.get_keyring(), Unusable)
+    except (KeyringError, RuntimeError, OSError) as error:
+        raise StoreError(
+            f"the examples' key is to be kept in the keyring, which cannot be used: {error}",
+            hint='correct keyring\'s configuration, or keep the key of a new store in a file: key="file"',
+        ) from error
+    if not usable:
         raise StoreError(
             "the examples' key is to be kept in the keyring, but this system has none that can be used",
             hint='start one, such as gnome-keyring, or keep the key of a new store in a file: key="file"',

@@ -218,13 +218,15 @@ class _Keyring(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("keyring")
         self.kept: dict[tuple[str, str], str] = {}
-        self.locked = self.none = False
+        self.locked = self.none = self.broken = self.forgets = False
         self.errors = types.ModuleType("keyring.errors")
         self.failure = self.errors.KeyringError = type("KeyringError", (Exception,), {})  # type: ignore[attr-defined]
         self.fail = types.ModuleType("keyring.backends.fail")
         self.fail.Keyring = type("Keyring", (), {})  # type: ignore[attr-defined]
 
     def get_keyring(self) -> object:
+        if self.broken:
+            raise RuntimeError("no such backend")
         return self.fail.Keyring() if self.none else object()
 
     def get_password(self, service: str, name: str) -> str | None:
@@ -234,7 +236,8 @@ class _Keyring(types.ModuleType):
 
     def set_password(self, service: str, name: str, password: str) -> None:
         self.get_password(service, name)
-        self.kept[service, name] = password
+        if not self.forgets:
+            self.kept[service, name] = password
 
     def delete_password(self, service: str, name: str) -> None:
         del self.kept[service, name]
@@ -266,10 +269,23 @@ def test_the_key_may_be_kept_in_the_keyring(path: Path, keyring: _Keyring) -> No
     with pytest.raises(StoreError, match="has none that can be used"):
         ExampleStore(path)
     keyring.none = False
+    keyring.broken = True
+    with pytest.raises(StoreError, match="cannot be used: no such backend"):
+        ExampleStore(path)
+    keyring.broken = False
     KeyringKey(str(path)).erase()
     KeyringKey(str(path)).erase()
     with pytest.raises(StoreError, match="missing from the keyring's entry"):
         ExampleStore(path)
+
+
+def test_a_keyring_that_keeps_nothing_gets_no_rows(path: Path, keyring: _Keyring) -> None:
+    keyring.forgets = True
+    with pytest.raises(StoreError, match="does not give back what it was given"):
+        ExampleStore(path, SCHEMA, key="keyring")
+    keyring.forgets = False
+    with ExampleStore(path, SCHEMA, key="keyring") as store:
+        store.add_many(rows(1))
 
 
 def test_without_the_package_the_keyring_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
