@@ -273,6 +273,10 @@ class DeviceAgent:
         """So much of what it gave out was taken by the network."""
         self._traffic.count(now, sent=size_bytes)
 
+    def keep_traffic(self) -> None:
+        """Write down what was received and sent lately, before the process ends."""
+        self._traffic.keep()
+
     def consider_conditions(self, objections: Mapping[str, tuple[str, ...]], now: float) -> tuple[Outgoing, ...]:
         """Say what is against training now, in words, by population; while anything is, it joins no round there."""
         for membership in self.memberships.values():

@@ -203,6 +203,7 @@ def _print_status(device_id: str, store: DeviceStore) -> None:
     from edge_sdk.clock import SystemClock
     from edge_sdk.privacy.subsampled import sampled_epsilon
     from edge_sdk.protocol.policy import DevicePolicy
+    from edge_sdk.runtime.budget import DAY_S
     from edge_sdk.runtime.consent import Consent
 
     consent = Consent(store, SystemClock()).newest
@@ -212,6 +213,9 @@ def _print_status(device_id: str, store: DeviceStore) -> None:
     words = versions.values() if len(versions) < 2 else (f"{version} of {name}" for name, version in versions.items())
     print(f"device {device_id}: model version {', '.join(words) or 'none'}")
     print(f"  {consent_line(consent)}")
+    received, sent = store.traffic(int(SystemClock().now() // DAY_S))
+    if received or sent:
+        print(f"  today (UTC): {received:,} bytes received, {sent:,} sent")
     if not participations:
         print("  nothing left this device")
     if samplings := store.samplings():

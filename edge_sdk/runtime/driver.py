@@ -170,6 +170,8 @@ class DeviceLoop:
         try:
             while not stop.is_set() and not done():
                 await self._turn()
+            for agent in self._agents:
+                agent.keep_traffic()
         finally:
             self._ending.set()
             stopped.cancel()

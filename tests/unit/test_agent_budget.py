@@ -200,3 +200,16 @@ def test_only_what_the_network_took_counts(make: MakePost) -> None:
 
     asyncio.run(main())
     assert post.store.traffic(int(post.now // DAY_S)) == (0, 70_000)
+
+
+def test_what_was_counted_last_is_kept_when_the_loop_ends(make: MakePost) -> None:
+    post = make()
+
+    async def main() -> None:
+        post.agent.sent(500, post.now)
+        await DeviceLoop([post.agent], lambda *_: Line(), clock=ManualClock(post.now)).run(
+            asyncio.Event(), done=lambda: True
+        )
+
+    asyncio.run(main())
+    assert post.store.traffic(int(post.now // DAY_S)) == (0, 500)
