@@ -24,6 +24,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -39,10 +40,11 @@ from edge_sdk.credentials import (
     load_public_key,
 )
 from edge_sdk.errors import ConfigError, EdgeError, IdentityError, StoreError, TransportError
-from edge_sdk.events import Deferred, Event, OnEvent
+from edge_sdk.events import Deferred, Event, OnEvent, Personalised
 from edge_sdk.identity import Identity, certificate_id
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.inference.model import Model
+from edge_sdk.inference.personal import PersonalModel
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
@@ -61,6 +63,7 @@ from edge_sdk.runtime.home import (
     SIGNER_FILE,
     examples_file,
     models_folder,
+    personal_folder,
     require_name,
 )
 from edge_sdk.runtime.home_lock import only_process_in
@@ -72,7 +75,8 @@ from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import Runtime
 
 if TYPE_CHECKING:
-    from edge_sdk.runtime.driver import DeviceLoop
+    from edge_sdk.runtime.driver import DeviceLoop, SpareWork
+    from edge_sdk.runtime.membership import Membership
 
 log = logging.getLogger("edge.device")
 
@@ -222,6 +226,7 @@ class EdgeClient:
         eligibility: Eligibility | None = None,
         bundle: str | Path | None = None,
         analytics: bool = False,
+        personalise: bool = False,
     ) -> None:
         """Take part in a population's training, and serve its models; before the client runs.
 
@@ -231,9 +236,12 @@ class EdgeClient:
             eligibility: when it trains, by the machine's power, network, load and room; None for always.
             bundle: a bundle shipped with the app, to predict with until a model is installed.
             analytics: whether it answers signed questions about these examples, as it trains: clipped, noised, masked.
+            personalise: whether a copy of the model is tuned on these examples, to serve on this device only, and only
+                while it does better on those held out; it is never uploaded.
 
         Raises:
-            ConfigError: the name cannot be a population's, was joined already, or the client runs.
+            ConfigError: the name cannot be a population's, was joined already, or the client runs; or no examples are
+                held out to judge a personal model by.
             ConfigError: the runtime cannot be kept to the budget's threads.
             ArtifactError: the runtime is not installed.
         """
@@ -241,9 +249,19 @@ class EdgeClient:
         if name in self._joins or self._begun:
             reason = "runs already" if self._begun else f"has joined {name!r} already"
             raise ConfigError(f"this client {reason}", hint="join each population once, before run or start")
-        models = self._models_of(name, bundle)
+        if personalise and (examples is None or not examples.caps.holdout):
+            raise ConfigError(
+                "a personal model needs examples that it is not tuned on, to be judged by",
+                hint="hold some out: edge.examples(..., holdout=0.2)",
+            )
         learner = LocalLearner(
-            self._signer, examples, models, analytics=analytics, runtime=self._runtime, budget=self._budget
+            self._signer,
+            examples,
+            self._models_of(name, bundle),
+            analytics=analytics,
+            runtime=self._runtime,
+            budget=self._budget,
+            personal=PersonalModel(personal_folder(self.home, name)) if personalise else None,
         )
         self._joins[name] = _Join(learner, eligibility)
 
@@ -472,8 +490,30 @@ class EdgeClient:
             clock=self._clock,
             objections=self.objections,
             renewals=self.renewals(),
+            spare=self._spare_work,
         )
         await carrying.devices.run(carrying.stopped, until or (lambda: False))
+
+    def _spare_work(self) -> SpareWork | None:
+        """A personal model to tune, where it is time to, and nothing is against training for its population."""
+        if self._agent is None or not self.consent.granted:
+            return None
+        for name, join in self._joins.items():
+            if not self._agent.memberships[name].objections and join.learner.should_tune():
+                return partial(self._tune, asyncio.get_running_loop(), self._agent.memberships[name])
+        return None
+
+    def _tune(self, loop: asyncio.AbstractEventLoop, membership: Membership, should_stop: Callable[[], bool]) -> None:
+        """Tune a personal model, in the training thread."""
+        blobs = BlobCache(self.home / BLOBS_FOLDER)
+        name = membership.population
+        comparison = self._joins[name].learner.tune(
+            lambda part: blobs.get(part.sha256), lambda: should_stop() or bool(membership.objections)
+        )
+        if comparison is not None:
+            losses = (comparison.global_loss, comparison.personal_loss)
+            event = Personalised(name, self._clock.now(), comparison.wins, comparison.examples, *losses)
+            loop.call_soon_threadsafe(self._events.emit, event)
 
     async def _identified(self, stopped: asyncio.Event) -> Identity | None:
         """The device's identity, from the registrar where it has none or an expired one; None if stopped meanwhile."""

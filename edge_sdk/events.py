@@ -73,5 +73,23 @@ class Deferred:
     reason: str
 
 
-Event: TypeAlias = Trained | Uploaded | Installed | Refused | Deferred
+@dataclass(frozen=True, slots=True)
+class Personalised:
+    """A personal model was tuned from the global one, and serves if it is better by more than noise.
+
+    Attributes:
+        wins: whether it serves.
+        examples: held-out examples that both were measured on.
+        global_loss, personal_loss: means over these.
+    """
+
+    population: str
+    at: float
+    wins: bool
+    examples: int
+    global_loss: float
+    personal_loss: float
+
+
+Event: TypeAlias = Trained | Uploaded | Installed | Refused | Deferred | Personalised
 OnEvent: TypeAlias = Callable[[Event], None]

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge_sdk.errors import ArtifactError, StoreError, TrainingError
+from edge_sdk.inference.personal import Comparison, PersonalModel
 from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.artifact import Artifact, parse_head, read_artifact
 from edge_sdk.training.layout import Vector, encode_vector
@@ -36,6 +37,15 @@ class InstalledModel:
     checkpoint_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Tuned:
+    base: InstalledModel
+    comparison: Comparison
+
+
+_Choice: TypeAlias = InstalledModel | _Tuned | Path
+
+
 class InstalledModels:
     """A folder of installed models.
 
@@ -45,13 +55,16 @@ class InstalledModels:
 
     Attributes:
         bundled: a bundle shipped with the app, which serves until a model is installed; None for none.
+        personal: the device's own variant, which serves instead of the global model that it was tuned from while it
+            is better than it; None for none.
     """
 
     def __init__(self, folder: Path, *, signer: ec.EllipticCurvePublicKey) -> None:
         self.bundled: Path | None = None
+        self.personal: PersonalModel | None = None
         self._folder = folder
         self._signer = signer
-        self._serving: tuple[InstalledModel | Path, Predictor] | None = None
+        self._serving: tuple[_Choice, Predictor] | None = None
 
     def install(self, artifact: Artifact, version: int, checkpoint: Vector) -> InstalledModel:
         """Serve this model from now on; the one that served stays for a roll back.
@@ -118,7 +131,7 @@ class InstalledModels:
             ArtifactError, StoreError: no model is installed or bundled, or none of those that are can be loaded.
         """
         current, previous = self._state()
-        choices = [model for model in (current, previous, self.bundled) if model is not None]
+        choices = [model for model in (self._tuned(current), current, previous, self.bundled) if model is not None]
         if not choices:
             raise ArtifactError("no model is installed yet", hint="take part in a task, or name a bundle to begin with")
         serving, first = self._serving, choices[0]
@@ -126,7 +139,25 @@ class InstalledModels:
             serving = self._serving = (first, self._first_of(choices))
         return serving[1]
 
-    def _first_of(self, choices: Sequence[InstalledModel | Path]) -> Predictor:
+    @property
+    def is_personal(self) -> bool:
+        """Whether predictions come from this device's own variant.
+
+        Raises:
+            StoreError: it cannot be told.
+        """
+        return self._tuned(self._state()[0]) is not None
+
+    def _tuned(self, current: InstalledModel | None) -> _Tuned | None:
+        """The personal model, if it was tuned from the current global one and is better."""
+        if self.personal is None or current is None:
+            return None
+        comparison = self.personal.comparison()
+        if comparison is None or not comparison.wins or comparison.base_sha256 != current.checkpoint_sha256:
+            return None
+        return _Tuned(current, comparison)
+
+    def _first_of(self, choices: Sequence[_Choice]) -> Predictor:
         """The first that can be loaded; the first one's error where none can."""
         first, *others = choices
         try:
@@ -137,12 +168,34 @@ class InstalledModels:
                     return self._load(other)
             raise
 
-    def _load(self, model: InstalledModel | Path) -> Predictor:
-        if isinstance(model, Path):
-            artifact = read_artifact(model, signer=self._signer)
-            return Predictor(artifact, artifact.checkpoint())
+    def _load(self, model: _Choice) -> Predictor:
+        match model:
+            case Path():
+                artifact = read_artifact(model, signer=self._signer)
+                return Predictor(artifact, artifact.checkpoint())
+            case InstalledModel():
+                artifact = self._installed(model)
+                return Predictor(artifact, artifact.layout.decode(self.checkpoint(model)))
+            case _Tuned(base, comparison):
+                artifact = self._installed(base)
+                data = self.personal.checkpoint(comparison) if self.personal is not None else b""
+                return Predictor(artifact, artifact.layout.decode(data))
+
+    def _installed(self, model: InstalledModel) -> Artifact:
+        """Those parts of a model's bundle that predictions need."""
         try:
             head, *parts = [path.read_bytes() for path in self._bundle_files(model)]
+        except OSError as error:
+            raise self._failed(error) from error
+        return parse_head(head, signer=self._signer).with_parts(parts)
+
+    def checkpoint(self, model: InstalledModel) -> bytes:
+        """An installed model's parameters, float32 little-endian in layout order.
+
+        Raises:
+            StoreError, ArtifactError: they cannot be read, or were damaged.
+        """
+        try:
             data = self._checkpoint_path(model).read_bytes()
         except OSError as error:
             raise self._failed(error) from error
@@ -150,8 +203,7 @@ class InstalledModels:
             raise ArtifactError(
                 f"the installed checkpoint of version {model.version} was damaged", hint="roll back, or install it anew"
             )
-        artifact = parse_head(head, signer=self._signer).with_parts(parts)
-        return Predictor(artifact, artifact.layout.decode(data))
+        return data
 
     def _state(self) -> tuple[InstalledModel | None, InstalledModel | None]:
         """(current, previous)."""

@@ -26,6 +26,15 @@ class Model:
         current = self._models.current()
         return 0 if current is None else current.version
 
+    @property
+    def is_personal(self) -> bool:
+        """Whether this device's own variant of that version serves, because it does better here.
+
+        Raises:
+            StoreError: it cannot be told.
+        """
+        return self._models.is_personal
+
     def predict(self, inputs: NDArray[Any] | Rows | None = None, /, **named: NDArray[Any]) -> NDArray[Any]:
         """The model's output for a batch, the first dimension of each input being the rows.
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeAlias
 
@@ -23,6 +23,7 @@ from edge_sdk.runtime.broker_url import BrokerUrl
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.learner import TrainingJob
 from edge_sdk.runtime.mqtt import MqttTransport
+from edge_sdk.training.trainer import TrainingInterrupted
 
 log = logging.getLogger("edge.device")
 
@@ -93,6 +94,9 @@ def mqtt(broker: BrokerUrl, tls: Callable[[DeviceAgent], TlsFiles | None] = lamb
 Objections: TypeAlias = Callable[[], Mapping[str, tuple[str, ...]]]
 """What is against training now, in words, by population."""
 
+SpareWork: TypeAlias = Callable[[Callable[[], bool]], None]
+"""Work for the training thread while no round needs it; it asks now and then whether to stop, and raises EdgeError."""
+
 
 async def run_devices(
     agents: Sequence[DeviceAgent],
@@ -122,6 +126,8 @@ class DeviceLoop:
         objections: asked every few seconds: while there is any, no device joins a round there, and one that trains
             pauses before its next step, for as long as its round lasts.
         renewals: renew certificates, by device id, when they are due and the device is between rounds.
+        spare: asked every few seconds, while nothing is trained, for what else there is to do; a round's training
+            that comes meanwhile ends it.
     """
 
     def __init__(
@@ -132,7 +138,10 @@ class DeviceLoop:
         clock: Clock | None = None,
         objections: Objections | None = None,
         renewals: Mapping[str, Renewal] | None = None,
+        spare: Callable[[], SpareWork | None] = lambda: None,
     ) -> None:
+        self._spare = spare
+        self._spared_at = -math.inf
         self._clock = clock or SystemClock()
         self._seen_at = self._clock.now()
         self._renewals = renewals or {}
@@ -145,6 +154,7 @@ class DeviceLoop:
         self._agents = agents
         self._deadlines: dict[str, float] = {}
         self._jobs: set[asyncio.Task[None]] = set()
+        self._in_training = 0
         self._ending = threading.Event()
         for agent in agents:
             self._transports[agent.device_id] = make_transport(
@@ -182,6 +192,7 @@ class DeviceLoop:
     async def _turn(self) -> None:
         await self._ask()
         await self._renew()
+        self._use_spare_time()
         due = min(self._deadlines.values(), default=math.inf)
         if self._objections is not None:
             due = min(due, self._asked_at + ASK_EVERY_S)
@@ -248,14 +259,41 @@ class DeviceLoop:
                 agent.sent(len(message.payload), self._clock.now())
         job = agent.take_job()
         if job is not None:
-            task = asyncio.create_task(self._train(agent, job))
-            self._jobs.add(task)
-            task.add_done_callback(self._jobs.discard)
+            self._in_training += 1
+            self._begin(self._train(agent, job))
         due = agent.next_deadline()
         if due is None:
             self._deadlines.pop(agent.device_id, None)
         else:
             self._deadlines[agent.device_id] = due
+
+    def _use_spare_time(self) -> None:
+        if self._jobs or self._clock.now() < self._spared_at + ASK_EVERY_S:
+            return
+        self._spared_at = self._clock.now()
+        try:
+            work = self._spare()
+        except EdgeError as error:
+            log.warning("what could be done between rounds is not known: %s (%s)", error, error.hint)
+        else:
+            if work is not None:
+                self._begin(self._do_spare_work(work))
+
+    async def _do_spare_work(self, work: SpareWork) -> None:
+        def should_stop() -> bool:
+            return self._ending.is_set() or self._in_training > 0
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, work, should_stop)
+        except TrainingInterrupted:
+            pass  # another time
+        except EdgeError as error:
+            log.warning("what was done between rounds failed: %s (%s)", error, error.hint)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
 
     async def _train(self, agent: DeviceAgent, job: TrainingJob) -> None:
         loop = asyncio.get_running_loop()
@@ -277,3 +315,5 @@ class DeviceLoop:
             self._inbox.put_nowait(lambda: self._send(agent, agent.failed(job, failure, self._clock.now())))
         else:
             self._inbox.put_nowait(lambda: self._send(agent, agent.trained(job, update, self._clock.now())))
+        finally:
+            self._in_training -= 1

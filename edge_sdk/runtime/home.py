@@ -32,6 +32,11 @@ def models_folder(home: Path, population: str) -> Path:
     return home / MODELS_FOLDER / population
 
 
+def personal_folder(home: Path, population: str) -> Path:
+    """Where a device's own variant of a population's model is kept."""
+    return home / PERSONAL_FOLDER / population
+
+
 def require_name(name: str, what: str) -> None:
     """Refuse a name that cannot stand in a topic and in a path.
 
