@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from edge_sdk.errors import TrainingError
+from edge_sdk.errors import ExportError, TrainingError
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.gradients import OnnxGradients
+from edge_sdk.training.graphs import load_graph, open_graph, run_named
 from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
@@ -86,3 +88,36 @@ def test_batches_of_other_sizes_are_refused() -> None:
         OnnxTrainer(artifact, "litert").train(checkpoint, few, PLAN, seed=b"")
     # ExecuTorch takes smaller ones, and so the rest of an epoch too.
     assert OnnxTrainer(artifact, "executorch").train(checkpoint, few, PLAN, seed=b"").steps == PLAN.epochs
+
+
+@pytest.mark.parametrize("runtime", COMPILED)
+def test_an_open_graph_keeps_what_it_runs_from(runtime: Runtime) -> None:
+    artifact = _small()
+    spec, content = artifact.manifest.graph("infer"), artifact.part(artifact.manifest.graph("infer").part(runtime))
+    graph = load_graph(runtime, bytes(bytearray(content)), spec, {})
+    taken = [b"\xff" * len(content) for _ in range(100)]
+    x, _ = images(4)
+    feeds = artifact.layout.unflatten(artifact.checkpoint()) | {"x": x}
+    found = run_named(graph, feeds)["output"]
+    assert len(taken) == 100
+    np.testing.assert_allclose(found, run_named(open_graph(artifact, "infer"), feeds)["output"], atol=1e-5)
+
+
+class _Sorted(nn.Module):
+    """Has an operator that neither carries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sort(torch.tanh(self.linear(x)), dim=1)[0]
+
+
+@pytest.mark.parametrize(("runtime", "title"), [("litert", "LiteRT"), ("executorch", "ExecuTorch")])
+def test_what_cannot_be_carried_is_refused_by_operator_and_line(runtime: Runtime, title: str) -> None:
+    wanted = rf"test_format_settings.py:\d+ `return torch.sort.*: {title} cannot carry aten.sort"
+    with pytest.raises(ExportError, match=wanted) as caught:
+        exported(_Sorted(), torch.randn(8, 6), torch.randn(8, 8), F.mse_loss, formats=("onnx", runtime))
+    assert caught.value.hint is not None
+    assert f"leave {runtime} out" in caught.value.hint

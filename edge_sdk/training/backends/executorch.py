@@ -18,7 +18,7 @@ from edge_sdk.training.manifest import GraphSpec
 def _load(content: bytes, spec: GraphSpec, threads: int) -> Run:
     torch, module = importlib.import_module("torch"), importlib.import_module("executorch.runtime")
     program = module.Runtime.get().load_program(content)
-    method = program.load_method("forward")
+    program.load_method("forward")
     names = [tensor.name for tensor in spec.inputs]
     lock = threading.Lock()
 
@@ -26,7 +26,9 @@ def _load(content: bytes, spec: GraphSpec, threads: int) -> Run:
         # Copies: it computes in place here and there, and its results lie in memory that the next run uses.
         inputs = [torch.from_numpy(np.array(feeds[name], order="C")) for name in names]
         with lock:
-            return [np.array(tensor.numpy()) for tensor in method.execute(inputs)]
+            # Of the program, which keeps the method and the bytes that it runs from; a method alone keeps neither.
+            found = program.load_method("forward").execute(inputs)
+            return [np.array(tensor.numpy()) for tensor in found]
 
     return run
 
