@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from edge_sdk.clock import ManualClock
 from edge_sdk.errors import BudgetExceeded
 from edge_sdk.events import Deferred, Refused
-from edge_sdk.protocol.messages import AdvertiseKeys, CheckIn, Decline, DeclineReason, Message, Pull, TaskState
+from edge_sdk.protocol.messages import AdvertiseKeys, BlobRef, CheckIn, Decline, DeclineReason, Message, Pull, TaskState
 from edge_sdk.runtime.agent import Outgoing
 from edge_sdk.runtime.budget import DAY_S, MB, Budget, next_day
 from edge_sdk.runtime.driver import DeviceLoop
@@ -78,6 +79,40 @@ def test_parts_count_once_the_head_tells_them(make: MakePost) -> None:
     assert found.reason is DeclineReason.OVER_TRAFFIC_BUDGET
     assert f"{sum(map(len, PARTS)) / MB:.1f} MB more" in found.detail
     assert not set(fetched) & set(PARTS)
+
+
+def test_a_bundle_too_large_for_today_is_not_asked_for_again_today(make: MakePost) -> None:
+    """Though most of the day's traffic is left."""
+    post = make(budget=Budget(bytes_per_day=1e6))
+    post.announce()
+    found = one(post.tell(replace(make_plan(), bundle=huge(b"bundle"))), Decline)
+    assert "10.0 MB more cannot go now" in found.detail
+    assert post.agent._traffic.used(post.now) < 20_000
+    assert not said_of(CheckIn, post.announce(make_announcement(sequence=2, **next_round(2))))
+    post.now = next_day(post.now)
+    assert said_of(CheckIn, post.wait(0))
+
+
+def test_what_is_on_its_way_counts_with_the_parts(make: MakePost) -> None:
+    post = make(budget=Budget(bytes_per_day=10.3e6), learner=Picky(0, DIMENSION))
+    post.announce()
+    said = post.tell(replace(make_plan(), checkpoint=huge(b"checkpoint")))
+    head = next(pull for pull in said if isinstance(pull, Pull) and pull.sha256 == reference(BUNDLE).sha256)
+    found = one(post.give(BUNDLE, head), Decline)
+    assert (found.reason, "10.5 MB more" in found.detail) == (DeclineReason.OVER_TRAFFIC_BUDGET, True)
+
+
+def test_the_masked_vector_counts_before_anything_is_fetched(make: MakePost) -> None:
+    """32,768 coordinates of 16 bits."""
+    post = make(budget=Budget(bytes_per_day=50_000))
+    post.announce()
+    found = one(post.tell(make_plan(dimension=30_000, norm_bound=300.0, device_variance=100_000)), Decline)
+    assert (found.reason, "0.1 MB more" in found.detail) == (DeclineReason.OVER_TRAFFIC_BUDGET, True)
+
+
+def huge(name: bytes) -> BlobRef:
+    """A blob of ten megabytes that nobody has."""
+    return BlobRef(reference(name).sha256, 10_000_000)
 
 
 def test_what_fits_takes_part(make: MakePost) -> None:
