@@ -87,11 +87,11 @@ client = EdgeClient(sys.argv[1])
 ready, ready_cpu, ready_mb = time.time() - started, time.process_time(), high()
 from edge_sdk.credentials import load_public_key
 from edge_sdk.training.artifact import read_artifact
-from edge_sdk.training.onnx_trainer import OnnxTrainer
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.plan import TrainingPlan
 steps, batch = int(sys.argv[3]), int(sys.argv[4])
 artifact = read_artifact(sys.argv[2], signer=load_public_key(Path(sys.argv[1]) / "signer.pub"))
-trainer, rows = OnnxTrainer(artifact), client.examples("digits").arrays()
+trainer, rows = BundleTrainer(artifact), client.examples("digits").arrays()
 times = []
 def watch():
     times.append(time.process_time())

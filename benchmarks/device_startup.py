@@ -32,11 +32,11 @@ from edge_sdk.credentials import load_public_key
 client = EdgeClient(sys.argv[1])
 opened = time.time()
 from edge_sdk.training.artifact import read_artifact
-from edge_sdk.training.onnx_trainer import OnnxTrainer
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.plan import TrainingPlan
 artifact = read_artifact(sys.argv[2], signer=load_public_key(Path(sys.argv[1]) / "signer.pub"))
 plan = TrainingPlan(epochs=100, batch_size=32, learning_rate=0.1, max_steps=int(sys.argv[3]))
-trainer = OnnxTrainer(artifact)
+trainer = BundleTrainer(artifact)
 trainer.train(artifact.checkpoint(), client.examples("digits").arrays(), plan, seed=bytes(32))
 status = open('/proc/self/status').read()
 print(json.dumps([opened, time.time(), int(status.split('VmHWM:')[1].split()[0])]))

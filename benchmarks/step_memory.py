@@ -29,7 +29,7 @@ import numpy as np
 from edge_sdk.credentials import load_public_key
 from edge_sdk.training.artifact import read_artifact
 from edge_sdk.training.graphs import open_graph
-from edge_sdk.training.onnx_trainer import OnnxTrainer
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.parity import decode_parity
 from edge_sdk.training.plan import TrainingPlan
 def status(name):
@@ -43,7 +43,7 @@ open_graph(artifact, "train")
 before = status("VmRSS:")
 open("/proc/self/clear_refs", "w").write("5")
 plan = TrainingPlan(epochs=steps, batch_size=batch, learning_rate=1e-4, max_steps=steps)
-OnnxTrainer(artifact).train(checkpoint, examples, plan, seed=bytes(32))
+BundleTrainer(artifact).train(checkpoint, examples, plan, seed=bytes(32))
 print(json.dumps([status("VmHWM:") - before, artifact.manifest.predicted_bytes(batch)]))
 """
 

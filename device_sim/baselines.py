@@ -27,9 +27,9 @@ from edge_sdk.credentials import load_public_key
 from edge_sdk.errors import ConfigError, EdgeError
 from edge_sdk.privacy.clip import clip
 from edge_sdk.training.artifact import Artifact, read_artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 
 BASELINES_FILE = "baselines.json"
@@ -62,7 +62,7 @@ def train_centrally(artifact: Artifact, train: Examples, test: Examples, *, seed
     Raises:
         EdgeError: the bundle does not fit the examples, or training failed.
     """
-    trainer = OnnxTrainer(artifact)
+    trainer = BundleTrainer(artifact)
     parameters = artifact.checkpoint()
     accuracies = []
     for epoch in range(CENTRAL_EPOCHS):
@@ -97,7 +97,7 @@ def train_federated(
     Raises:
         EdgeError: the bundle does not fit the examples, or training failed.
     """
-    trainer = OnnxTrainer(artifact)
+    trainer = BundleTrainer(artifact)
     parameters = artifact.checkpoint()
     state = optimizer.init(parameters)
     accuracies = []

@@ -18,5 +18,5 @@ for wanted in "==$oldest" "$newest"; do
     [ -x "$name/bin/python" ] || "$PYTHON" -m venv "$name"
     "$name/bin/python" -m pip install -q "torch$wanted" -e '.[all]'
     "$name/bin/python" -c 'import torch; print("torch", torch.__version__)'
-    "$name/bin/python" -m pytest -q tests/integration/test_export_*.py tests/integration/test_trainer_onnx.py
+    "$name/bin/python" -m pytest -q tests/integration/test_export_*.py tests/integration/test_bundle_trainer.py
 done

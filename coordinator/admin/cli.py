@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from coordinator.service.tasks import RoundView
     from edge_sdk.cli import Subparsers
     from edge_sdk.training.artifact import Artifact
+    from edge_sdk.training.manifest import FormatSpec
 
 DEFAULT_HOME = Path("work/coordinator")
 _DEFAULT = "(default: %(default)s)"
@@ -146,6 +147,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
     signer = load_public_key(arguments.signer)
     signer_pem = public_key_to_pem(signer).decode()
+    formats: tuple[FormatSpec, ...] = ()
     if arguments.analytics is not None:
         config, head, checkpoint, parts = _question(arguments, signer, signer_pem)
     elif arguments.bundle is not None:
@@ -160,6 +162,7 @@ def _create(arguments: argparse.Namespace) -> int:
         )
         _check_fit(arguments, artifact)
         head, checkpoint, parts = artifact.head, encode_vector(artifact.checkpoint()), list(artifact.parts.values())
+        formats = artifact.manifest.formats
     else:
         raise ConfigError("a run needs --bundle to train, or --analytics to ask", hint="pass one of them")
     home: Path = arguments.home
@@ -179,6 +182,10 @@ def _create(arguments: argparse.Namespace) -> int:
     needed = _device_options(config)
     if needed:
         print(f"  devices decline this by default; to take part: edge device run {' '.join(needed)}")
+    for known in formats:
+        if not known.batch.minimum <= config.training.batch_size <= known.batch.maximum:
+            sizes = " to ".join(str(size) for size in sorted({known.batch.minimum, known.batch.maximum}))
+            print(f"  devices on {known.name} cannot take part: its graphs take batches of {sizes}")
     return 0
 
 

@@ -55,10 +55,10 @@ from edge_sdk.runtime.home import (
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.runtime.mqtt import MqttTransport
 from edge_sdk.training.artifact import parse_head
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.graphs import runtime_name
 from edge_sdk.training.learner import LocalLearner
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 
 DAY_S: Final = 86_400.0
 CLOCK_OFF_S: Final = 60.0
@@ -341,7 +341,7 @@ def _replayed(
     except StoreError:
         return f"{served}; its training graphs are not kept here, and not replayed"
     try:
-        OnnxTrainer(artifact)
+        BundleTrainer(artifact)
     except TrainingError as error:
         raise TrainingError(
             f"{served}, but training computes other values here: {error}",

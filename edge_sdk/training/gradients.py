@@ -34,7 +34,7 @@ class Gradient:
     buffers: Mapping[str, npt.NDArray[np.float32]] = field(repr=False)
 
 
-class OnnxGradients:
+class BundleGradients:
     """Differentiates the model of a verified bundle that was exported with its gradient graph.
 
     Making one checks that this runtime reproduces the bundle's certified steps, once per bundle and process.

@@ -26,13 +26,13 @@ from edge_sdk.protocol.messages import BlobRef, Digest, Plan
 from edge_sdk.runtime.budget import Budget, Pacer
 from edge_sdk.runtime.learner import Bundle, TrainingJob, Update
 from edge_sdk.training.artifact import Artifact, parse_head
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import example_losses
 from edge_sdk.training.example_privacy import sampling_of
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.graphs import check_threads, installed_version, runtime_name
 from edge_sdk.training.layout import encode_vector
 from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART, Runtime
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import require_parity
 from edge_sdk.training.plan import TrainingPlan
 from edge_sdk.training.trainer import TrainingInterrupted, everything
@@ -145,7 +145,7 @@ class LocalLearner:
         self._tuning = replace(TUNING, batch_size=plan.batch_size, learning_rate=plan.learning_rate)
         examples = self._examples.rows(held_out=False)
         checkpoint = np.frombuffer(job.checkpoint, "<f4").astype(np.float32)
-        trainer = OnnxTrainer(artifact, self._runtime, threads=self._budget.threads)
+        trainer = BundleTrainer(artifact, self._runtime, threads=self._budget.threads)
         pacer = Pacer(self._budget, should_stop)
         result = trainer.train(checkpoint, examples, plan, seed=job.seed, should_stop=pacer)
         privacy = artifact.manifest.privacy
@@ -196,7 +196,7 @@ class LocalLearner:
         held_out = everything(self._examples.rows(held_out=True, newest=JUDGES))
         tuned, measured = None, (0, 0.0, 0.0, 0.0, 0.0)
         try:
-            trainer = OnnxTrainer(artifact, self._runtime, threads=self._budget.threads)
+            trainer = BundleTrainer(artifact, self._runtime, threads=self._budget.threads)
             pacer = Pacer(self._budget, should_stop)
             result = trainer.train(base, examples, self._tuning, seed=secrets.token_bytes(32), should_stop=pacer)
             tuned = base + result.update

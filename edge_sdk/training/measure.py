@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.manifest import PARITY_PART, Runtime
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import decode_parity
 from edge_sdk.training.plan import TrainingPlan
 from edge_sdk.training.trainer import Rows
@@ -57,12 +57,12 @@ def measure(artifact: Artifact, batches: Sequence[int], steps: int, runtime: Run
         ArtifactError, TrainingError: the bundle cannot be trained here.
     """
     began = time.perf_counter()
-    trainer = OnnxTrainer(artifact, runtime)
+    trainer = BundleTrainer(artifact, runtime)
     ready_s = time.perf_counter() - began
     return Measured(ready_s, tuple(_step_times(artifact, trainer, batches, steps)), _peak_bytes())
 
 
-def _step_times(artifact: Artifact, trainer: OnnxTrainer, batches: Sequence[int], steps: int) -> Iterator[StepTime]:
+def _step_times(artifact: Artifact, trainer: BundleTrainer, batches: Sequence[int], steps: int) -> Iterator[StepTime]:
     checkpoint, known = artifact.checkpoint(), _examples(artifact)
     rate = artifact.manifest.optimizer.default_learning_rate
     for batch in batches:

@@ -20,11 +20,11 @@ from edge_sdk.cli import main
 from edge_sdk.clock import SystemClock
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import Runtime
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration.commands import Command, free_port
 from tests.integration.exported import SIGNER, exported, images, labels, rows
@@ -50,7 +50,7 @@ def _learner(folder: Path, number: int) -> LocalLearner:
 
 def _expected(artifact: Artifact) -> Vector:
     """What plain averaging on ONNX Runtime makes of a model of zeros."""
-    trainer, model = OnnxTrainer(artifact), np.zeros(artifact.layout.size, np.float32)
+    trainer, model = BundleTrainer(artifact), np.zeros(artifact.layout.size, np.float32)
     for _ in range(ROUNDS):
         updates = [
             trainer.train(model, rows(*images(EXAMPLES, seed=number)), PLAN, seed=b"").update
@@ -80,7 +80,9 @@ def test_learners_of_every_runtime_share_a_round(tmp_path: Path) -> None:
     assert np.linalg.norm(found - expected) < 0.08 * np.linalg.norm(expected)
 
 
-def test_apps_on_every_runtime_train_with_a_real_coordinator(tmp_path: Path) -> None:
+def test_apps_on_every_runtime_train_with_a_real_coordinator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders, now = FleetFolders(tmp_path / "fleet"), SystemClock().now()
     make_authorities(folders, now)
     x, y = images(4)
@@ -88,10 +90,15 @@ def test_apps_on_every_runtime_train_with_a_real_coordinator(tmp_path: Path) -> 
     formats = "--format torchscript --format litert --format executorch --compiled-batch 4"
     assert main(f"export --signer {folders.signer_key} --out {folders.bundle} {formats}".split()) == 0
     create = (
-        f"run create digits --home {folders.coordinator} --bundle {folders.bundle} --signer {folders.signer_public} "
-        "--devices 4 --min-reports 4 --rounds 1 --epsilon off --batch-size 4"
+        f"run create {{}} --home {folders.coordinator} --bundle {folders.bundle} --signer {folders.signer_public} "
+        "--devices 4 --min-reports 4 --rounds 1 --epsilon off --batch-size {{}}"
     )
-    assert main(create.split()) == 0
+    assert main(create.format("large", 32).split()) == 0
+    said = capsys.readouterr().out
+    assert "devices on litert cannot take part: its graphs take batches of 4\n" in said
+    assert "devices on executorch cannot take part: its graphs take batches of 1 to 4\n" in said
+    assert main(create.format("digits", 4).split()) == 0
+    assert "cannot take part" not in capsys.readouterr().out
     port = free_port()
     policy = DevicePolicy(min_reports=4, epsilon_at_most=math.inf)
     with ExitStack() as running:

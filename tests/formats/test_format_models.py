@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.manifest import BatchRange, Runtime
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.plan import TrainingPlan
 from exporters.examples.zoo import ZOO
@@ -53,7 +53,7 @@ def test_a_model_of_the_zoo_trains_as_in_pytorch(name: str, runtime: Runtime) ->
     assert replay_parity(artifact, runtime).ok
     plan = TrainingPlan(epochs=4, batch_size=BATCH, learning_rate=artifact.manifest.optimizer.default_learning_rate)
     checkpoint, examples = artifact.checkpoint(), rows(x, y)
-    result = OnnxTrainer(artifact, runtime).train(checkpoint, examples, plan, seed=b"order")
+    result = BundleTrainer(artifact, runtime).train(checkpoint, examples, plan, seed=b"order")
 
     after, losses = trained_eagerly(
         spec.model,

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from edge_sdk.errors import ExportError, TrainingError
 from edge_sdk.training.artifact import Artifact
-from edge_sdk.training.gradients import OnnxGradients
+from edge_sdk.training.bundle_trainer import BundleTrainer
+from edge_sdk.training.gradients import BundleGradients
 from edge_sdk.training.graphs import load_graph, open_graph, run_named
 from edge_sdk.training.manifest import Runtime
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration.exported import exported, images, known_entropy, labels, rows, small_net
 
@@ -51,7 +51,9 @@ def test_every_runtime_makes_the_same_update(build: Callable[[], nn.Module], set
     artifact = exported(build(), torch.randn(8, 1, 8, 8), labels(8), formats=ALL, compiled_batch=4, **settings)
     checkpoint, examples = artifact.checkpoint(), rows(*images(20))
     updates = [
-        OnnxTrainer(artifact, runtime, entropy=known_entropy()).train(checkpoint, examples, PLAN, seed=bytes(32)).update
+        BundleTrainer(artifact, runtime, entropy=known_entropy())
+        .train(checkpoint, examples, PLAN, seed=bytes(32))
+        .update
         for runtime in ALL
     ]
     assert np.abs(updates[0]).max() > 1e-3
@@ -63,11 +65,13 @@ def test_every_runtime_makes_the_same_update(build: Callable[[], nn.Module], set
 def test_gradients_alone(runtime: Runtime) -> None:
     artifact = _small(gradient=True)
     examples = rows(*images(4))
-    found, expected = (OnnxGradients(artifact, name).at(artifact.checkpoint(), examples) for name in (runtime, ALL[0]))
+    found, expected = (
+        BundleGradients(artifact, name).at(artifact.checkpoint(), examples) for name in (runtime, ALL[0])
+    )
     assert np.abs(expected.vector).max() > 1e-3
     assert np.abs(found.vector - expected.vector).max() < 1e-5
     with pytest.raises(TrainingError, match="5 examples are no batch of this bundle"):
-        OnnxGradients(artifact, runtime).at(artifact.checkpoint(), rows(*images(5)))
+        BundleGradients(artifact, runtime).at(artifact.checkpoint(), rows(*images(5)))
 
 
 def _small(**settings: Any) -> Artifact:
@@ -80,14 +84,14 @@ def test_batches_of_other_sizes_are_refused() -> None:
     checkpoint, examples = artifact.checkpoint(), rows(*images(20))
     for runtime in COMPILED:
         with pytest.raises(TrainingError, match=f"batches of 8, this bundle's {runtime} graphs take up to 4"):
-            OnnxTrainer(artifact, runtime).train(
+            BundleTrainer(artifact, runtime).train(
                 checkpoint, examples, TrainingPlan(epochs=1, batch_size=8, learning_rate=0.1), seed=b""
             )
     few = rows(*images(3))
     with pytest.raises(TrainingError, match=r"litert graphs take batches of 4 or more: .* there are 3 examples"):
-        OnnxTrainer(artifact, "litert").train(checkpoint, few, PLAN, seed=b"")
+        BundleTrainer(artifact, "litert").train(checkpoint, few, PLAN, seed=b"")
     # ExecuTorch takes smaller ones, and so the rest of an epoch too.
-    assert OnnxTrainer(artifact, "executorch").train(checkpoint, few, PLAN, seed=b"").steps == PLAN.epochs
+    assert BundleTrainer(artifact, "executorch").train(checkpoint, few, PLAN, seed=b"").steps == PLAN.epochs
 
 
 @pytest.mark.parametrize("runtime", COMPILED)

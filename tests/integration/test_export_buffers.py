@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from edge_sdk.errors import ExportError, TrainingError
 from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.layout import Vector
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan, batches
 from tests.integration.exported import exported, labels, rows
 
@@ -98,7 +98,7 @@ def test_state_follows_pytorch_for_twenty_steps(name: str) -> None:
     smallest = artifact.manifest.batch.minimum
     assert smallest == (2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1)
 
-    result = OnnxTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"s")
+    result = BundleTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"s")
     optimizer = torch.optim.SGD(model.parameters(), PLAN.learning_rate)
     steps = 0
     for chosen in batches(PLAN, COUNT, b"s", smallest):
@@ -130,7 +130,7 @@ def test_all_batch_norms_can_be_frozen() -> None:
     with torch.no_grad():
         expected = float(F.cross_entropy(model(x), y))
     plan = TrainingPlan(epochs=1, batch_size=8, learning_rate=0.1)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
+    result = BundleTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
     assert result.loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -148,7 +148,7 @@ def test_training_normalises_by_the_batch() -> None:
     model, x, y = _conv(nn.BatchNorm2d(8)), 5 * torch.randn(8, 3, 6, 6) + 3, labels(8)
     artifact = exported(model, x, y)
     plan = TrainingPlan(epochs=1, batch_size=8, learning_rate=0.1)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
+    result = BundleTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
     with torch.no_grad():
         served = float(F.cross_entropy(model.eval()(x), y))
         trained = float(F.cross_entropy(model.train()(x), y))
@@ -183,7 +183,7 @@ def test_one_example_is_no_batch() -> None:
     torch.manual_seed(1)
     x, y = torch.randn(8, 3, 6, 6), labels(8)
     artifact = exported(_conv(nn.BatchNorm2d(8)), x, y)
-    trainer, checkpoint = OnnxTrainer(artifact), artifact.checkpoint()
+    trainer, checkpoint = BundleTrainer(artifact), artifact.checkpoint()
     with pytest.raises(TrainingError, match=r"batches of 2 or more.*there are 1 examples"):
         trainer.train(checkpoint, rows(x[:1], y[:1]), PLAN, seed=b"")
     with pytest.raises(TrainingError, match="batches of 1 are asked for"):

@@ -20,10 +20,10 @@ from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.runtime.learner import Bundle, TrainingJob
 from edge_sdk.signing import key_id, sign_raw
 from edge_sdk.training.artifact import Artifact, pack_bundle, parse_artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.layout import Vector
 from edge_sdk.training.learner import LocalLearner
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan, batches
 from tests.integration.exported import SIGNER, exported, flat, images, labels, rows, small, small_net
 from tests.unit.cohort import planned
@@ -64,7 +64,7 @@ def penalised(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], penal
 def trained(artifact: Artifact, proximal: float = 0.0, correction: Vector | None = None) -> Vector:
     plan = replace(PLAN, proximal=proximal)
     checkpoint = artifact.checkpoint()
-    result = OnnxTrainer(artifact).train(checkpoint, rows(*images(20)), plan, seed=b"s", correction=correction)
+    result = BundleTrainer(artifact).train(checkpoint, rows(*images(20)), plan, seed=b"s", correction=correction)
     assert result.steps == 20
     return checkpoint + result.update
 
@@ -120,7 +120,7 @@ def test_buffers_are_not_corrected() -> None:
     ones = np.ones(artifact.layout.size, np.float32)
     examples = rows(x, y)
     plain, shifted = (
-        OnnxTrainer(artifact).train(artifact.checkpoint(), examples, plan, seed=b"", correction=correction).update
+        BundleTrainer(artifact).train(artifact.checkpoint(), examples, plan, seed=b"", correction=correction).update
         for correction in (None, ones)
     )
     learned = artifact.layout.size - 16
@@ -129,7 +129,7 @@ def test_buffers_are_not_corrected() -> None:
 
 
 def test_a_bundle_that_takes_no_correction_says_so() -> None:
-    trainer, checkpoint = OnnxTrainer(small()), small().checkpoint()
+    trainer, checkpoint = BundleTrainer(small()), small().checkpoint()
     with pytest.raises(TrainingError, match="which this bundle does not take") as caught:
         trainer.train(checkpoint, rows(*images(8)), replace(PLAN, proximal=0.1), seed=b"")
     assert "--correction" in caught.value.hint
@@ -138,7 +138,7 @@ def test_a_bundle_that_takes_no_correction_says_so() -> None:
 
 
 def test_a_correction_must_fit() -> None:
-    trainer, checkpoint = OnnxTrainer(corrected()), corrected().checkpoint()
+    trainer, checkpoint = BundleTrainer(corrected()), corrected().checkpoint()
     wrongs: list[Any] = [checkpoint[1:], checkpoint.astype(np.float64), np.full_like(checkpoint, np.nan)]
     for wrong in wrongs:
         with pytest.raises(TrainingError, match="the correction"):

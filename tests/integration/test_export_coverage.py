@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sdk.training.onnx_trainer import OnnxTrainer
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration.covered import examples, listed
 from tests.integration.covered_cases import CASES, TABLES
@@ -46,7 +46,7 @@ def test_twenty_free_steps_stay_with_pytorch(name: str) -> None:
     model, x, y = examples(CASES[name], 12)
     artifact = exported(model, x, y, CASES[name].loss)
     start = artifact.checkpoint()
-    result = OnnxTrainer(artifact).train(start, rows(x, y), TWENTY_STEPS, seed=b"order")
+    result = BundleTrainer(artifact).train(start, rows(x, y), TWENTY_STEPS, seed=b"order")
     assert result.steps == 20
 
     def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

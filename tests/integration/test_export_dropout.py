@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from edge_sdk.errors import ExportError
 from edge_sdk.inference.predictor import Predictor
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import SEED_LIMIT, TrainingPlan, batches, step_seed
 from exporters.lowering import RULES, Lowered
 from exporters.randomness import Seeded, keep
@@ -93,7 +93,7 @@ def test_twenty_steps_are_those_of_pytorch(name: str) -> None:
     assert [tensor.name for tensor in artifact.manifest.graph("train").inputs if tensor.role == "seed"] == ["seed"]
     assert not [tensor for tensor in artifact.manifest.graph("infer").inputs if tensor.role == "seed"]
     checkpoint = artifact.checkpoint()
-    result = OnnxTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"s")
+    result = BundleTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"s")
 
     optimizer = torch.optim.SGD(model.parameters(), PLAN.learning_rate)
     for step, chosen in enumerate(batches(PLAN, 20, b"s")):
@@ -119,7 +119,7 @@ def test_another_seed_leaves_out_others() -> None:
     artifact = exported(_dense(nn.Dropout(0.5)), x, y)
     plan = TrainingPlan(epochs=1, batch_size=8, learning_rate=0.1)
     updates = [
-        OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=seed).update
+        BundleTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=seed).update
         for seed in (b"a", b"a", b"b")
     ]
     assert np.array_equal(updates[0], updates[1])

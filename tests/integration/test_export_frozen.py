@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from edge_sdk.errors import ArtifactError, ExportError
 from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.artifact import Artifact
-from edge_sdk.training.onnx_trainer import OnnxTrainer
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.plan import TrainingPlan, batches
 from exporters.freezing import Patterns
 from tests.integration.exported import exported, flat, labels, repacked, rows, trained_eagerly
@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor], Patt
 
 def _train(artifact: Artifact, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
     """Train both for twenty steps, and see that they agree."""
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"s")
+    result = BundleTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"s")
     assert result.steps == 20
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], PLAN.learning_rate)
     for chosen in batches(PLAN, COUNT, b"s"):
@@ -184,7 +184,7 @@ def test_requires_grad_decides_where_no_names_are_given() -> None:
     model[0].requires_grad_(False)
     x, y = torch.randn(12, 12), labels(12)
     artifact = exported(model, x, y)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"")
+    result = BundleTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"")
     after, _ = trained_eagerly(
         model, F.cross_entropy, lambda p: torch.optim.SGD(p, PLAN.learning_rate), x.numpy(), y.numpy(), PLAN, b""
     )

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from edge_sdk.errors import ArtifactError, ExportError, TrainingError
 from edge_sdk.training.artifact import Artifact
-from edge_sdk.training.gradients import OnnxGradients
+from edge_sdk.training.bundle_trainer import BundleTrainer
+from edge_sdk.training.gradients import BundleGradients
 from edge_sdk.training.manifest import check_manifest
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan, batches, step_seed
 from exporters.randomness import Seeded
 from tests.integration.exported import exported, flat, labels, small, small_net, trained_eagerly
@@ -46,7 +46,7 @@ def rows() -> dict[str, np.ndarray[Any, Any]]:
 def test_steps_of_ones_own_follow_pytorch_for_twenty() -> None:
     """Plain descent by hand, batch norm's statistics taken over: the model that torch trains, and the train graph."""
     examples, plan = rows(), TrainingPlan(epochs=5, batch_size=5, learning_rate=0.1)
-    gradients, layout = OnnxGradients(artifact()), artifact().layout
+    gradients, layout = BundleGradients(artifact()), artifact().layout
     vector = artifact().checkpoint()
     losses = []
     for chosen in batches(plan, COUNT, b"s"):
@@ -62,7 +62,7 @@ def test_steps_of_ones_own_follow_pytorch_for_twenty() -> None:
     np.testing.assert_allclose(losses, eager, rtol=1e-4)
     np.testing.assert_allclose(vector[: len(after)], after, atol=1e-5)
     assert np.array_equal(flat(model), after)
-    result = OnnxTrainer(artifact()).train(artifact().checkpoint(), examples, plan, seed=b"s")
+    result = BundleTrainer(artifact()).train(artifact().checkpoint(), examples, plan, seed=b"s")
     np.testing.assert_allclose(vector, artifact().checkpoint() + result.update, atol=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_dropout_is_that_of_the_step() -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(12, 16), nn.Dropout(0.5), nn.Linear(16, 10))
     examples = rows()
-    gradients = OnnxGradients(
+    gradients = BundleGradients(
         exported(model, torch.from_numpy(examples["x"]), torch.from_numpy(examples["y"]), gradient=True)
     )
     checkpoint = flat(model)
@@ -84,7 +84,7 @@ def test_dropout_is_that_of_the_step() -> None:
 
 
 def test_what_is_no_batch_is_refused() -> None:
-    gradients = OnnxGradients(artifact())
+    gradients = BundleGradients(artifact())
     one = {name: field[:1] for name, field in rows().items()}
     with pytest.raises(TrainingError, match="1 examples are no batch of this bundle"):
         gradients.at(artifact().checkpoint(), one)
@@ -92,7 +92,7 @@ def test_what_is_no_batch_is_refused() -> None:
 
 def test_a_bundle_without_the_graph_says_so() -> None:
     with pytest.raises(ArtifactError, match="no gradient graph") as caught:
-        OnnxGradients(small())
+        BundleGradients(small())
     assert "--gradient" in caught.value.hint
 
 

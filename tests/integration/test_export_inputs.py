@@ -16,9 +16,9 @@ from edge_sdk.errors import ExportError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.plan import TrainingPlan, batches
 from exporters.arguments import ExampleInputs
@@ -137,7 +137,7 @@ def test_twenty_steps_are_those_of_pytorch(name: str) -> None:
     }
     examples = {**by_name, "y": y.numpy(), "what no model takes": np.zeros(COUNT)}
     checkpoint = artifact.checkpoint()
-    result = OnnxTrainer(artifact).train(checkpoint, examples, PLAN, seed=b"s")
+    result = BundleTrainer(artifact).train(checkpoint, examples, PLAN, seed=b"s")
     assert (result.steps, result.examples) == (20, COUNT)
 
     optimizer = torch.optim.SGD(model.parameters(), PLAN.learning_rate)
@@ -169,7 +169,7 @@ def test_a_device_stores_trains_installs_and_predicts_by_name(tmp_path: Path) ->
     with ExampleStore.create_for(tmp_path / "examples.sqlite", {"y": y, **by_name}) as store:
         store.add_many({**by_name, "y": y})
         store.add(user=3, item=2, measured=np.zeros(3, np.float32), y=1)
-        result = OnnxTrainer(artifact).train(artifact.checkpoint(), store.arrays(), PLAN, seed=b"s")
+        result = BundleTrainer(artifact).train(artifact.checkpoint(), store.arrays(), PLAN, seed=b"s")
         assert result.examples == COUNT + 1
         models = InstalledModels(tmp_path / "models", signer=signer)
         models.install(artifact, 1, artifact.checkpoint() + result.update)
@@ -194,7 +194,7 @@ def test_predictions_of_other_inputs_are_refused() -> None:
 
 def test_examples_of_other_fields_are_refused() -> None:
     artifact, by_name = _recommender()
-    trainer, y = OnnxTrainer(artifact), labels(COUNT, 3).numpy()
+    trainer, y = BundleTrainer(artifact), labels(COUNT, 3).numpy()
     with pytest.raises(TrainingError, match=r"measured, y; y is not among the fields user, item, measured"):
         trainer.train(artifact.checkpoint(), by_name, PLAN, seed=b"")
     with pytest.raises(TrainingError, match="19 rows of user but 20 of y"):

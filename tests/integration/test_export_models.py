@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration.exported import exported, flat, labels, rows, small, trained_eagerly
 
@@ -199,7 +199,7 @@ def test_a_model_trains_as_in_pytorch(name: str) -> None:
 
     checkpoint = artifact.checkpoint()
     assert np.array_equal(checkpoint, flat(model))
-    result = OnnxTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"order")
+    result = BundleTrainer(artifact).train(checkpoint, rows(x, y), PLAN, seed=b"order")
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         momentum = 0.9 if case.optimizer == "momentum" else 0.0
@@ -224,7 +224,7 @@ def test_any_batch_size_runs(batch: int) -> None:
     random = np.random.default_rng(batch)
     x, y = random.standard_normal((batch, 1, 8, 8)).astype(np.float32), random.integers(10, size=batch)
     plan = TrainingPlan(epochs=1, batch_size=batch, learning_rate=0.1)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
+    result = BundleTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"")
     assert result.steps == 1
     assert float(np.abs(result.update).max()) > 0
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from edge_sdk.inference.predictor import Predictor
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration.exported import exported, labels, rows, trained_eagerly
 
@@ -33,7 +33,7 @@ def test_each_graph_is_of_its_own_mode() -> None:
     torch.manual_seed(0)
     model, x, y = _TwoFaced(), torch.randn(20, 12), labels(20)
     artifact = exported(model, x, y)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"s")
+    result = BundleTrainer(artifact).train(artifact.checkpoint(), rows(x, y), PLAN, seed=b"s")
     assert result.steps == 20
     after, _ = trained_eagerly(
         model, F.cross_entropy, lambda p: torch.optim.SGD(p, PLAN.learning_rate), x.numpy(), y.numpy(), PLAN, b"s"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edge_sdk.errors import ExportError
-from edge_sdk.training.onnx_trainer import OnnxTrainer
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.plan import TrainingPlan
 from exporters.optimizers import OPTIMIZERS, Adagrad, Adam, Optimizer, RmsProp, Sgd, find_optimizer
 from tests.integration.exported import exported, labels, rows, trained_eagerly
@@ -117,7 +117,7 @@ def test_exported_steps_follow_torch_for_twenty(name: str, clipped: bool) -> Non
     x, y = torch.randn(20, 12), labels(20)
     artifact = exported(model, x, y, optimizer=replace(optimizer, max_gradient_norm=most))
     plan = TrainingPlan(epochs=4, batch_size=4, learning_rate=RATE)
-    result = OnnxTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"s")
+    result = BundleTrainer(artifact).train(artifact.checkpoint(), rows(x, y), plan, seed=b"s")
     after, _ = trained_eagerly(model, F.cross_entropy, make, x.numpy(), y.numpy(), plan, b"s", max_gradient_norm=most)
     moved = float(np.abs(after - artifact.checkpoint()).max())
     np.testing.assert_allclose(artifact.checkpoint() + result.update, after, atol=1e-6 + 1e-4 * moved)

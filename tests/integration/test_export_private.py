@@ -24,12 +24,12 @@ from edge_sdk.privacy.subsampled import poisson_sample
 from edge_sdk.runtime.learner import Bundle, TrainingJob
 from edge_sdk.secagg.suite import Stream
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.cli import describe
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.graphs import OpenGraph
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import GraphKind, Manifest, Runtime, TensorSpec, check_manifest
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.plan import TrainingPlan
 from edge_sdk.training.steps import CLIP_SLACK, SampledSteps, open_steps
@@ -178,7 +178,7 @@ def test_a_model_trains_as_with_a_loop_over_examples(name: str) -> None:
     checkpoint = artifact.checkpoint()
     fields = (*artifact.manifest.inputs, artifact.manifest.target)
     examples = {spec.name: field.numpy() for spec, field in zip(fields, (*x, y), strict=True)}
-    result = OnnxTrainer(artifact, entropy=known_entropy()).train(checkpoint, examples, PLAN, seed=b"")
+    result = BundleTrainer(artifact, entropy=known_entropy()).train(checkpoint, examples, PLAN, seed=b"")
     after = trained_eagerly(case, model.train(), x, y)
     moved = float(np.abs(after - checkpoint).max())
     np.testing.assert_allclose(checkpoint + result.update, after, atol=2e-6 + 2e-4 * moved)
@@ -194,7 +194,7 @@ def private() -> Artifact:
 def test_how_many_run_at_once_changes_nothing_but_rounding() -> None:
     checkpoint, examples = private().checkpoint(), rows(*images(20))
     one, two = (
-        OnnxTrainer(private(), entropy=known_entropy()).train(
+        BundleTrainer(private(), entropy=known_entropy()).train(
             checkpoint, examples, replace(PLAN, batch_size=size), seed=b""
         )
         for size in (1, 64)
@@ -206,7 +206,7 @@ def test_how_many_run_at_once_changes_nothing_but_rounding() -> None:
 
 def test_every_training_draws_its_own_samples_and_noise() -> None:
     checkpoint, examples = private().checkpoint(), rows(*images(20))
-    one, two = (OnnxTrainer(private()).train(checkpoint, examples, PLAN, seed=b"same") for _ in range(2))
+    one, two = (BundleTrainer(private()).train(checkpoint, examples, PLAN, seed=b"same") for _ in range(2))
     deviation = PRIVACY.noise_multiplier * PRIVACY.clip_norm / PRIVACY.lot_size * PLAN.learning_rate
     # The difference of two noises of eight steps each; gradients only add to it.
     assert float((one.update - two.update).std()) > 0.8 * deviation * np.sqrt(2 * STEPS)
@@ -220,11 +220,11 @@ def test_a_sample_may_be_empty() -> None:
     sizes = [len(sample) for sample in open_steps(artifact, entropy=known_entropy()).samples(plan, 2, b"")]
     assert len(sizes) == 80
     assert sizes.count(0) > 5
-    result = OnnxTrainer(artifact, entropy=known_entropy()).train(artifact.checkpoint(), examples, plan, seed=b"")
+    result = BundleTrainer(artifact, entropy=known_entropy()).train(artifact.checkpoint(), examples, plan, seed=b"")
     assert result.steps == 80
     assert np.isfinite(result.update).all()
     assert 0 < result.loss < 10
-    nothing = OnnxTrainer(artifact, entropy=lambda count: b"\7" * count)
+    nothing = BundleTrainer(artifact, entropy=lambda count: b"\7" * count)
     first = open_steps(artifact, entropy=lambda count: b"\7" * count).samples(replace(plan, max_steps=1), 2, b"")
     if not len(next(first)):
         assert nothing.train(artifact.checkpoint(), examples, replace(plan, max_steps=1), seed=b"").loss == 0.0
@@ -232,7 +232,7 @@ def test_a_sample_may_be_empty() -> None:
 
 def test_steps_are_capped_and_a_sample_of_all_needs_no_chance() -> None:
     few = rows(*images(3))
-    result = OnnxTrainer(private()).train(private().checkpoint(), few, replace(PLAN, max_steps=1), seed=b"")
+    result = BundleTrainer(private()).train(private().checkpoint(), few, replace(PLAN, max_steps=1), seed=b"")
     assert (result.steps, result.examples) == (1, 3)
 
 
@@ -293,7 +293,7 @@ def test_other_settings_go_together_with_privacy(extra: dict[str, Any]) -> None:
     artifact = exported(model, torch.randn(8, 12), labels(8), optimizer="adam:max_gradient_norm=1", **settings)
     x, plan, checkpoint = torch.randn(9, 12), replace(PLAN, proximal=0.1), artifact.checkpoint()
     one, *others = (
-        OnnxTrainer(artifact, runtime, entropy=known_entropy())
+        BundleTrainer(artifact, runtime, entropy=known_entropy())
         .train(checkpoint, rows(x, labels(9)), plan, seed=b"", correction=np.ones_like(checkpoint))
         .update
         for runtime in get_args(Runtime)
@@ -401,7 +401,7 @@ def test_labels_to_ignore_are_taken_only_where_they_tie_no_examples_together() -
     x, y = images(4)
     y[1] = -100
     with pytest.raises(TrainingError, match="labels must lie in"):
-        OnnxTrainer(private()).train(private().checkpoint(), rows(x, y), PLAN, seed=b"")
+        BundleTrainer(private()).train(private().checkpoint(), rows(x, y), PLAN, seed=b"")
 
     def of_rows(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         losses = F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none")

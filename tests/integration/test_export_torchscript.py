@@ -14,9 +14,9 @@ from torch import nn
 
 from edge_sdk.errors import ArtifactError, ExportError
 from edge_sdk.inference.installed import InstalledModels
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import Runtime
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.plan import TrainingPlan
 from exporters.examples import zoo
@@ -36,7 +36,7 @@ def test_two_devices_with_different_runtimes_make_the_same_update() -> None:
     x, y = images(40)
     plan = TrainingPlan(epochs=2, batch_size=8, learning_rate=0.05)
     updates = [
-        OnnxTrainer(artifact, runtime).train(artifact.checkpoint(), {"x": x, "y": y}, plan, seed=bytes(32)).update
+        BundleTrainer(artifact, runtime).train(artifact.checkpoint(), {"x": x, "y": y}, plan, seed=bytes(32)).update
         for runtime in BOTH
     ]
     assert np.abs(updates[0]).max() > 1e-3
@@ -64,10 +64,10 @@ def test_dropout_and_what_is_frozen_in_8_bits_train_as_torchscript(settings: dic
     artifact = exported(model, x, y, formats=BOTH, **settings)
     plan = TrainingPlan(epochs=3, batch_size=8, learning_rate=0.1)
     start, examples = artifact.checkpoint(), {"x": x.numpy(), "y": y.numpy()}
-    one, two = (OnnxTrainer(artifact, runtime).train(start, examples, plan, seed=b"s").update for runtime in BOTH)
+    one, two = (BundleTrainer(artifact, runtime).train(start, examples, plan, seed=b"s").update for runtime in BOTH)
     assert np.abs(one).max() > 1e-2
     assert np.abs(one - two).max() < 1e-6
-    again = OnnxTrainer(artifact, "torchscript").train(start, examples, plan, seed=b"t").update
+    again = BundleTrainer(artifact, "torchscript").train(start, examples, plan, seed=b"t").update
     assert np.abs(one - again).max() > 1e-3, "the seed decides about masks"
 
 

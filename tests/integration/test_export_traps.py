@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_sdk.inference.predictor import Predictor
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from exporters.lowering import RULES, Lowered
 from exporters.record import record
@@ -48,7 +48,7 @@ def test_constants_near_zero_and_one_are_kept() -> None:
     np.testing.assert_allclose(nothing, np.full((1, 3), 1e-4 * 0.999991**20), rtol=3e-6, atol=0)
 
     start = artifact.checkpoint()
-    update = OnnxTrainer(artifact).train(start, {"x": x.numpy(), "y": y.numpy()}, PLAN, seed=b"order").update
+    update = BundleTrainer(artifact).train(start, {"x": x.numpy(), "y": y.numpy()}, PLAN, seed=b"order").update
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, PLAN.learning_rate, weight_decay=1e-5)
@@ -113,7 +113,7 @@ def test_tensors_without_dimensions_keep_none(optimizer: str) -> None:
     assert {tensor.shape for tensor in train.outputs if tensor.role == "loss"} == {()}
 
     start = artifact.checkpoint()
-    result = OnnxTrainer(artifact).train(start, {"x": x.numpy(), "y": y.numpy()}, PLAN, seed=b"order")
+    result = BundleTrainer(artifact).train(start, {"x": x.numpy(), "y": y.numpy()}, PLAN, seed=b"order")
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam

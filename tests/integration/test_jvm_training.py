@@ -23,9 +23,9 @@ from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.runtime.driver import mqtt, run_devices
 from edge_sdk.signing import public_key_to_pem
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.learner import LocalLearner
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration.exported import SIGNER, exported, images, labels, repacked, small, small_net
 from tests.integration.jvm import Jvm, classpath
@@ -64,7 +64,7 @@ def test_two_hundred_steps_give_the_same_update(tmp_path: Path, settings: dict[s
     artifact = exported(small_net(), torch.randn(8, 1, 8, 8), labels(8), name="small", **settings)
     x, y = images(50)
     plan = TrainingPlan(epochs=100, batch_size=8, learning_rate=0.002, max_steps=200, proximal=proximal)
-    expected = OnnxTrainer(artifact).train(artifact.checkpoint(), {"x": x, "y": y}, plan, seed=b"the seed")
+    expected = BundleTrainer(artifact).train(artifact.checkpoint(), {"x": x, "y": y}, plan, seed=b"the seed")
     said, out = trained_in_kotlin(tmp_path, artifact, {"x": x, "y": y}, plan, "the seed")
     assert [line.split(",")[0] for line in said[1:]] == ["trained 200 steps"], said
     assert float(said[0].removeprefix("parity ")) <= 1.0
@@ -79,7 +79,7 @@ def test_dropout_and_running_statistics_follow_the_seed(tmp_path: Path) -> None:
     artifact = exported(model, torch.randn(8, 1, 8, 8), labels(8))
     x, y = images(40)
     plan = TrainingPlan(epochs=4, batch_size=8, learning_rate=0.05)
-    expected = OnnxTrainer(artifact).train(artifact.checkpoint(), {"x": x, "y": y}, plan, seed=b"seed")
+    expected = BundleTrainer(artifact).train(artifact.checkpoint(), {"x": x, "y": y}, plan, seed=b"seed")
     said, out = trained_in_kotlin(tmp_path, artifact, {"x": x, "y": y}, plan, "seed")
     assert len(said) == 2, said
     assert np.abs(np.frombuffer(out.read_bytes(), "<f4") - expected.update).max() <= 1e-4

@@ -16,10 +16,10 @@ from edge_sdk.errors import BudgetExceeded, ConfigError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.protocol.messages import Plan
 from edge_sdk.runtime.learner import Bundle, TrainingJob
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.graphs import open_graph
 from edge_sdk.training.learner import LocalLearner
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration.exported import SIGNER, images, rows, small
 from tests.unit.cohort import PLAN
@@ -82,7 +82,7 @@ def test_sessions_compute_on_as_many_threads_as_they_are_told(monkeypatch: pytes
 def test_two_threads_train_to_what_one_does(store: ExampleStore) -> None:
     plan = TrainingPlan(epochs=2, batch_size=4, learning_rate=0.1)
     one, two = (
-        OnnxTrainer(small(), threads=threads).train(small().checkpoint(), store.rows(), plan, seed=b"s").update
+        BundleTrainer(small(), threads=threads).train(small().checkpoint(), store.rows(), plan, seed=b"s").update
         for threads in (1, 2)
     )
     assert np.allclose(one, two, atol=1e-5)

@@ -14,9 +14,9 @@ import torch
 from edge_sdk.errors import ArtifactError, ExportError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.training.backends import BACKENDS
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import FormatSpec, Manifest, Runtime
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from tests.integration.exported import SIGNER, exported, labels, repacked, small, small_net
 
 
@@ -59,4 +59,4 @@ def test_a_runtime_older_than_the_bundle_needs_is_refused(monkeypatch: pytest.Mo
     artifact = repacked(with_litert, small(), **graphs)
     monkeypatch.setitem(BACKENDS, "litert", replace(BACKENDS["litert"], version=lambda: "2.2.9"))
     with pytest.raises(ArtifactError, match=r"the bundle needs LiteRT 2\.3\.0, this device has 2\.2\.9"):
-        OnnxTrainer(artifact, "litert")
+        BundleTrainer(artifact, "litert")

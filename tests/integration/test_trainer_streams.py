@@ -12,9 +12,9 @@ import torch
 
 from edge_sdk.clock import ManualClock
 from edge_sdk.errors import StoreError, TrainingError
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.plan import TrainingPlan
 from tests.integration.exported import exported, images, labels, rows, small, small_net
 
@@ -36,7 +36,7 @@ def _text(values: dict[str, float]) -> str:
 
 
 def test_stored_examples_train_as_those_in_memory(path: Path) -> None:
-    trainer, examples = OnnxTrainer(small()), rows(*images(30))
+    trainer, examples = BundleTrainer(small()), rows(*images(30))
     with ExampleStore.create_for(path, examples) as store:
         store.add_many(examples)
         stored, held = (
@@ -58,7 +58,7 @@ def test_private_training_streams_lots_larger_than_a_batch(path: Path) -> None:
     with ExampleStore.create_for(path, examples) as store:
         store.add_many(examples)
         stored, held = (
-            OnnxTrainer(artifact, entropy=known).train(artifact.checkpoint(), given, PLAN, seed=b"")
+            BundleTrainer(artifact, entropy=known).train(artifact.checkpoint(), given, PLAN, seed=b"")
             for given in (store.rows(), examples)
         )
     assert np.array_equal(stored.update, held.update)
@@ -67,7 +67,7 @@ def test_private_training_streams_lots_larger_than_a_batch(path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_store(path: Path) -> None:
     """A row of 264 bytes costs some tens in lists of rows and orders of them, and never itself."""
-    trainer, peaks = OnnxTrainer(small()), []
+    trainer, peaks = BundleTrainer(small()), []
     plan = TrainingPlan(epochs=1, batch_size=4, learning_rate=0.1, max_steps=5)
     x, y = images(1000)
     few, many = 2_000, 20_000
@@ -87,7 +87,7 @@ def test_memory_does_not_grow_with_the_store(path: Path) -> None:
 
 def test_rows_that_go_meanwhile_do_not_train(path: Path) -> None:
     """The app adds to a full store: what is driven out is left out of its batch, a batch of none is no step."""
-    trainer, (x, y) = OnnxTrainer(small()), images(40)
+    trainer, (x, y) = BundleTrainer(small()), images(40)
     with ExampleStore.create_for(path, rows(x, y), max_rows=20) as store:
         store.add_many(rows(x[:20], y[:20]))
         listed = store.rows()
@@ -102,7 +102,7 @@ def test_rows_that_go_meanwhile_do_not_train(path: Path) -> None:
 
 
 def test_examples_that_get_too_old_in_the_middle_do_not_train(path: Path) -> None:
-    trainer, clock = OnnxTrainer(small()), ManualClock(1e9)
+    trainer, clock = BundleTrainer(small()), ManualClock(1e9)
     with ExampleStore.create_for(path, rows(*images(20)), ttl_days=1, clock=clock) as store:
         store.add_many(rows(*images(20)))
         asked = 0
@@ -119,7 +119,7 @@ def test_examples_that_get_too_old_in_the_middle_do_not_train(path: Path) -> Non
 
 
 def test_erasing_ends_a_training(path: Path) -> None:
-    trainer = OnnxTrainer(small())
+    trainer = BundleTrainer(small())
     with ExampleStore.create_for(path, rows(*images(20))) as store:
         store.add_many(rows(*images(20)))
         asked = 0
@@ -137,7 +137,7 @@ def test_erasing_ends_a_training(path: Path) -> None:
 
 def test_stored_examples_of_other_fields_are_refused_before_a_step(path: Path) -> None:
     x, y = images(8)
-    trainer = OnnxTrainer(small())
+    trainer = BundleTrainer(small())
     with ExampleStore.create_for(path, rows(x.astype(np.float64), y)) as store:
         with pytest.raises(TrainingError, match="there are no examples"):
             trainer.train(small().checkpoint(), store.rows(), PLAN, seed=b"")

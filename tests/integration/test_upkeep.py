@@ -220,7 +220,7 @@ def test_an_installed_bundle_is_replayed_on_this_runtime(
     def other(artifact: Artifact) -> None:
         raise TrainingError("step 1: the loss differs")
 
-    monkeypatch.setattr(doctor, "OnnxTrainer", other)
+    monkeypatch.setattr(doctor, "BundleTrainer", other)
     code, said = edge("doctor", "--home", home)
     assert code == 1
     assert "FAIL version 3 of digits predicts, but training computes other values here" in lines_of(said)["model"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sdk.training.onnx_trainer import OnnxTrainer
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.plan import TrainingPlan
 from exporters.examples.zoo import ZOO
 from tests.integration.exported import exported, rows, trained_eagerly
@@ -26,7 +26,7 @@ def test_a_model_of_the_zoo_trains_as_in_pytorch(name: str) -> None:
     assert artifact.manifest.format("onnx").replay.worst < 0.5
     plan = TrainingPlan(epochs=4, batch_size=8, learning_rate=artifact.manifest.optimizer.default_learning_rate)
     checkpoint, examples = artifact.checkpoint(), rows(x, y)
-    result = OnnxTrainer(artifact).train(checkpoint, examples, plan, seed=b"order")
+    result = BundleTrainer(artifact).train(checkpoint, examples, plan, seed=b"order")
 
     _, losses = trained_eagerly(
         spec.model,

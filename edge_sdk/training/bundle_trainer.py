@@ -1,4 +1,4 @@
-"""Local training on stock ONNX Runtime: a loop around the steps of a bundle's graphs."""
+"""Local training on any runtime: a loop around the steps of a bundle's graphs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edge_sdk.training.steps import open_steps
 from edge_sdk.training.trainer import Examples, Places, Rows, TrainingInterrupted, checked
 
 
-class OnnxTrainer:
+class BundleTrainer:
     """Trains the model of a verified bundle; implements the `Trainer` port.
 
     Making one checks that this runtime reproduces the bundle's certified steps, once per bundle and process.

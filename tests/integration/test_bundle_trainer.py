@@ -11,10 +11,10 @@ import pytest
 
 from edge_sdk.errors import ArtifactError, TrainingError
 from edge_sdk.training.artifact import parse_artifact
+from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.graphs import open_graph
 from edge_sdk.training.manifest import Feedback, Manifest
-from edge_sdk.training.onnx_trainer import OnnxTrainer
 from edge_sdk.training.parity import replay_parity, require_parity
 from edge_sdk.training.plan import TrainingPlan
 from edge_sdk.training.trainer import Trainer, TrainingInterrupted
@@ -27,7 +27,7 @@ Rows = np.ndarray[Any, Any]
 
 def test_it_learns() -> None:
     artifact = small()
-    trainer: Trainer = OnnxTrainer(artifact)
+    trainer: Trainer = BundleTrainer(artifact)
     x, y = images(10)
     checkpoint = artifact.checkpoint()
     kept = checkpoint.copy()
@@ -44,14 +44,14 @@ def test_it_learns() -> None:
 
 
 def test_training_is_repeatable_and_follows_the_seed() -> None:
-    trainer, checkpoint, examples = OnnxTrainer(small()), small().checkpoint(), rows(*images(10))
+    trainer, checkpoint, examples = BundleTrainer(small()), small().checkpoint(), rows(*images(10))
     one, two, other = (trainer.train(checkpoint, examples, PLAN, seed=seed).update for seed in (b"a", b"a", b"b"))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
 
 
 def test_slots_start_anew_each_time() -> None:
-    trainer, checkpoint, examples = OnnxTrainer(small()), small().checkpoint(), rows(*images(10))
+    trainer, checkpoint, examples = BundleTrainer(small()), small().checkpoint(), rows(*images(10))
     first = trainer.train(checkpoint, examples, PLAN, seed=b"a").update
     trainer.train(checkpoint + first, examples, PLAN, seed=b"b")
     assert np.array_equal(trainer.train(checkpoint, examples, PLAN, seed=b"a").update, first)
@@ -59,7 +59,7 @@ def test_slots_start_anew_each_time() -> None:
 
 def test_max_steps_counts_the_examples_that_took_part() -> None:
     plan = TrainingPlan(epochs=9, batch_size=4, learning_rate=0.1, max_steps=2)
-    result = OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
+    result = BundleTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
     assert (result.steps, result.examples) == (2, 8)
 
 
@@ -71,13 +71,13 @@ def test_it_stops_when_asked() -> None:
         return len(asked) > 3
 
     with pytest.raises(TrainingInterrupted, match="stopped after 3 steps"):
-        OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), PLAN, seed=b"", should_stop=should_stop)
+        BundleTrainer(small()).train(small().checkpoint(), rows(*images(10)), PLAN, seed=b"", should_stop=should_stop)
 
 
 def test_divergence_is_an_error() -> None:
     plan = TrainingPlan(epochs=5, batch_size=4, learning_rate=1e30)
     with pytest.raises(TrainingError, match="training diverged") as caught:
-        OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
+        BundleTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
     assert "learning rate below 1e+30" in caught.value.hint
 
 
@@ -86,7 +86,7 @@ def test_an_update_that_is_not_finite_is_an_error() -> None:
     plan = TrainingPlan(epochs=1, batch_size=10, learning_rate=3e38)
     x, y = images(10)
     with pytest.raises(TrainingError, match="the update holds NaN or infinity"):
-        OnnxTrainer(small()).train(small().checkpoint(), rows(x * 1e3, y), plan, seed=b"")
+        BundleTrainer(small()).train(small().checkpoint(), rows(x * 1e3, y), plan, seed=b"")
 
 
 def _changed(rows: Rows, place: int, value: float) -> Rows:
@@ -113,7 +113,7 @@ def _changed(rows: Rows, place: int, value: float) -> Rows:
 def test_bad_examples_are_refused(spoil: Callable[[Rows, Rows], tuple[Rows, Rows]], words: str) -> None:
     examples = rows(*spoil(*images(10)))
     with pytest.raises(TrainingError, match=words) as caught:
-        OnnxTrainer(small()).train(small().checkpoint(), examples, PLAN, seed=b"")
+        BundleTrainer(small()).train(small().checkpoint(), examples, PLAN, seed=b"")
     assert caught.value.hint
     with pytest.raises(TrainingError, match=words):
         evaluate(small(), small().checkpoint(), examples)
@@ -121,7 +121,7 @@ def test_bad_examples_are_refused(spoil: Callable[[Rows, Rows], tuple[Rows, Rows
 
 def test_ignored_labels_are_allowed_and_count_for_nothing() -> None:
     x, y = images(10)
-    result = OnnxTrainer(small()).train(small().checkpoint(), rows(x, _changed(y, 5, -100)), PLAN, seed=b"")
+    result = BundleTrainer(small()).train(small().checkpoint(), rows(x, _changed(y, 5, -100)), PLAN, seed=b"")
     assert result.steps == 6
     kept = np.delete(np.arange(10), 5)
     every, some = evaluate(small(), small().checkpoint(), rows(x, _changed(y, 5, -100))), rows(x[kept], y[kept])
@@ -140,7 +140,7 @@ def test_ignored_labels_are_allowed_and_count_for_nothing() -> None:
 def test_bad_checkpoints_are_refused(spoil: Callable[[Rows], Rows], words: str) -> None:
     checkpoint = spoil(small().checkpoint())
     with pytest.raises(TrainingError, match=words):
-        OnnxTrainer(small()).train(checkpoint, rows(*images(10)), PLAN, seed=b"")
+        BundleTrainer(small()).train(checkpoint, rows(*images(10)), PLAN, seed=b"")
     with pytest.raises(TrainingError, match=words):
         evaluate(small(), checkpoint, rows(*images(10)))
 
@@ -148,12 +148,12 @@ def test_bad_checkpoints_are_refused(spoil: Callable[[Rows], Rows], words: str) 
 def test_a_batch_beyond_the_bundle_is_refused() -> None:
     plan = TrainingPlan(epochs=1, batch_size=2000, learning_rate=0.1)
     with pytest.raises(TrainingError, match="batches of 2000, this bundle's onnx graphs take up to 1024"):
-        OnnxTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
+        BundleTrainer(small()).train(small().checkpoint(), rows(*images(10)), plan, seed=b"")
 
 
 def test_rows_that_do_not_lie_together_are_taken() -> None:
     x, y = images(20)
-    trainer, checkpoint = OnnxTrainer(small()), small().checkpoint()
+    trainer, checkpoint = BundleTrainer(small()), small().checkpoint()
     apart = trainer.train(checkpoint, rows(x[::2], y[::2]), PLAN, seed=b"")
     together = trainer.train(checkpoint, rows(x[::2].copy(), y[::2].copy()), PLAN, seed=b"")
     assert np.array_equal(apart.update, together.update)
@@ -206,14 +206,14 @@ def test_a_runtime_that_computes_otherwise_is_refused(place: str) -> None:
         artifact = repacked(lambda manifest: manifest, parity=bytes(part))
     assert not replay_parity(artifact).ok
     with pytest.raises(TrainingError, match="computes other values than this bundle was certified with"):
-        OnnxTrainer(artifact)
+        BundleTrainer(artifact)
     with pytest.raises(TrainingError, match="computes other values"):
         require_parity(artifact)
 
 
 def test_nothing_runs_from_a_bundle_that_was_not_verified() -> None:
     unverified = replace(small(), verified=False)
-    for use in (OnnxTrainer, replay_parity, lambda a: evaluate(a, a.checkpoint(), rows(*images(4)))):
+    for use in (BundleTrainer, replay_parity, lambda a: evaluate(a, a.checkpoint(), rows(*images(4)))):
         with pytest.raises(ArtifactError, match="without checking its signature"):
             use(unverified)
 
@@ -223,18 +223,18 @@ def test_a_bundle_for_a_newer_runtime_is_refused() -> None:
         return replace(manifest, formats=(replace(manifest.format("onnx"), oldest="99.1"),))
 
     with pytest.raises(ArtifactError, match=r"needs ONNX Runtime 99\.1, this device has") as caught:
-        OnnxTrainer(repacked(newer))
+        BundleTrainer(repacked(newer))
     assert "onnxruntime>=99.1" in caught.value.hint
 
 
 def test_a_graph_that_is_none_is_refused() -> None:
     with pytest.raises(ArtifactError, match="cannot load the train graph"):
-        OnnxTrainer(repacked(lambda manifest: manifest, **{"train.onnx": b"not ONNX"}))
+        BundleTrainer(repacked(lambda manifest: manifest, **{"train.onnx": b"not ONNX"}))
 
 
 def test_a_graph_that_is_not_the_manifests_is_refused() -> None:
     with pytest.raises(ArtifactError, match="not those of the manifest"):
-        OnnxTrainer(repacked(lambda manifest: manifest, **{"train.onnx": small().part("infer.onnx")}))
+        BundleTrainer(repacked(lambda manifest: manifest, **{"train.onnx": small().part("infer.onnx")}))
 
 
 def test_feedback_goes_where_the_manifest_says() -> None:
