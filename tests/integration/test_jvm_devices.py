@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coordinator.registrar.authority import issue_identity
 from coordinator.rounds.outbox import live
 from coordinator.rounds.states import Unmasking
 from coordinator.secagg.work import Workers
 from coordinator.service import release as releasing
-from coordinator.service.broker import RunningBroker, start_broker
+from coordinator.service.broker import BrokerTls, RunningBroker, start_broker
 from coordinator.service.driver import serve
 from coordinator.service.tasks import list_rounds
-from edge_sdk.credentials import save_identity
+from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, save_identity
 from edge_sdk.protocol.messages import Consistency
+from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.driver import mqtt, run_devices
 from edge_sdk.secagg import client, modular
 from tests.integration.jvm import Jvm, classpath
@@ -136,6 +138,7 @@ def run(
     holds: dict[int, int | None],
     *,
     returns: bool = True,
+    tls: Path | None = None,
 ) -> list[Kotlin]:
     """Run until the task ended; the devices in `holds` are Kotlin's, the rest Python's."""
     dimension = made.config.dimension
@@ -146,7 +149,8 @@ def run(
 
     async def main() -> None:
         stop, coordinator = asyncio.Event(), made.make_coordinator()
-        server = asyncio.create_task(serve(coordinator, broker.url, "coordinator", stop=stop))
+        files = None if tls is None else TlsFiles(tls / CA_FILE, tls / CERTIFICATE_FILE, tls / KEY_FILE)
+        server = asyncio.create_task(serve(coordinator, broker.url, "coordinator", stop=stop, tls=files))
         devices = asyncio.create_task(run_devices(agents, mqtt(broker.url), stop=stop))
         end = time.monotonic() + LIMIT_S
         while not (coordinator.idle and all(device.ended for device in kotlin)):
@@ -174,13 +178,28 @@ def make_world(folder: Path, devices: int, **options: Any) -> World:
 
 @pytest.mark.parametrize("consistency", Consistency)
 def test_one_round_of_both_languages(
-    tmp_path: Path, mosquitto: RunningBroker, monkeypatch: pytest.MonkeyPatch, consistency: Consistency
+    tmp_path: Path, broker: RunningBroker, monkeypatch: pytest.MonkeyPatch, consistency: Consistency
 ) -> None:
+    """amqtt speaks MQTT 3.1.1 only."""
     sums = Sums(monkeypatch)
     made = make_world(tmp_path, 6, rounds=2, min_reports=6, consistency=consistency)
-    run(made, mosquitto, sums, {4: None, 5: None})
+    run(made, broker, sums, {4: None, 5: None})
     assert [(r.phase, r.reported) for r in list_rounds(made.database, "task")] == [("committed", 6)] * 2
     assert sums.compared == [6, 6]
+
+
+def test_kotlin_devices_come_in_by_their_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = Sums(monkeypatch)
+    made = make_world(tmp_path, 3, min_reports=3)
+    authority, now = world.authority(), world.START
+    save_identity(tmp_path / "coordinator", world.identity("coordinator", "coordinator"))
+    hosts = ("127.0.0.1", "localhost")
+    issued = issue_identity(authority, identity_id="broker", role="broker", now=now, hosts=hosts)
+    save_identity(tmp_path / "broker", issued)
+    ca, certificate, key = (tmp_path / "broker" / name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE))
+    with start_broker(tmp_path / "run", kind="mosquitto", tls=BrokerTls(ca, certificate, key, None)) as broker:
+        run(made, broker, sums, {0: None, 1: None, 2: None}, tls=tmp_path / "coordinator")
+    assert sums.compared == [3]
 
 
 def test_a_kotlin_device_that_goes_before_its_input_is_left_out_of_the_sum(

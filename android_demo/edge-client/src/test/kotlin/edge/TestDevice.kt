@@ -13,6 +13,7 @@ import edge.runtime.DeviceStore
 import edge.runtime.Driver
 import edge.runtime.Learner
 import edge.runtime.MqttTransport
+import edge.runtime.Tls
 import edge.runtime.TrainingJob
 import edge.runtime.Transport
 import edge.secagg.Suite
@@ -49,7 +50,9 @@ fun main(arguments: Array<String>) {
         onEvent = { event -> if (event is Uploaded) say("masks ${plain(agent, store)}") else say("event $event") },
         log = { say("log $it") },
     )
-    val transport = HeldTransport(MqttTransport(BrokerUrl.parse(broker), identity.id, log = { say("log $it") }), arguments.getOrNull(3)?.toInt())
+    val url = BrokerUrl.parse(broker)
+    val mqtt = MqttTransport(url, identity.id, if (url.tls) Tls.socketFactory(identity) else null, log = { say("log $it") })
+    val transport = HeldTransport(mqtt, arguments.getOrNull(3)?.toInt())
     Driver(agent, KnownLearner(update), transport, now).run { agent.isDone }
     say("done ${agent.installedVersion}")
 }
