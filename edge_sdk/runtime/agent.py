@@ -729,13 +729,15 @@ class DeviceAgent:
         """Populations whose round the device could join; the one it offered itself to longest ago comes first."""
         if not isinstance(self._state, session.Waiting):
             return []
-        found = [m for m in self.memberships.values() if m.is_asked(self.policy)]
+        found = [m for m in self.memberships.values() if m.is_asked]
         return sorted(found, key=lambda m: m.offered_at)
 
     def _hindrance(self, membership: Membership) -> str:
         """What the device lacks for any round; empty where nothing."""
         if not self._consented:
             return NO_CONSENT
+        if self.policy.tasks and membership.task not in self.policy.tasks:
+            return f"task {membership.task!r} is not among those allowed"
         if membership.learner.example_count < self.policy.min_examples:
             return "too few examples"
         if membership.announcement is not None and membership.needs is not None:

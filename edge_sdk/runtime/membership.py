@@ -13,7 +13,6 @@ from edge_sdk.errors import RemoteProtocolError
 from edge_sdk.events import Deferred, Event, Installed
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.messages import NO_ROUND, Announcement, BlobRef, Digest, Plan, RoundId, TaskState
-from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.learner import Bundle, Learner
 
@@ -100,7 +99,8 @@ class Membership:
         found = self.announcement
         return found is not None and (found.rid, found.task) == (rid, task)
 
-    def is_asked(self, policy: DevicePolicy) -> bool:
+    @property
+    def is_asked(self) -> bool:
         """Whether there is a round to offer itself to, and nothing about the moment is against it."""
         found = self.announcement
         return (
@@ -110,7 +110,6 @@ class Membership:
             and not self.checked_in
             and not self.left
             and not self.objections
-            and (not policy.tasks or found.task in policy.tasks)
         )
 
     @property

@@ -13,6 +13,7 @@ import pytest
 
 from coordinator.registrar.authority import DAY_S, create_authority, issue_identity
 from edge_sdk.errors import ArtifactError, IdentityError, LocalProtocolError, StoreError, TrainingError
+from edge_sdk.events import Deferred
 from edge_sdk.identity import Identity
 from edge_sdk.protocol import chunks, codec, topics
 from edge_sdk.protocol.limits import CONTROL_FRAME_MAX_BYTES, GIB, LARGE_FRAME_MAX_BYTES
@@ -252,6 +253,9 @@ def test_tasks_that_are_not_allowed_are_not_even_asked_for() -> None:
     with fresh_folder() as folder:
         held = Post(folder, policy=DevicePolicy(min_reports=2, tasks=frozenset({"other"})))
         assert held.announce() == []
+        (told,) = held.events
+        assert isinstance(told, Deferred)
+        assert told.reason == "task 'task' is not among those allowed"
         assert one(held.tell(make_plan()), Decline).reason is DeclineReason.TASK_NOT_ALLOWED
         held.store.close()
 
