@@ -1,6 +1,6 @@
 """What a device pays: size on disk, start-up, an idle hour, memory and time of training, bytes of a round.
 
-    python -m benchmarks.device [--only install,import,idle,training,budget,bytes] [--sizes 100k,1M,10M]
+    python -m benchmarks.device [--only install,idle,training,budget,round,bytes] [--sizes 100k,1M,10M]
     python -m benchmarks.device --flower              # makes an environment with flwr and torch, and measures it too
     python -m benchmarks.device --flower-python PATH  # the same with one that is there
 
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import itertools
 import json
 import math
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -24,20 +26,21 @@ import tempfile
 import time
 import venv
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-PARTS = ("install", "import", "idle", "training", "budget", "bytes")
+PARTS = ("install", "idle", "training", "budget", "round", "bytes")
 HIDDEN = {"100k": (128,), "1M": (1_256,), "10M": (2_790, 2_790)}
 FEATURES, CLASSES, BATCH, STEPS = 784, 10, 32, 20
 IDLE_S = 60
 RUNS = 3
 BUDGET = 0.25
 COHORT, ROUNDS = 20, 3
+FEW = 4
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Sums what belongs to the named distributions and all that they need. Evaluates markers as pip would.
@@ -136,13 +139,15 @@ def main() -> None:
             flower = _environment(work / "flower", ["flwr", "torch"])
         if "install" in parts:
             install(work, flower)
-        tasks = [_prepare(work / size, size) for size in sizes if {"import", "idle", "training", "budget"} & set(parts)]
-        if tasks and {"import", "training"} & set(parts):
+        tasks = [_prepare(work / size, size) for size in sizes if {"idle", "training", "budget"} & set(parts)]
+        if tasks and "training" in parts:
             training(tasks, flower)
         if tasks and "idle" in parts:
             idle(tasks[0], flower, work)
         if tasks and "budget" in parts:
             budget(tasks, flower)
+        if "round" in parts:
+            whole_round(sizes, work)
         if "bytes" in parts:
             transfer(sizes, work)
 
@@ -337,6 +342,64 @@ def _proportional_mb(pid: int) -> float:
     """Resident memory of a process, pages that it shares with others divided among them."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(text.split("\nPss:")[1].split()[0]) / 1024
+
+
+# ---- a whole round
+
+
+def whole_round(sizes: Sequence[str], work: Path) -> None:
+    """Devices as they run in the field: processes, through secure aggregation and noise, to the next model."""
+    from device_sim.fleet import FleetFolders, device_ids, make_authorities, make_devices
+    from edge_sdk.cli import main as edge
+
+    print(f"\na whole round of {FEW} device processes, secure aggregation and noise, {STEPS} steps of batch {BATCH}")
+    print("  parameters   peak MB of a device", flush=True)
+    for size in sizes:
+        folders, port = FleetFolders(work / f"round-{size}"), _free_port()
+        make_authorities(folders, time.time())
+        make_devices(folders, dict.fromkeys(device_ids(FEW), _examples()), time.time())
+        parameters = sum(value.numel() for value in _export(folders, size).parameters())
+        create = f"run create bench --home {folders.coordinator} --bundle {folders.bundle} --epsilon 8 --rounds 1"
+        create += f" --signer {folders.signer_public} --devices {FEW} --min-reports {FEW - 1} --batch-size {BATCH}"
+        with redirect_stdout(io.StringIO()):
+            if edge([*create.split(), "--epochs", str(STEPS)]):
+                raise SystemExit("the run cannot be made")
+        program = [sys.executable, "-m", "edge_sdk.cli"]
+        serve = [*program, "coordinator", "serve", "--home", str(folders.coordinator), "--port", str(port)]
+        options = ["--broker", f"mqtt://127.0.0.1:{port}", "--population", "bench", "--min-reports", str(FEW - 1)]
+        options += ["--epsilon", "any", "--consent", "measuring", "--until-done"]
+        with _process([*serve, "--workers", "1"]), ExitStack() as stack:
+            devices = [
+                stack.enter_context(_device_process([*program, "device", "run", "--home", str(home), *options]))
+                for home in map(folders.device, device_ids(FEW))
+            ]
+            highest = dict.fromkeys(devices, 0.0)
+            while any(device.poll() is None for device in devices):
+                for device in devices:
+                    # Looked at again and again: what a process had at its end is gone with it.
+                    with suppress(OSError, IndexError):
+                        status = Path(f"/proc/{device.pid}/status").read_text()
+                        highest[device] = int(status.split("VmHWM:")[1].split()[0]) / 1024
+                time.sleep(0.03)
+            if any(device.returncode for device in devices):
+                raise SystemExit("a device failed")
+        print(f"  {parameters:10,d}{statistics.median(highest.values()):22.0f}", flush=True)
+
+
+@contextmanager
+def _device_process(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 # ---- bytes of a round
