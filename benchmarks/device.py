@@ -284,11 +284,12 @@ def budget(tasks: Sequence[Task], flower: str | None) -> None:
 def idle(task: Task, flower: str | None, work: Path) -> None:
     """A connected device to which nothing comes: one minute is measured, an hour is sixty of it."""
     from coordinator.service.broker import start_broker
+    from device_sim.fleet import EXAMPLES
 
     print(f"\nidle, connected; {IDLE_S} s measured, an hour is {3600 // IDLE_S} times that")
     with start_broker(work / "mqtt") as broker, ExitStack() as stack:
         command = [sys.executable, "-m", "edge_sdk.cli", "device", "run", "--home", str(task.home)]
-        command += ["--broker", str(broker.url), "--population", "bench", "--only-when", "charging,unmetered,idle"]
+        command += ["--broker", str(broker.url), "--population", EXAMPLES, "--only-when", "charging,unmetered,idle"]
         sides = {"edge-sdk": [stack.enter_context(_process(command))]}
         if flower is not None:
             scripts = Path(flower).parent
@@ -349,7 +350,7 @@ def _proportional_mb(pid: int) -> float:
 
 def whole_round(sizes: Sequence[str], work: Path) -> None:
     """Devices as they run in the field: processes, through secure aggregation and noise, to the next model."""
-    from device_sim.fleet import FleetFolders, device_ids, make_authorities, make_devices
+    from device_sim.fleet import EXAMPLES, FleetFolders, device_ids, make_authorities, make_devices
     from edge_sdk.cli import main as edge
 
     print(f"\na whole round of {FEW} device processes, secure aggregation and noise, {STEPS} steps of batch {BATCH}")
@@ -359,14 +360,14 @@ def whole_round(sizes: Sequence[str], work: Path) -> None:
         make_authorities(folders, time.time())
         make_devices(folders, dict.fromkeys(device_ids(FEW), _examples()), time.time())
         parameters = sum(value.numel() for value in _export(folders, size).parameters())
-        create = f"run create bench --home {folders.coordinator} --bundle {folders.bundle} --epsilon 8 --rounds 1"
+        create = f"run create {EXAMPLES} --home {folders.coordinator} --bundle {folders.bundle} --epsilon 8 --rounds 1"
         create += f" --signer {folders.signer_public} --devices {FEW} --min-reports {FEW - 1} --batch-size {BATCH}"
         with redirect_stdout(io.StringIO()):
             if edge([*create.split(), "--epochs", str(STEPS)]):
                 raise SystemExit("the run cannot be made")
         program = [sys.executable, "-m", "edge_sdk.cli"]
         serve = [*program, "coordinator", "serve", "--home", str(folders.coordinator), "--port", str(port)]
-        options = ["--broker", f"mqtt://127.0.0.1:{port}", "--population", "bench", "--min-reports", str(FEW - 1)]
+        options = ["--broker", f"mqtt://127.0.0.1:{port}", "--population", EXAMPLES, "--min-reports", str(FEW - 1)]
         options += ["--epsilon", "any", "--consent", "measuring", "--until-done"]
         with _process([*serve, "--workers", "1"]), ExitStack() as stack:
             devices = [

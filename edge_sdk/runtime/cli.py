@@ -185,21 +185,24 @@ def _status(arguments: argparse.Namespace) -> int:
     from edge_sdk.credentials import CERTIFICATE_FILE, load_certificate
     from edge_sdk.identity import certificate_id
     from edge_sdk.runtime.device_store import DeviceStore
+    from edge_sdk.runtime.enrolment import registrar_url
     from edge_sdk.runtime.home import DEVICE_FILE, IDENTITY_FOLDER
 
     home: Path = arguments.home
     # Only the name in it is wanted: an expired certificate must not keep the owner from the ledger.
-    device_id = certificate_id(load_certificate(home / IDENTITY_FOLDER / CERTIFICATE_FILE))
+    certificate = load_certificate(home / IDENTITY_FOLDER / CERTIFICATE_FILE)
+    device_id, url = certificate_id(certificate), registrar_url(home / IDENTITY_FOLDER)
+    until = f"{certificate.not_valid_after_utc:%Y-%m-%d}" + (f", renewed from {url}" if url else "")
     path = home / DEVICE_FILE
     if not path.is_file():
         print(f"device {device_id}: has never run; nothing left it")
         return 0
     with DeviceStore(path) as store:
-        _print_status(device_id, store)
+        _print_status(device_id, until, store)
     return 0
 
 
-def _print_status(device_id: str, store: DeviceStore) -> None:
+def _print_status(device_id: str, until: str, store: DeviceStore) -> None:
     from edge_sdk.clock import SystemClock
     from edge_sdk.privacy.subsampled import sampled_epsilon
     from edge_sdk.protocol.policy import DevicePolicy
@@ -212,6 +215,7 @@ def _print_status(device_id: str, store: DeviceStore) -> None:
     # One population is the rule, and then its name says nothing.
     words = versions.values() if len(versions) < 2 else (f"{version} of {name}" for name, version in versions.items())
     print(f"device {device_id}: model version {', '.join(words) or 'none'}")
+    print(f"  certificate until {until}")
     print(f"  {consent_line(consent)}")
     received, sent = store.traffic(int(SystemClock().now() // DAY_S))
     if received or sent:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
+import signal
 import socket
 import sqlite3
 import ssl
@@ -18,24 +20,39 @@ import torch
 from cryptography import x509
 
 from coordinator.registrar.authority import create_authority, issue_identity
+from coordinator.registrar.folder import issue_logged
 from coordinator.service.broker import BrokerTls, RunningBroker, start_broker
 from coordinator.service.driver import serve
 from coordinator.service.tasks import list_rounds
 from device_sim.fleet import FleetFolders, make_authorities, make_devices
 from edge_sdk.client import EdgeClient
 from edge_sdk.clock import ManualClock, SystemClock
-from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_public_key, save_identity
+from edge_sdk.credentials import (
+    CA_FILE,
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    NewFile,
+    certificate_files,
+    load_identity,
+    load_public_key,
+    private_key_file,
+    save_identity,
+    write_folder,
+)
 from edge_sdk.errors import ArtifactError, StoreError, TransportError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.runtime.broker_url import BrokerUrl, parse_broker_url
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.driver import Transport, mqtt, run_devices
+from edge_sdk.runtime.enrolment import REGISTRAR_FILE
 from edge_sdk.runtime.home import examples_file
+from edge_sdk.signing import new_private_key, public_key_to_pem
 from edge_sdk.training.artifact import read_artifact
 from exporters import export
-from tests.integration.commands import free_port
+from tests.integration.commands import Command, free_port
 from tests.integration.peers import Peer
 from tests.integration.test_broker_tls import revocation_list
+from tests.integration.test_registrar_server import Served
 from tests.simulation import world
 from tests.simulation.world import World
 
@@ -206,6 +223,56 @@ def test_a_broker_out_of_its_time_puts_this_machines_clock_in_doubt(tmp_path: Pa
         with pytest.raises(TransportError, match="or this machine's clock is wrong: it says 20") as caught:
             asyncio.run(scenario())
         assert "NTP" in caught.value.hint
+
+
+# ---- a certificate that runs out
+
+
+def test_a_running_device_process_renews_its_certificate_and_connects_with_it(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    try:
+        authority, home, key = served.authority, tmp_path / "device", new_private_key()
+        old = issue_logged(
+            served.folder,
+            authority,
+            key.public_key(),
+            identity_id="lamp",
+            role="device",
+            now=NOW - 80 * DAY_S,
+            lifetime_days=90,
+        )
+        where = NewFile(REGISTRAR_FILE, served.url.encode())
+        write_folder(
+            home / "identity", [private_key_file(KEY_FILE, key), *certificate_files(old, authority.certificate), where]
+        )
+        write_folder(tmp_path / "signer", [NewFile("signer.pub", public_key_to_pem(new_private_key().public_key()))])
+        shutil.copy(tmp_path / "signer" / "signer.pub", home / "signer.pub")
+        hosts = ("127.0.0.1", "localhost")
+        save_identity(
+            tmp_path / "broker",
+            issue_identity(authority, identity_id="broker", role="broker", now=NOW, hosts=hosts),
+        )
+        own, port = files(tmp_path / "broker"), free_port()
+        assert own.ca
+        assert own.certificate
+        assert own.key
+        tls = BrokerTls(own.ca, own.certificate, own.key)
+        options = ("--broker", f"mqtts://127.0.0.1:{port}", "--population", "digits", "--verbose")
+        with Command("device", "run", "--home", home, *options) as device:
+            # Before it connects: the key changes while nothing depends on it.
+            device.wait_for("lamp has a new certificate")
+            with start_broker(tmp_path / "first", kind="mosquitto", port=port, tls=tls):
+                device.wait_for("lamp is connected to")
+            device.wait_for("it keeps trying")
+            with start_broker(tmp_path / "second", kind="mosquitto", port=port, tls=tls):
+                device.wait_for("lamp is connected to")
+            device.send(signal.SIGTERM)
+            assert device.finish(30) == 0
+        renewed = load_identity(home / "identity", role="device", now=NOW)
+        assert renewed.not_after > NOW + 80 * DAY_S
+        assert renewed.private_key.public_key() != key.public_key()
+    finally:
+        served.close()
 
 
 # ---- the clock is set
