@@ -29,6 +29,7 @@ from edge_sdk.errors import StoreError
 from edge_sdk.sqlite_file import SqliteFile
 from edge_sdk.training.example_caps import Caps
 from edge_sdk.training.example_key import KEY_BYTES, SEAL_BYTES, KeyPlace, RowCipher, key_holder
+from edge_sdk.training.example_packing import Packing
 from edge_sdk.training.fields import Field, Schema, check_schema, in_words
 from edge_sdk.training.trainer import Places, Rows, everything
 
@@ -129,8 +130,7 @@ class ExampleStore:
         Raises:
             StoreError: it does not fit the schema, is not finite, or cannot be written.
         """
-        self._check_names(fields)
-        self.add_many({name: _one(value, self.schema[name])[np.newaxis] for name, value in fields.items()})
+        self.add_many(self._packing.one(fields))
 
     def add_many(self, rows: Rows) -> None:
         """Add examples, all or none; the oldest beyond the caps go.
@@ -141,7 +141,7 @@ class ExampleStore:
         Raises:
             StoreError: they do not fit the schema, are not finite, or cannot be written.
         """
-        packed = self._packed(rows)
+        packed = self._packing.pack(rows, self._cap)
         with self._file.transaction() as connection:
             cipher, at = self._current(connection), self._clock.now()
             last = self._last(connection)
@@ -240,13 +240,11 @@ class ExampleStore:
             for row, sealed in self._file.read(sql, *some, self._oldest):
                 plain[row] = self._opened(row, sealed, cipher)
         there = [row in plain for row in asked]
-        packed = np.frombuffer(b"".join(plain[row] for row in asked if row in plain), self._packing)
-        fields = {name: packed[name].astype(field.dtype) for name, field in self.schema.items()}
-        return np.array(there, np.bool_), fields
+        return np.array(there, np.bool_), self._packing.unpack(plain[row] for row in asked if row in plain)
 
     def _opened(self, row: int, sealed: bytes, cipher: RowCipher) -> bytes:
         opened = cipher.open(row, sealed)
-        if opened is None or len(opened) != self._packing.itemsize:
+        if opened is None or len(opened) != self._packing.size_bytes:
             raise StoreError(f"example {row} of {self.path} was damaged on the disk", hint=_DAMAGED)
         return opened
 
@@ -284,10 +282,8 @@ class ExampleStore:
                 f"{self.path} holds examples of {in_words(self.schema)}, not of {in_words(schema)}",
                 hint="use another file, or another name, for other examples",
             )
-        self._packing = np.dtype(
-            [(name, np.dtype(field.dtype).newbyteorder("<"), field.shape) for name, field in self.schema.items()]
-        )
-        self._cap = self.caps.rows_of(self._packing.itemsize + SEAL_BYTES)
+        self._packing = Packing(self.schema)
+        self._cap = self.caps.rows_of(self._packing.size_bytes + SEAL_BYTES)
         self._context = hashlib.sha256(found["schema"].encode()).digest()
         self._holder = key_holder("keyring" if found.get("key_place") == "keyring" else "file", self.path)
         found["caps"] = json.dumps(asdict(self.caps))
@@ -368,31 +364,6 @@ class ExampleStore:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._file.failed("read the schema of", error) from error
 
-    # ---- one example
-
-    def _check_names(self, fields: Mapping[str, Any]) -> None:
-        if set(fields) != set(self.schema):
-            raise StoreError(
-                f"an example has the fields {', '.join(self.schema)}; given are {', '.join(fields) or 'none'}",
-                hint="give every field by its name",
-            )
-
-    def _packed(self, rows: Rows) -> NDArray[Any]:
-        """Rows as they are sealed, all fields of one in one; no more of them than the store keeps."""
-        self._check_names(rows)
-        for name, field in self.schema.items():
-            _check_rows(name, rows[name], field)
-        if len({len(array) for array in rows.values()}) > 1:
-            counts = ", ".join(f"{len(rows[name])} of {name}" for name in self.schema)
-            raise StoreError(
-                f"the fields have different numbers of rows: {counts}", hint="give each example all fields"
-            )
-        kept = {name: array[-self._cap :] for name, array in rows.items()}
-        packed = np.empty(len(next(iter(kept.values()))), self._packing)
-        for name, array in kept.items():
-            packed[name] = array
-        return packed
-
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
@@ -426,21 +397,3 @@ def _is_held_out(row: int, share: float) -> bool:
         return False
     digest = hashlib.sha256(b"edge-sdk/held-out/1" + row.to_bytes(8, "little")).digest()
     return int.from_bytes(digest[:8], "little") < share * 2.0**64
-
-
-def _one(value: ArrayLike, field: Field) -> NDArray[Any]:
-    """One value of a field; single numbers are converted where nothing is lost in kind."""
-    array = np.asarray(value)
-    if field.shape == () == array.shape and np.can_cast(array.dtype, field.dtype, "same_kind"):
-        return array.astype(field.dtype)
-    return array
-
-
-def _check_rows(name: str, rows: NDArray[Any], field: Field) -> None:
-    if Field.of_rows(rows) != field:
-        raise StoreError(
-            f"{name} is {Field.of_rows(rows)} a row; the store holds {field}",
-            hint="convert the examples, or use another store",
-        )
-    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-        raise StoreError(f"{name} holds NaN or infinity", hint="leave such examples out")

@@ -13,7 +13,7 @@ import pytest
 
 from edge_sdk.errors import StoreError
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.fields import Field, Schema
+from edge_sdk.training.fields import Field, Schema, f32, i64, u8
 
 SCHEMA: Schema = {"x": Field("float32", (2, 3)), "y": Field("int64")}
 
@@ -91,6 +91,11 @@ def test_examples_of_another_kind_are_refused_and_none_is_kept(tmp_path: Path) -
             store.add_many({"x": x, "y": y.astype(np.float32)})
         with pytest.raises(StoreError, match="y is float64"):
             store.add(x=x[0], y=1.5)
+        with pytest.raises(StoreError, match="y is one value, not rows"):
+            store.add_many({"x": x, "y": y[0]})
+        ragged: Any = [[1], [2, 3]]
+        with pytest.raises(StoreError, match="x is no array of numbers"):
+            store.add_many({"x": ragged, "y": y})
         with pytest.raises(StoreError, match="different numbers of rows: 3 of x, 2 of y"):
             store.add_many({"x": x, "y": y[:2]})
         with pytest.raises(StoreError, match="has the fields x, y; given are x"):
@@ -168,3 +173,40 @@ def test_fields_of_any_names_and_types(tmp_path: Path) -> None:
 def test_impossible_schemas_are_refused(schema: Schema, words: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=words):
         ExampleStore(tmp_path / "examples.sqlite", schema)
+
+
+def test_plain_numbers_and_lists_take_the_fields_types(tmp_path: Path) -> None:
+    schema = {"x": f32(3), "pixels": u8(2), "level": Field("int8"), "y": i64()}
+    with ExampleStore(tmp_path / "examples.sqlite", schema) as store:
+        store.add(x=[0.1, 2, -3.5], pixels=[0, 255], level=-128, y=np.int32(7))
+        found = store.arrays()
+        assert np.array_equal(found["x"], np.array([[0.1, 2, -3.5]], np.float32))
+        assert {name: array.tolist() for name, array in found.items() if name != "x"} == {
+            "pixels": [[0, 255]],
+            "level": [-128],
+            "y": [7],
+        }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"level": 300}, "level holds 300 to 300, which int8 cannot"),
+        ({"pixels": [-1, 4]}, "pixels holds -1 to 4, which uint8 cannot"),
+        ({"x": [1e300, 0, 0]}, "x holds NaN or infinity"),
+        ({"x": [[1.0], [2.0, 3.0]]}, "x is no array of numbers"),
+        ({"x": "text"}, r"x is str\w*\[\] a row"),
+        ({"y": None}, r"y is object\[\] a row"),
+        ({"y": 1.5}, r"y is float64\[\] a row"),
+        ({"x": np.zeros(3)}, r"x is float64\[3\] a row"),
+        ({"x": [0.5, 0.5]}, r"x is float32\[2\] a row"),
+    ],
+)
+def test_values_that_a_field_cannot_hold_are_named(tmp_path: Path, wrong: dict[str, Any], words: str) -> None:
+    schema = {"x": f32(3), "pixels": u8(2), "level": Field("int8"), "y": i64()}
+    good: dict[str, Any] = {"x": [0, 0, 0], "pixels": [1, 2], "level": 1, "y": 1}
+    with ExampleStore(tmp_path / "examples.sqlite", schema) as store:
+        with pytest.raises(StoreError, match=words) as caught:
+            store.add(**good | wrong)
+        assert caught.value.hint
+        assert len(store) == 0
