@@ -156,6 +156,8 @@ class EdgeClient:
             load_identity(self._identity_folder, role="device", now=self._clock.now())  # says what is missing
         self._signer = load_public_key(Path(signer or self.home / SIGNER_FILE))
         self._events = EventStream(on_event)
+        with suppress(OSError):  # the store says what is wrong
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._store = DeviceStore(self.home / DEVICE_FILE)
         self.consent = Consent(self._store, self._clock, changed=self._wake)
         self.privacy = PrivacyAccount(self._store, self._policy)
@@ -197,24 +199,23 @@ class EdgeClient:
 
         Raises:
             ConfigError: the name cannot be one.
-            StoreError: the store cannot be opened, or holds other examples.
+            StoreError: the store cannot be opened, holds other examples, or is open already with other caps.
         """
         require_name(name, "examples")
+        asked = {"max_rows": max_rows, "max_bytes": max_bytes, "ttl_days": ttl_days, "holdout": holdout}
+        caps = {cap: value for cap, value in asked.items() if value is not None}
         store = self._examples.get(name)
         if store is None:
-            store = ExampleStore(
-                examples_file(self.home, name),
-                fields or None,
-                max_rows=max_rows,
-                max_bytes=max_bytes,
-                ttl_days=ttl_days,
-                holdout=holdout,
-                key=key,
-                clock=self._clock,
-            )
+            path = examples_file(self.home, name)
+            store = ExampleStore(path, fields or None, key=key, clock=self._clock, **caps)  # type: ignore[arg-type]
             self._examples[name] = store
         elif fields and dict(fields) != store.schema:
             raise StoreError(f"the examples {name!r} are open already, with other fields", hint="use another name")
+        elif any(getattr(store.caps, cap) != value for cap, value in caps.items()):
+            raise StoreError(
+                f"the examples {name!r} are open already, with {store.caps}",
+                hint="give caps where they are opened first",
+            )
         return store
 
     def join(
@@ -283,8 +284,9 @@ class EdgeClient:
         return self._events.read()
 
     def is_complete(self, name: str, /) -> bool:
-        """Whether a population's task is over and its last model serves here; False before the client ran."""
-        return self._agent is not None and self._agent.memberships[name].is_complete
+        """Whether a joined population's task is over and its last model serves here; False before the client ran."""
+        membership = self._agent.memberships.get(name) if self._agent is not None else None
+        return membership is not None and membership.is_complete
 
     @property
     def device_id(self) -> str:
@@ -331,12 +333,16 @@ class EdgeClient:
         self._thread.start()
 
     def stop(self) -> None:
-        """End `run` or `start`, from any other thread; an open round is taken up again by the next one.
+        """End `run` or `start`; an open round is taken up again by the next one.
+
+        It waits for the end of what `start` began, unless it is called from there, by a callback.
 
         Raises:
             EdgeError: why what `start` began had ended by itself.
         """
         self._stop()
+        if self._thread is threading.current_thread():
+            return
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()

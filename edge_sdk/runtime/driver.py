@@ -167,7 +167,7 @@ class DeviceLoop:
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, self._tick_all)
 
     def _tick_all(self) -> None:
-        self._asked_at = -math.inf
+        self._asked_at = self._spared_at = -math.inf
         for agent in self._agents:
             self._send(agent, agent.tick(self._clock.now()))
 

@@ -69,6 +69,9 @@ def test_examples_are_collected_by_name(home: Path) -> None:
         assert edge.examples("taps") is taps
         with pytest.raises(StoreError, match="other fields"):
             edge.examples("taps", x=f32(2))
+        assert edge.examples("taps", max_rows=2) is taps
+        with pytest.raises(StoreError, match="max_rows=2"):
+            edge.examples("taps", max_rows=3)
     with EdgeClient(home) as edge:
         assert edge.examples("taps").arrays()["y"].tolist() == [1, 2]
         assert len(edge.examples("digits")) == 4
@@ -168,6 +171,31 @@ def test_it_starts_once_and_stops_and_starts_again(home: Path) -> None:
                 edge.join("other")
             edge.stop()
         edge.stop()
+
+
+def test_a_callback_may_stop_what_calls_it(home: Path) -> None:
+    def stop(event: Event) -> None:
+        stopped.append(event)
+        edge.stop()
+
+    stopped: list[Event] = []
+    edge = EdgeClient(home, NOWHERE, on_event=stop)
+    edge.join("keyboard", examples=edge.examples("digits"))
+    with edge:
+        edge.start()
+        thread = edge._thread
+        assert thread is not None
+        while (carrying := edge._carrying) is None:
+            pass
+        carrying.loop.call_soon_threadsafe(edge._events.emit, Deferred("keyboard", 1.0, "a reason"))
+        thread.join()
+    assert stopped == [Deferred("keyboard", 1.0, "a reason")]
+
+
+def test_a_folder_that_it_makes_is_its_owners_only(tmp_path: Path, folders: FleetFolders) -> None:
+    with EdgeClient(tmp_path / "new" / "edge", enrol_token="t", signer=folders.signer_public) as edge:  # noqa: S106
+        assert edge.home.stat().st_mode & 0o077 == 0
+        assert not edge.is_complete("keyboard")
 
 
 def test_a_second_one_in_the_same_folder_is_told(home: Path) -> None:
