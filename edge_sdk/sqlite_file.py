@@ -59,6 +59,14 @@ class SqliteFile:
         with self._lock:
             self.connection.close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether another thread is in a transaction, which may take a while."""
+        free = self._lock.acquire(blocking=False)
+        if free:
+            self._lock.release()
+        return not free
+
     def fact(self, key: str) -> str | None:
         """A small fact of the file, or None.
 

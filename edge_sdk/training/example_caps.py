@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -48,6 +49,16 @@ class Caps:
     def ttl_s(self) -> float:
         """The age cap, seconds."""
         return self.ttl_days * 86_400.0
+
+    def holds_out(self, row: int) -> bool:
+        """Whether a new row of that number is for evaluation.
+
+        By the number alone, so that it can be told again; rows added one after another do not go together.
+        """
+        if self.holdout == 0:
+            return False
+        digest = hashlib.sha256(b"edge-sdk/held-out/1" + row.to_bytes(8, "little")).digest()
+        return int.from_bytes(digest[:8], "little") < self.holdout * 2.0**64
 
     def rows_of(self, sealed_bytes: int) -> int:
         """How many rows of so many sealed bytes each the store keeps.

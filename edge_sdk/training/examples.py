@@ -41,6 +41,7 @@ _FORGET_EVERY_S: Final = 3_600.0
 """How often the log of writes is cleared of rows that went, which costs a sync."""
 _AT_ONCE: Final = 500
 """Rows asked for in one query."""
+_NEVER: Final = (-1, -1)
 
 _DAMAGED: Final = (
     "the file is damaged: move it away to begin anew, or restore it with its key from a backup; nothing was changed"
@@ -91,7 +92,7 @@ class ExampleStore:
         self._clock = clock or SystemClock()
         self._cipher: RowCipher | None = None
         self._forgotten_at = -math.inf
-        self._counted = _Counted()
+        self._counted = _Counted(_NEVER)
         asked = {"max_rows": max_rows, "max_bytes": max_bytes, "ttl_days": ttl_days, "holdout": holdout}
         given = {name: value for name, value in asked.items() if value is not None}
         Caps(**given)  # type: ignore[arg-type]  # refused before a file is made
@@ -152,7 +153,7 @@ class ExampleStore:
             connection.executemany(
                 "INSERT INTO examples VALUES (?, ?, ?, ?)",
                 (
-                    (row, at, _is_held_out(row, self.caps.holdout), cipher.seal(row, plain.tobytes()))
+                    (row, at, self.caps.holds_out(row), cipher.seal(row, plain.tobytes()))
                     for row, plain in enumerate(packed, last + 1)
                 ),
             )
@@ -191,14 +192,19 @@ class ExampleStore:
     # ---- reading
 
     def count(self, *, held_out: bool | None = None) -> int:
-        """How many rows there are: those to train on, those held out, or None for all. Costs next to nothing."""
+        """How many rows there are: those to train on, those held out, or None for all.
+
+        Costs next to nothing, since the agent asks all the time: what was counted last holds until anything is written,
+        and while another thread writes.
+        """
+        if self._file.busy and self._counted.seen != _NEVER:
+            return self._counted.of(held_out)
         if self._clock.now() >= self._counted.until:
             try:
                 self.expire()
             except StoreError as error:
                 log.warning("%s; expired examples stay on the disk, unused", error)
-        found = self._count()
-        return sum(found.parts) if held_out is None else found.parts[held_out]
+        return self._count().of(held_out)
 
     def rows(self, *, held_out: bool | None = None, newest: int | None = None) -> StoredRows:
         """The rows there are now, oldest first, none of them in memory.
@@ -386,14 +392,9 @@ class StoredRows:
 class _Counted:
     """Rows to train on and held out, when the file was last seen to change, and until when none gets too old."""
 
-    seen: tuple[int, int] = (-1, -1)
+    seen: tuple[int, int]
     parts: tuple[int, int] = (0, 0)
     until: float = math.inf
 
-
-def _is_held_out(row: int, share: float) -> bool:
-    """By the row's number alone, so that it can be told again; rows added one after another do not go together."""
-    if share == 0:
-        return False
-    digest = hashlib.sha256(b"edge-sdk/held-out/1" + row.to_bytes(8, "little")).digest()
-    return int.from_bytes(digest[:8], "little") < share * 2.0**64
+    def of(self, held_out: bool | None) -> int:
+        return sum(self.parts) if held_out is None else self.parts[held_out]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,15 @@ import pytest
 from coordinator.analytics.model import model_parts, references
 from coordinator.analytics.results import read_estimates
 from coordinator.service.tasks import encoding_for
+from edge_sdk.analytics.analyst import Analyst
+from edge_sdk.analytics.answer import answer_evaluation
 from edge_sdk.analytics.query import Query, Reference, parse_query, query_text, sign_query
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.evaluation import evaluate
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.learner import LocalLearner
+from edge_sdk.training.trainer import everything
 from tests.integration.exported import SIGNER, images, small
 from tests.simulation.world import World, task_config
 
@@ -87,6 +91,23 @@ def test_a_model_is_evaluated_where_the_examples_are(folder: Path) -> None:
     assert accuracy.value == pytest.approx(expected.accuracy, abs=5 * accuracy.stddev)
     assert examples.value == pytest.approx(DEVICES * ROWS, abs=5 * examples.stddev)
     assert (loss.stddev < 0.1, accuracy.stddev < 0.01, examples.stddev < 4) == (True, True, True)
+
+
+def test_a_model_is_evaluated_on_what_was_held_out(folder: Path) -> None:
+    """Where anything is: what was trained on tells little."""
+    parts = model_parts(small())
+    query = replace(parse_query("evaluate:high=10,max_rows=1000"), model=references(parts))
+    contents = {hashlib.sha256(part).digest(): part for part in parts}
+    with ExampleStore.create_for(folder / "examples.sqlite", {"x": X, "y": Y}, holdout=0.3) as store:
+        store.add_many({"x": X, "y": Y})
+        held = everything(store.rows(held_out=True))
+        told = Analyst(SIGNER.public_key(), store, allowed=True).answer(
+            sign_query(query, SIGNER), lambda part: contents[part.sha256]
+        )
+    expected = evaluate(small(), small().checkpoint(), held)
+    assert 0 < expected.examples < len(X) / 2
+    known = answer_evaluation(query, expected.loss, expected.accuracy, expected.examples)
+    assert np.allclose(np.frombuffer(told, "<f4"), known, atol=1e-6)
 
 
 @pytest.mark.parametrize(

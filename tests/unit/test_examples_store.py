@@ -136,6 +136,21 @@ def test_threads_may_add_at_once(tmp_path: Path) -> None:
         assert len(store) == 160
 
 
+def test_a_long_write_keeps_nobody_from_counting(tmp_path: Path) -> None:
+    """The agent asks in its loop, which must turn."""
+    with ExampleStore(tmp_path / "examples.sqlite", SCHEMA) as store:
+        store.add_many(rows(3))
+        assert len(store) == 3
+        found: list[int] = []
+        with store._file.transaction():
+            asking = threading.Thread(target=lambda: found.append(len(store)))
+            asking.start()
+            asking.join(60)
+            assert found == [3]
+        store.add_many(rows(1))
+        assert len(store) == 4
+
+
 def test_fields_of_any_names_and_types(tmp_path: Path) -> None:
     path = tmp_path / "examples.sqlite"
     schema = {
