@@ -40,6 +40,7 @@ class SqliteFile:
         self._what = what
         self._if_damaged = if_damaged
         self._lock = threading.RLock()
+        self._durable: bool | None = None  # how the connection syncs now
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600, exist_ok=True)
@@ -123,7 +124,9 @@ class SqliteFile:
         # A transaction is one thread's at a time.
         with self._lock:
             try:
-                self.connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                if durable != self._durable:
+                    self.connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    self._durable = durable
                 self.connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield self.connection

@@ -148,7 +148,8 @@ class ExampleStore:
             last = self._last(connection)
             # Rows are numbered without a gap: those numbered so much lower are beyond the cap, however many are left.
             # They go first, so that the new ones take their pages.
-            connection.execute("DELETE FROM examples WHERE row <= ?", (last + len(packed) - self._cap,))
+            if (gone := last + len(packed) - self._cap) > 0:
+                connection.execute("DELETE FROM examples WHERE row <= ?", (gone,))
             self._expire(connection)
             connection.executemany(
                 "INSERT INTO examples VALUES (?, ?, ?, ?)",
@@ -332,7 +333,8 @@ class ExampleStore:
         return cipher
 
     def _expire(self, connection: sqlite3.Connection) -> None:
-        connection.execute("DELETE FROM examples WHERE held_out IN (0, 1) AND at <= ?", (self._oldest,))
+        if math.isfinite(self.caps.ttl_days):
+            connection.execute("DELETE FROM examples WHERE held_out IN (0, 1) AND at <= ?", (self._oldest,))
 
     def _forget(self) -> None:
         """Every now and then, take rows that went out of the log of writes."""
