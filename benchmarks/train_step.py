@@ -1,21 +1,29 @@
-"""What a training step costs: every model of the zoo on stock ONNX Runtime, against eager PyTorch.
+"""What a training step costs: every model of the zoo on stock ONNX Runtime, against eager PyTorch and other peers.
 
-    python -m benchmarks.train_step [--models mlp,lenet] [--batch 32] [--optimizer sgd] [--compile] [--official]
+    python -m benchmarks.train_step [--models mlp,lenet] [--batches 32,8] [--optimizer sgd] [--peers all]
 
-One thread, CPU time of this process. The contenders take turns within each round, so that a busy machine slows all
-of them; the figure is the median of the rounds' ratios. `--compile` adds torch.compile, which takes minutes to warm
-up. `--official` adds ONNX Runtime's own training API, the last there is, in an environment of its own that is made
-under work/; it gets the bundle's inference graph, and differentiates that itself.
+One thread, CPU time of the process that trains. The contenders take turns within each round, so that a busy machine
+slows all of them; a ratio is the median of the rounds' ratios. Peers, of which eager PyTorch is always one:
+
+    torchscript  the bundle's TorchScript graphs
+    compile      torch.compile, which takes minutes to warm up and needs a C++ compiler
+    private      the bundle's step with clipped gradients of each example, before noise
+    official     ONNX Runtime's own training API, the last there is, in an environment of its own that is made under
+                 work/; it gets the bundle's inference graph, and differentiates that itself
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,83 +31,155 @@ import numpy as np
 import torch
 
 from benchmarks.official_training import OfficialTraining, official_python
+from edge_sdk.errors import ExportError
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.artifact import Artifact
-from edge_sdk.training.graphs import open_graph
+from edge_sdk.training.graphs import run_named, runtime_name
+from edge_sdk.training.manifest import Runtime
+from edge_sdk.training.steps import SampledSteps, TrainingSteps, open_steps
 from exporters import ModelSpec, export
+from exporters.arguments import Arguments, read_arguments
 from exporters.examples.zoo import ZOO
 
 ROUNDS = 9
 ROUND_S = 0.3
-LEARNING_RATE = 0.01
+RATES = {"sgd": 0.01, "adam": 1e-4}
+PEERS = ("torchscript", "compile", "private", "official")
+RATIOS = (
+    ("ours", "eager"),
+    ("torchscript", "eager"),
+    ("compile", "eager"),
+    ("private", "ours"),
+    ("ours", "official"),
+)
+"""What is divided by what, of those that were asked for."""
 
-Step = Callable[[], object]
+TITLES = {
+    "ours": "edge-sdk",
+    "compile": "torch.compile",
+    "torchscript": "TorchScript",
+    "official": "ORT training",
+}
+
+Contender = Callable[[int], float]
+"""Takes so many steps, and gives the seconds of CPU time of each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """A model of the zoo with a batch of examples."""
+
+    spec: ModelSpec
+    arguments: Arguments
+    tensors: Mapping[str, torch.Tensor]
+    optimizer: str
+
+    @classmethod
+    def of(cls, spec: ModelSpec, batch: int, optimizer: str) -> _Task:
+        arguments, inputs = read_arguments(spec.model, spec.example_inputs)
+        rows = torch.arange(batch) % len(spec.example_target)
+        tensors = {name: tensor[rows].contiguous() for name, tensor in {**inputs, "y": spec.example_target}.items()}
+        return cls(spec, arguments, tensors, optimizer)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     parser.add_argument("--models", default=",".join(ZOO), help="names, with commas (default: all)")
-    parser.add_argument("--batch", type=int, default=32, help="examples a step (default: %(default)s)")
-    parser.add_argument("--optimizer", default="sgd", choices=("sgd", "adam"), help="(default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too")
-    parser.add_argument("--official", action="store_true", help="ONNX Runtime's own training API too, with SGD only")
+    parser.add_argument("--batches", default="32", help="examples a step, with commas (default: %(default)s)")
+    parser.add_argument("--optimizer", default="sgd", choices=tuple(RATES), help="(default: %(default)s)")
+    parser.add_argument("--peers", default="", help=f'of {",".join(PEERS)}, or "all" (default: eager PyTorch alone)')
     options = parser.parse_args(sys.argv[1:])
-    if options.official and options.optimizer != "sgd":
-        parser.error("--official goes with --optimizer sgd")
+    peers = PEERS if options.peers == "all" else tuple(filter(None, options.peers.split(",")))
+    if unknown := set(peers) - set(PEERS):
+        parser.error(f"there is no peer {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
-    python = official_python(Path("work")) if options.official else None
-    print(f"batch {options.batch}, {options.optimizer}, one thread, CPU time, medians of {ROUNDS} interleaved rounds")
-    print(f"{'':22s}{'eager ms':>10s}{'edge-sdk ms':>13s}  / eager")
+    notes: list[str] = []
+    python = official_python(Path("work")) if "official" in peers else None
+    left_out = {"official": "its environment cannot be made"} if "official" in peers and python is None else {}
+    if "official" in peers and options.optimizer != "sgd":
+        left_out["official"] = "it is measured with SGD only"
+    if "compile" in peers and (missing := _why_not_compile()):
+        left_out["compile"] = missing
+    notes += [f"{TITLES[peer]} left out: {why}" for peer, why in left_out.items()]
+    peers = tuple(peer for peer in peers if peer not in left_out)
+    ratios = [(one, other) for one, other in RATIOS if {one, other} <= {"ours", "eager", *peers}]
+    print(f"{options.optimizer}, one thread, CPU time, medians of {ROUNDS} interleaved rounds")
+    print(
+        f"torch {torch.__version__}, {runtime_name('onnx')}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n"
+    )
+    print(_row("model", "batch", "eager ms", "edge-sdk ms", *(f"{_title(a)} / {_title(b)}" for a, b in ratios)))
+    print("|---" * (4 + len(ratios)) + "|")
     for name in options.models.split(","):
-        spec = ZOO[name]()
-        with tempfile.TemporaryDirectory() as folder:
-            artifact = _export(spec, options.optimizer, Path(folder))
-            steps = {
-                "eager": _eager(spec, options.batch, options.optimizer),
-                "edge-sdk": _ours(artifact, spec, options),
-            }
-            if options.compile:
-                steps["compile"] = _eager(spec, options.batch, options.optimizer, compiled=True)
-            rounds = _rounds(steps)
-            line = f"  {name:20s}{_middle(rounds['eager']):10.2f}{_middle(rounds['edge-sdk']):13.2f}"
-            line += f"{_ratio(rounds['edge-sdk'], rounds['eager']):9.2f}"
-            if options.compile:
-                line += f"   torch.compile / eager {_ratio(rounds['compile'], rounds['eager']):.2f}"
-            if python is not None:
-                line += "   " + _against_official(python, artifact, spec, options, Path(folder))
-        print(line, flush=True)
+        for batch in (int(size) for size in options.batches.split(",")):
+            task = _Task.of(ZOO[name](), batch, options.optimizer)
+            with _contenders(task, peers, python, notes) as contenders:
+                rounds = _rounds(contenders)
+            cells = [
+                f"{_ratio(rounds[one], rounds[other]):.2f}" if {one, other} <= rounds.keys() else "-"
+                for one, other in ratios
+            ]
+            print(_row(name, batch, _ms(rounds["eager"]), _ms(rounds["ours"]), *cells), flush=True)
+    print("\n" + "\n".join(dict.fromkeys(notes)))
 
 
-def _export(spec: ModelSpec, optimizer: str, folder: Path) -> Artifact:
+@contextmanager
+def _contenders(
+    task: _Task, peers: tuple[str, ...], python: Path | None, notes: list[str]
+) -> Iterator[dict[str, Contender]]:
+    """Those of the peers that can train the model, warmed up; why others cannot is noted."""
+    name = task.spec.name
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        artifact = _export(task, Path(folder, "plain.edge"))
+        found: dict[str, Contender] = {"eager": _timed(_eager(task)), "ours": _timed(_bundled(artifact, task))}
+        for peer in peers:
+            try:
+                match peer:
+                    case "torchscript":
+                        script = _export(task, Path(folder, "script.edge"), formats=("onnx", "torchscript"))
+                        found[peer] = _timed(_bundled(script, task, "torchscript"))
+                    case "compile":
+                        found[peer] = _timed(_eager(task, compiled=True))
+                    case "private":
+                        private = _export(task, Path(folder, "private.edge"), privacy="example")
+                        found[peer] = _timed(_private(private, task))
+                    case "official":
+                        if python is None or set(task.tensors) != {"x", "y"}:
+                            raise RuntimeError("it is measured with one input only")
+                        x, y = task.tensors["x"].numpy(), task.tensors["y"].numpy()
+                        official = OfficialTraining(python, artifact, x, y, RATES["sgd"], Path(folder))
+                        found[peer] = stack.enter_context(official).step_s
+                    case _:
+                        raise AssertionError(peer)
+            except (ExportError, RuntimeError) as error:
+                notes.append(f"{name} without {_title(peer)}: {str(error).splitlines()[0][:150]}")
+        yield found
+
+
+def _export(task: _Task, path: Path, **settings: Any) -> Artifact:
     return export(
-        spec.model,
-        spec.loss,
-        example_inputs=spec.example_inputs,
-        example_target=spec.example_target,
-        path=folder / "model.edge",
+        task.spec.model,
+        task.spec.loss,
+        example_inputs=task.spec.example_inputs,
+        example_target=task.spec.example_target,
+        path=path,
         signer=new_private_key(),
-        optimizer=optimizer,
-        name=spec.name,
+        optimizer=task.optimizer,
+        name=task.spec.name,
+        **settings,
     )
 
 
-def _batch(spec: ModelSpec, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    (x,) = spec.example_inputs
-    if not isinstance(x, torch.Tensor):
-        raise SystemExit(f"{spec.name} takes more than one tensor, which this benchmark cannot feed")
-    rows = torch.arange(size) % len(x)
-    return x[rows].contiguous(), spec.example_target[rows].contiguous()
-
-
-def _eager(spec: ModelSpec, size: int, optimizer: str, *, compiled: bool = False) -> Step:
-    x, y = _batch(spec, size)
+def _eager(task: _Task, *, compiled: bool = False) -> Callable[[], object]:
+    spec = task.spec
+    args, kwargs = task.arguments.fill(task.tensors)
     parameters = [parameter for parameter in spec.model.parameters() if parameter.requires_grad]
+    rate = RATES[task.optimizer]
     rule: torch.optim.Optimizer
-    rule = torch.optim.SGD(parameters, LEARNING_RATE) if optimizer == "sgd" else torch.optim.Adam(parameters, 1e-4)
+    rule = torch.optim.SGD(parameters, rate) if task.optimizer == "sgd" else torch.optim.Adam(parameters, rate)
 
     def measure() -> torch.Tensor:
-        return spec.loss(spec.model(x), y)
+        return spec.loss(spec.model(*args, **kwargs), task.tensors["y"])
 
     loss_of: Callable[[], torch.Tensor] = torch.compile(measure) if compiled else measure
 
@@ -113,78 +193,87 @@ def _eager(spec: ModelSpec, size: int, optimizer: str, *, compiled: bool = False
     return step
 
 
-def _ours(artifact: Artifact, spec: ModelSpec, options: argparse.Namespace) -> Step:
-    graph = open_graph(artifact, "train")
-    x, y = _batch(spec, options.batch)
-    values: dict[str, Any] = {"input": x.numpy(), "target": y.numpy()}
-    values["learning_rate"] = np.array(LEARNING_RATE if options.optimizer == "sgd" else 1e-4, np.float32)
-    feeds = {tensor.name: values[tensor.role] for tensor in graph.spec.inputs if tensor.role in values}
-    learned = artifact.layout.unflatten(artifact.checkpoint())
-    feeds |= dict(graph.constants) | dict(learned)
-    for tensor in graph.spec.inputs:
-        if tensor.role == "slot":
-            feeds[tensor.name] = np.zeros([size or 0 for size in tensor.shape], tensor.dtype)
-    feedback = {link.output: link.input for link in graph.spec.feedback}
-    names = [tensor.name for tensor in graph.spec.outputs]
+def _bundled(artifact: Artifact, task: _Task, runtime: Runtime = "onnx") -> Callable[[], object]:
+    steps = open_steps(artifact, runtime)
+    feeds = _feeds(steps, artifact, task)
 
     def step() -> None:
-        for name, value in zip(names, graph.run(feeds), strict=True):
-            if name in feedback:
-                feeds[feedback[name]] = value
+        steps.feed_back(steps.run(feeds), feeds)
 
     return step
 
 
-def _against_official(
-    python: Path, artifact: Artifact, spec: ModelSpec, options: argparse.Namespace, folder: Path
-) -> str:
-    x, y = _batch(spec, options.batch)
+def _private(artifact: Artifact, task: _Task) -> Callable[[], object]:
+    """The clip graph and the train graph, without what lies between: turning gradients into integers and noise."""
+    steps = open_steps(artifact)
+    if not isinstance(steps, SampledSteps):
+        raise TypeError("the bundle is not private")
+    feeds = _feeds(steps, artifact, task)
+
+    def step() -> None:
+        feeds.update(run_named(steps.clip, feeds))
+        steps.feed_back(run_named(steps.graph, feeds), feeds)
+
+    return step
+
+
+def _feeds(steps: TrainingSteps, artifact: Artifact, task: _Task) -> dict[str, Any]:
+    feeds: dict[str, Any] = steps.state(artifact.layout.unflatten(artifact.checkpoint()))
+    feeds |= {name: tensor.numpy() for name, tensor in task.tensors.items()}
+    feeds["learning_rate"] = np.array(RATES[task.optimizer], np.float32)
+    feeds["seed"] = np.array(1, np.int64)
+    feeds["weight"] = np.ones(len(task.tensors["y"]), np.float32)
+    return feeds
+
+
+def _why_not_compile() -> str | None:
+    """What torch.compile lacks here, if anything."""
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        return "there is no C++ compiler"
     try:
-        official = OfficialTraining(python, artifact, x.numpy(), y.numpy(), LEARNING_RATE, folder)
+        torch.compile(lambda x: (x + 1).sum())(torch.ones(3))
     except RuntimeError as error:
-        return f"ORT training: {error}"
-    with official:
-        ours: list[float] = []
-        theirs: list[float] = []
-        step = _ours(artifact, spec, options)
+        return str(error).splitlines()[0][:150]
+    return None
+
+
+def _timed(step: Callable[[], object]) -> Contender:
+    for _ in range(3):
         step()
-        for _ in range(ROUNDS):
-            ours.append(_cpu_s(step, _count(step)))
-            theirs.append(official.step_s())
-    return f"edge-sdk / ORT training {_ratio(ours, theirs):.2f}"
 
-
-def _rounds(steps: dict[str, Step]) -> dict[str, list[float]]:
-    """Milliseconds of a step in each round, for each contender."""
-    counts = {}
-    for name, step in steps.items():
-        for _ in range(3):
+    def steps(count: int) -> float:
+        start = time.process_time()
+        for _ in range(count):
             step()
-        counts[name] = _count(step)
-    found: dict[str, list[float]] = {name: [] for name in steps}
+        return (time.process_time() - start) / count
+
+    return steps
+
+
+def _rounds(contenders: Mapping[str, Contender]) -> dict[str, list[float]]:
+    """Seconds of a step in each round, for each contender."""
+    counts = {name: max(2, int(ROUND_S / max(steps(2), 1e-4))) for name, steps in contenders.items()}
+    found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
-        for name, step in steps.items():
-            found[name].append(_cpu_s(step, counts[name]))
+        for name, steps in contenders.items():
+            found[name].append(steps(counts[name]))
     return found
 
 
-def _count(step: Step) -> int:
-    return max(2, int(ROUND_S / max(_cpu_s(step, 1), 1e-4)))
-
-
-def _cpu_s(step: Step, count: int) -> float:
-    start = time.process_time()
-    for _ in range(count):
-        step()
-    return (time.process_time() - start) / count
-
-
-def _middle(seconds: list[float]) -> float:
-    return 1e3 * statistics.median(seconds)
+def _ms(seconds: list[float]) -> str:
+    return f"{1e3 * statistics.median(seconds):.2f}"
 
 
 def _ratio(ones: list[float], others: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(ones, others, strict=True))
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _title(contender: str) -> str:
+    return TITLES.get(contender, contender)
 
 
 if __name__ == "__main__":
