@@ -97,6 +97,7 @@ def add_export_verb(subparsers: Subparsers) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     from exporters.exporter import export
+    from exporters.rounding import rounding_effect
 
     spec = load_spec(arguments.model)
     artifact = export(
@@ -127,6 +128,8 @@ def _export(arguments: argparse.Namespace) -> int:
             f"  {known.name} certified: {known.replay.steps} steps match float64 autograd, "
             f"worst at {known.replay.worst:.0%} of the tolerance"
         )
+    if arguments.frozen == "int8":
+        print(f"  int8: on the examples, {rounding_effect(spec.model, spec.example_inputs, artifact)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,9 @@ def test_a_model_of_ones_own(keys: Path, monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(ExportError, match="no parameter is called 'nothing'"):
         run(*command, "--trainable", "nothing")
     assert run(*command, "--frozen", "int8") == 0
-    assert "line version 7, 2 parameters" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "line version 7, 2 parameters" in printed
+    assert re.search(r"int8: on the examples, outputs move by at most \d\.\d\d% of the largest$", printed, re.MULTILINE)
     assert run("inspect", "l.edge") == 0
     assert "2 trained, 6 frozen (float32, int8)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="gives int, not a ModelSpec"):

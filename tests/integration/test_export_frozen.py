@@ -16,7 +16,9 @@ from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.plan import TrainingPlan, batches
+from exporters.examples.zoo import token_cross_entropy
 from exporters.freezing import Patterns
+from exporters.rounding import rounding_effect
 from tests.integration.exported import exported, flat, labels, repacked, rows, trained_eagerly
 
 PLAN = TrainingPlan(epochs=4, batch_size=4, learning_rate=0.05)
@@ -165,6 +167,41 @@ def test_predictions_are_those_of_the_rounded_weights() -> None:
     error = np.abs(found - exact).max()
     assert 0 < error < 0.05 * np.abs(exact).max()
     assert "DequantizeLinear" in artifact.manifest.format("onnx").operators
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["a class an example", "a class a token"])
+def test_the_effect_of_rounding_is_told(tokens: bool) -> None:
+    torch.manual_seed(8)
+    model = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 10))
+    x, y = torch.randn(16, 5), labels(16)
+    if tokens:
+        x, y = torch.randn(16, 3, 5), y[:, None].expand(16, 3).contiguous()
+    artifact = exported(
+        model, x, y, token_cross_entropy if tokens else F.cross_entropy, trainable="2.bias", frozen="int8"
+    )
+    effect = rounding_effect(model, x, artifact)
+    with torch.no_grad():
+        exact = model(x).numpy()
+    found = Predictor(artifact, artifact.checkpoint()).predict(x.numpy())
+    assert 0 < effect.difference == pytest.approx(np.abs(found - exact).max() / np.abs(exact).max())
+    assert effect.classified == y.numel()
+    assert effect.agreeing == (found.argmax(-1) == exact.argmax(-1)).sum() >= 0.8 * y.numel()
+    assert "classes stay the same" in str(effect)
+
+
+def test_rounding_that_changes_classes_is_told() -> None:
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+    with torch.no_grad():
+        # 0.7 steps of 1/127 are rounded to one, with which the second class wins.
+        first.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.7 / 127]]))
+        second.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        second.bias.copy_(torch.tensor([0.8 / 127, 0.0]))
+    model = nn.Sequential(first, second)
+    x = torch.ones(4, 2)
+    artifact = exported(model, x, labels(4, 2), trainable="1.bias", frozen="int8")
+    effect = rounding_effect(model, x, artifact)
+    assert (effect.agreeing, effect.classified) == (0, 4)
+    assert str(effect) == "outputs move by at most 0.23% of the largest; 0 of 4 classes stay the same"
 
 
 def test_names_win_over_requires_grad() -> None:
