@@ -48,6 +48,7 @@ from edge_sdk.training.parity import replay_parity
 from edge_sdk.training.steps import SampledSteps, ShuffledSteps, TrainingSteps
 from exporters.arguments import ExampleInputs
 from exporters.cuts import cut_onnx, operators_of, write_as
+from exporters.drawing import Examples
 from exporters.formats import FORMATS, Format
 from exporters.freezing import FrozenStorage, Patterns
 from exporters.graph import Graph
@@ -56,11 +57,12 @@ from exporters.lowering.builder import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET
 from exporters.lowering.normalization import joins_examples
 from exporters.memory import estimate_memory
 from exporters.optimizers import Optimizer, find_optimizer, hyperparameters
+from exporters.parity_vector import make_parity
 from exporters.prepare import BatchNormMode, find_reduction, prepare_examples, prepare_step
 from exporters.privacy import DpSgd, batch_sizes, find_privacy, label_to_ignore, make_private
 from exporters.private_step import PrivateStep
 from exporters.record import record
-from exporters.replay import Examples, Graphs, certify, make_parity
+from exporters.replay import Graphs, certify
 from exporters.step import MODEL_ERRORS, TARGET, Step, Tensors
 
 _TRACED_BATCHES = (4, 7)
@@ -228,8 +230,9 @@ def _build(
     parts: dict[str, bytes] = {}
     graphs: dict[Runtime, Graphs] = {}
     for runtime, contents in written.items():
-        graphs[runtime] = _opened(step, runtime, contents, specs, stored, layout)
-        replay = certify(step, graphs[runtime], drawn, learning_rate=rate, batch=ranges[runtime])
+        with _named(runtime):
+            graphs[runtime] = _opened(step, runtime, contents, specs, stored, layout)
+            replay = certify(step, graphs[runtime], drawn, learning_rate=rate, batch=ranges[runtime])
         formats.append(
             FormatSpec("onnx", MINIMUM_ONNXRUNTIME, OPSET, IR_VERSION, operators, batch, replay)
             if runtime == "onnx"
@@ -283,6 +286,19 @@ def _build(
         parts=(),
     )
     return manifest, parts
+
+
+@contextmanager
+def _named(runtime: Runtime) -> Iterator[None]:
+    """Say of which format, beside ONNX, a graph is that does not load or match."""
+    try:
+        yield
+    except ExportError as error:
+        if runtime == "onnx":
+            raise
+        raise ExportError(
+            f"as {runtime}, {error}", hint=f"leave {runtime} out of the formats, and please report the model"
+        ) from error
 
 
 def _opened(
