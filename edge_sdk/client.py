@@ -19,8 +19,6 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +37,7 @@ from edge_sdk.credentials import (
     load_identity,
     load_public_key,
 )
-from edge_sdk.errors import ConfigError, EdgeError, IdentityError, StoreError, TransportError
+from edge_sdk.errors import ConfigError, IdentityError, StoreError, TransportError
 from edge_sdk.events import Deferred, Event, OnEvent, Personalised
 from edge_sdk.identity import Identity, certificate_id
 from edge_sdk.inference.installed import InstalledModels
@@ -50,6 +48,7 @@ from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.broker_url import BrokerUrl, parse_broker_url
 from edge_sdk.runtime.budget import Budget
+from edge_sdk.runtime.carrier import Carrier, Errand
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.dial import TlsFiles
@@ -75,7 +74,7 @@ from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import Runtime
 
 if TYPE_CHECKING:
-    from edge_sdk.runtime.driver import DeviceLoop, SpareWork
+    from edge_sdk.runtime.driver import SpareWork
     from edge_sdk.runtime.membership import Membership
 
 log = logging.getLogger("edge.device")
@@ -159,21 +158,13 @@ class EdgeClient:
         with suppress(OSError):  # the store says what is wrong
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._store = DeviceStore(self.home / DEVICE_FILE)
-        self.consent = Consent(self._store, self._clock, changed=self._wake)
+        self.consent = Consent(self._store, self._clock, changed=lambda: self._carrier.wake())
         self.privacy = PrivacyAccount(self._store, self._policy)
         self._examples: dict[str, ExampleStore] = {}
         self._models: dict[str, InstalledModels] = {}
         self._joins: dict[str, _Join] = {}
         self._agent: DeviceAgent | None = None
-        self._lock = threading.Lock()
-        self._begun = self._stopping = False
-        self._carrying: _Carrying | None = None
-        self._thread: threading.Thread | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._failure: EdgeError | None = None
-        self._withdrawn = False
-        self._ended = threading.Event()
-        self._ended.set()
+        self._carrier = Carrier(self.home, self._take_part)
 
     # ---- what the app gives and gets
 
@@ -247,8 +238,8 @@ class EdgeClient:
             ArtifactError: the runtime is not installed.
         """
         require_name(name, "a population")
-        if name in self._joins or self._begun:
-            reason = "runs already" if self._begun else f"has joined {name!r} already"
+        if name in self._joins or self._carrier.running:
+            reason = "runs already" if self._carrier.running else f"has joined {name!r} already"
             raise ConfigError(f"this client {reason}", hint="join each population once, before run or start")
         if personalise and (examples is None or not examples.caps.holdout):
             raise ConfigError(
@@ -319,8 +310,8 @@ class EdgeClient:
             IdentityError: the registrar refused the token, or the certificate cannot be used.
             StoreError: the device's store failed; nothing that it does not hold was sent.
         """
-        self._begin()
-        asyncio.run(self._carry(until, signals=threading.current_thread() is threading.main_thread()))
+        self._require_broker()
+        self._carrier.run(until or (lambda: False))
 
     def start(self) -> None:
         """Take part in a thread of its own, until `stop`.
@@ -328,9 +319,8 @@ class EdgeClient:
         Raises:
             ConfigError: no coordinator was named, or this client runs already.
         """
-        self._begin()
-        self._thread = threading.Thread(target=self._run_in_thread, name="edge", daemon=True)
-        self._thread.start()
+        self._require_broker()
+        self._carrier.start()
 
     def stop(self) -> None:
         """End `run` or `start`; an open round is taken up again by the next one.
@@ -340,15 +330,7 @@ class EdgeClient:
         Raises:
             EdgeError: why what `start` began had ended by itself.
         """
-        self._stop()
-        if self._thread is threading.current_thread():
-            return
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
-        error, self._failure = self._failure, None
-        if error is not None:
-            raise error
+        self._carrier.stop()
 
     def withdraw(self) -> None:
         """The owner wants out: stop, and erase what was given to this device, for good.
@@ -368,45 +350,28 @@ class EdgeClient:
         """
         self._store.put(WITHDRAWING, "1", durable=True)
         self.consent.revoke()
-        self._stop()
-        if not self._on_own_loop():
-            thread, self._thread = self._thread, None
-            if thread is not None:
-                thread.join()
-            self._ended.wait()
-            if self._store.get(WITHDRAWING):
-                with only_process_in(self.home):
-                    self._erase()
-
-    def _on_own_loop(self) -> bool:
-        with self._lock:
-            carrying = self._carrying
-        try:
-            return carrying is not None and asyncio.get_running_loop() is carrying.loop
-        except RuntimeError:
-            return False
+        self._carrier.request_stop()
+        if self._carrier.wait() and self._store.get(WITHDRAWING):
+            with only_process_in(self.home):
+                self._erase()
 
     def _erase(self) -> None:
-        self._withdrawn = True
+        self._carrier.retire("the owner withdrew", "to take part again make another client, with a new token")
         for examples in self._examples.values():
             examples.close()
         _withdraw(self.home, self._store)
 
     async def __aenter__(self) -> Self:
         """Take part on this event loop, beside what else runs on it; leaving the block stops and closes."""
-        self._begin()
-        self._task = asyncio.create_task(self._carry())
-        self._task.add_done_callback(_log_failure)
+        self._require_broker()
+        self._carrier.enter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._stop()
-        task, self._task = self._task, None
         try:
-            if task is not None:
-                await task
+            await self._carrier.leave()
         finally:
             self.close()
 
@@ -435,70 +400,25 @@ class EdgeClient:
             raise ConfigError("it is not known where the coordinator is", hint='EdgeClient(home, "mqtts://host:8883")')
         return self._broker
 
-    def _begin(self) -> None:
-        self._require_broker()
-        with self._lock:
-            if self._withdrawn:
-                raise ConfigError("the owner withdrew", hint="to take part again make another client, with a new token")
-            if self._begun:
-                raise ConfigError("this client runs already", hint="stop it first, or let it")
-            self._begun, self._stopping = True, False
-            self._ended.clear()
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._stopping = True
-            if self._carrying is not None:
-                self._carrying.stop()
-
-    def _wake(self) -> None:
-        with self._lock:
-            if self._carrying is not None:
-                self._carrying.wake()
-
-    def _run_in_thread(self) -> None:
-        try:
-            asyncio.run(self._carry())
-        except EdgeError as error:
-            log.error("the device stopped: %s (%s)", error, error.hint)
-            self._failure = error
-
-    async def _carry(self, until: Callable[[], bool] | None = None, *, signals: bool = False) -> None:
-        """Take part on this event loop until `_stop`."""
-        carrying = _Carrying()
-        if signals:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                carrying.loop.add_signal_handler(number, carrying.stopped.set)
-        with self._lock:
-            self._carrying = carrying
-            if self._stopping:
-                carrying.stopped.set()
-        try:
-            with only_process_in(self.home):
-                identity = await self._identified(carrying.stopped)
-                if identity is not None:
-                    await self._take_part(identity, carrying, until)
-                if self._store.get(WITHDRAWING):
-                    self._erase()
-        finally:
-            with self._lock:
-                self._carrying, self._begun = None, False
-            self._ended.set()
-
-    async def _take_part(self, identity: Identity, carrying: _Carrying, until: Callable[[], bool] | None) -> None:
+    async def _take_part(self, errand: Errand) -> None:
         from edge_sdk.runtime.driver import DeviceLoop, mqtt
 
-        url, tls_files = self._require_broker(), self.tls_files
-        self._agent = self._make_agent(identity)
-        carrying.devices = DeviceLoop(
-            [self._agent],
-            mqtt(url, lambda _: tls_files if url.tls else None),
-            clock=self._clock,
-            objections=self.objections,
-            renewals=self.renewals(),
-            spare=self._spare_work,
-        )
-        await carrying.devices.run(carrying.stopped, until or (lambda: False))
+        identity = await self._identified(errand.stopped)
+        if identity is not None:
+            url, tls_files = self._require_broker(), self.tls_files
+            self._agent = self._make_agent(identity)
+            devices = DeviceLoop(
+                [self._agent],
+                mqtt(url, lambda _: tls_files if url.tls else None),
+                clock=self._clock,
+                objections=self.objections,
+                renewals=self.renewals(),
+                spare=self._spare_work,
+            )
+            errand.wake = devices.wake
+            await devices.run(errand.stopped, errand.until)
+        if self._store.get(WITHDRAWING):
+            self._erase()
 
     def _spare_work(self) -> SpareWork | None:
         """A personal model to tune, where it is time to, and nothing is against training for its population."""
@@ -591,24 +511,6 @@ class EdgeClient:
         return self._models[name]
 
 
-class _Carrying:
-    """A client that runs: its event loop, and how to reach it from elsewhere. Made on that loop."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.stopped = asyncio.Event()
-        self.devices: DeviceLoop | None = None
-
-    def stop(self) -> None:
-        """End it, from any thread."""
-        self.loop.call_soon_threadsafe(self.stopped.set)
-
-    def wake(self) -> None:
-        """Let it look at once at what changed, from any thread."""
-        if self.devices is not None:
-            self.devices.wake()
-
-
 def _finish_withdrawal(home: Path) -> None:
     """Complete what a process that was killed began, unless another is at it."""
     path = home / DEVICE_FILE
@@ -630,9 +532,3 @@ def _registrar_beside(broker: BrokerUrl) -> str:
     """Where the registrar is if it runs on the broker's host."""
     host = f"[{broker.host}]" if ":" in broker.host else broker.host
     return f"https://{host}:{REGISTRAR_PORT}"
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
-        log.error("the device stopped: %s", error)

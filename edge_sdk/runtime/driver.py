@@ -6,7 +6,6 @@ One loop carries one device in an app and many in a fleet's process. It decides 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import threading
@@ -148,7 +147,6 @@ class DeviceLoop:
         self._objections = objections
         self._asked_at = -math.inf
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="training")
-        self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Callable[[], None] | None] = asyncio.Queue()
         self._transports: dict[str, Transport] = {}
         self._agents = agents
@@ -162,9 +160,8 @@ class DeviceLoop:
             )
 
     def wake(self) -> None:
-        """Let every device look at once at what changed; may be called from any thread, also after the end."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, self._tick_all)
+        """Let every device look at once at what changed; called on the event loop."""
+        self._inbox.put_nowait(self._tick_all)
 
     def _tick_all(self) -> None:
         self._asked_at = self._spared_at = -math.inf

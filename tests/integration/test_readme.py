@@ -110,7 +110,7 @@ def test_the_code_of_a_device(folders: FleetFolders) -> None:
     code = code_blocks()[0].replace("~/.myapp/edge", home).replace("mqtts://fl.example.com:8883", "mqtt://127.0.0.1:9")
     names: dict[str, Any] = {"image": image, "images": image[np.newaxis], "label": 7, "token": "unused"}
     exec(compile(code, "README", "exec"), names)  # noqa: S102
-    assert not names["edge"]._begun
+    assert not names["edge"]._carrier.running
     with EdgeClient(home) as edge:
         assert len(edge.examples("taps")) == 1
         assert edge.consent.granted
