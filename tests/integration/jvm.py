@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,7 +35,7 @@ def _newest() -> float:
 class Jvm:
     """A running Java program; killed at the end of a `with` block if it still runs."""
 
-    def __init__(self, main: str, *arguments: str | Path) -> None:
+    def __init__(self, main: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> None:
         self.said: list[str] = []
         java = shutil.which("java")
         assert java is not None, "a JDK is needed for the Kotlin client: make setup"
@@ -45,6 +47,7 @@ class Jvm:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env={**os.environ, **(environment or {})},
         )  # fmt: skip
 
     def __enter__(self) -> Self:

@@ -1,6 +1,7 @@
 package edge
 
 import edge.protocol.DevicePolicy
+import edge.runtime.Enrolment
 import edge.training.Field
 import edge.training.Npz
 import edge.training.Tensor
@@ -8,6 +9,8 @@ import java.io.File
 import kotlin.system.exitProcess
 
 private const val USAGE = """usage: DeviceMain --home DIR --broker URL --population NAME [options]
+  --enrol URL        get an identity from this registrar first, with the token in EDGE_ENROL_TOKEN and the
+                     registrar's certificate in DIR/registrar.crt
   --examples FILE    .npz with inputs and y, to fill an empty example store with
   --min-reports N    fewest devices in a sum (20)
   --epsilon E        most this device spends on all tasks together, or 'any' to allow no noise (10)
@@ -37,7 +40,7 @@ private class Options(arguments: Array<String>) {
         }
         untilDone = "--until-done" in given
         val known = setOf(
-            "--home", "--broker", "--population", "--examples", "--min-reports", "--epsilon", "--consent", "--until-done",
+            "--home", "--broker", "--population", "--enrol", "--examples", "--min-reports", "--epsilon", "--consent", "--until-done",
         )
         (given.keys - known).firstOrNull()?.let { throw unusable("there is no option $it") }
     }
@@ -54,7 +57,16 @@ private fun run(options: Options) {
     val epsilon = (options.optional("--epsilon") ?: "10").let { if (it == "any") Double.POSITIVE_INFINITY else it.toDoubleOrNull() }
     if (minReports == null || epsilon == null) throw options.unusable("--min-reports and --epsilon are numbers")
     val population = options.needed("--population")
-    val edge = EdgeClient(File(options.needed("--home"))) {
+    val home = File(options.needed("--home"))
+    options.optional("--enrol")?.let { url ->
+        if (!File(home, "identity/identity.crt").exists()) {
+            val token = System.getenv("EDGE_ENROL_TOKEN") ?: throw options.unusable("EDGE_ENROL_TOKEN is not set")
+            val registrar = Identity.read(File(home, "registrar.crt"))
+            val identity = Enrolment.enrol(File(home, "identity"), url, token, registrar, System.currentTimeMillis() / 1e3)
+            say("enrolled as ${identity.id}")
+        }
+    }
+    val edge = EdgeClient(home) {
         coordinator(options.needed("--broker"), System.getenv("EDGE_BROKER_PASSWORD"))
         policy(DevicePolicy(minReports = minReports, epsilonAtMost = epsilon))
         log = ::say

@@ -9,6 +9,7 @@ import edge.runtime.Consent
 import edge.runtime.DeviceAgent
 import edge.runtime.DeviceStore
 import edge.runtime.Driver
+import edge.runtime.Enrolment
 import edge.runtime.HomeLock
 import edge.runtime.MqttTransport
 import edge.runtime.Participation
@@ -151,7 +152,7 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
 
     init {
         if (!home.isDirectory && !home.mkdirs()) throw StoreError("$home cannot be made", "check the path and its permissions")
-        identity = settings.identity ?: Identity.load(File(home, "identity"), settings.now())
+        identity = settings.identity ?: ownIdentity(File(home, "identity"))
         signer = settings.signer ?: readSigner(File(home, "signer.pub"))
         lock = HomeLock(home)
         try {
@@ -343,6 +344,19 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
     private fun requireName(name: String) {
         if (!edge.protocol.Topics.isId(name)) {
             throw ConfigError("'${name.take(80)}' cannot be a name", "use 1 to 63 of a-z, 0-9 and '-', not beginning with '-'")
+        }
+    }
+
+    /** The identity in the folder, renewed where it is time to and the registrar answers. */
+    private fun ownIdentity(folder: File): Identity {
+        val now = settings.now()
+        if (File(folder, Identity.CERTIFICATE_FILE).isFile) Enrolment.finishRenewal(folder)
+        if (!Enrolment.isRenewalDue(folder, now)) return Identity.load(folder, now)
+        return try {
+            Enrolment.renew(folder, now)
+        } catch (error: EdgeError) {
+            settings.log("the certificate is not renewed: ${error.message}")
+            Identity.load(folder, now)
         }
     }
 

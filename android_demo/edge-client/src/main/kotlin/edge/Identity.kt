@@ -6,10 +6,10 @@ import java.io.ByteArrayInputStream
 import java.io.File
 import java.io.IOException
 import java.security.GeneralSecurityException
+import java.security.PrivateKey
 import java.security.cert.CertificateException
 import java.security.cert.CertificateFactory
 import java.security.cert.X509Certificate
-import java.security.interfaces.ECPrivateKey
 import java.security.interfaces.ECPublicKey
 import org.bouncycastle.asn1.ASN1ObjectIdentifier
 import org.bouncycastle.asn1.ASN1String
@@ -98,11 +98,6 @@ public class Registrar(public val certificate: X509Certificate) {
         return Leaf(id, values(subject, ORGANISATIONAL_UNIT), key, found.notBefore.time / 1e3, found.notAfter.time / 1e3)
     }
 
-    private fun values(name: X500Name, type: String): List<String> = name.rdNs
-        .flatMap { it.typesAndValues.toList() }
-        .filter { it.type == ASN1ObjectIdentifier(type) }
-        .map { (it.value as? ASN1String)?.string ?: throw IllegalArgumentException("a name that is no text") }
-
     /** What an authentic certificate says, before the questions that depend on the asker. */
     private class Leaf(
         val id: String,
@@ -130,6 +125,17 @@ public class Registrar(public val certificate: X509Certificate) {
             return found
         }
 
+        /** The id that a certificate names; whether it is to be believed is not asked here. */
+        internal fun idOf(der: ByteArray): String {
+            val subject = X500Name.getInstance(parse(der).subjectX500Principal.encoded)
+            return values(subject, COMMON_NAME).singleOrNull() ?: throw IdentityError("a certificate names no one id")
+        }
+
+        private fun values(name: X500Name, type: String): List<String> = name.rdNs
+            .flatMap { it.typesAndValues.toList() }
+            .filter { it.type == ASN1ObjectIdentifier(type) }
+            .map { (it.value as? ASN1String)?.string ?: throw IllegalArgumentException("a name that is no text") }
+
         /** Reads the pinned registrar's certificate from PEM; [source] names it in errors. Raises IdentityError. */
         public fun fromPem(pem: String, source: String = "registrar.crt"): Registrar {
             val certificate = try {
@@ -152,57 +158,73 @@ public class Registrar(public val certificate: X509Certificate) {
 /**
  * This device's own key and certificate, and the registrar it trusts.
  *
- * [sign] gives the raw 64-byte signature of a message, the same bytes each time (RFC 6979), since a restarted device says
- * the same again; [certificate] is DER, as it goes into messages; [privateKey] also serves mutual TLS.
+ * [certificate] is DER, as it goes into messages; [privateKey] serves mutual TLS, and may be a handle to a key that cannot
+ * be read, as a phone's hardware has; [signer] gives the raw 64-byte signature (r, s) of a message.
  */
-public class Identity internal constructor(
+public class Identity private constructor(
     public val id: String,
     public val certificate: Bytes,
     public val registrar: Registrar,
-    internal val privateKey: ECPrivateKey,
+    internal val privateKey: PrivateKey,
+    private val signer: (ByteArray) -> ByteArray,
 ) {
     /** The certificate, for TLS. */
     internal val leaf: X509Certificate get() = Registrar.parse(certificate.array)
 
-    public fun sign(message: ByteArray): ByteArray = Signing.signRaw(privateKey, message)
+    /** The raw 64-byte signature of a message; the same bytes each time where the key can be read (RFC 6979). */
+    public fun sign(message: ByteArray): ByteArray = signer(message)
 
     override fun toString(): String = "Identity($id)"
 
     public companion object {
+        private val CHECKED = "edge-sdk/own-key/1\u0000".toByteArray()
+
         /**
-         * Puts an identity together from PEM texts, checked as a peer would check it at [now], seconds since the epoch.
+         * Puts an identity together, checked as a peer would check it at [now], seconds since the epoch.
          *
-         * Raises IdentityError: a text cannot be read, key and certificate do not belong together, or what
-         * [Registrar.verify] raises.
+         * [certificate] and [registrar] are PEM. Raises IdentityError: a text cannot be read, key and certificate do not
+         * belong together, or what [Registrar.verify] raises.
          */
-        public fun fromPem(key: String, certificate: String, registrar: String, now: Double): Identity {
+        public fun of(
+            certificate: String,
+            registrar: String,
+            privateKey: PrivateKey,
+            now: Double,
+            sign: (ByteArray) -> ByteArray,
+        ): Identity {
             val authority = Registrar.fromPem(registrar)
             val der = Bytes(Signing.fromPem(certificate, "CERTIFICATE", "identity.crt"))
-            val private = Signing.privateKeyFromPem(key, "identity.key")
             val peer = authority.verify(der, Role.DEVICE, now)
-            if (Signing.publicKeyOf(private).w != peer.publicKey.w) {
+            if (!Signing.verifyRaw(peer.publicKey, sign(CHECKED), CHECKED)) {
                 throw IdentityError(
                     "the private key does not belong to the certificate of '${peer.id}'",
                     "put the key beside the certificate that was issued for it, or have a new one issued",
                 )
             }
-            return Identity(peer.id, der, authority, private)
+            return Identity(peer.id, der, authority, privateKey, sign)
+        }
+
+        /** The same from a key as PEM (PKCS#8). */
+        public fun fromPem(key: String, certificate: String, registrar: String, now: Double): Identity {
+            val private = Signing.privateKeyFromPem(key, "identity.key")
+            return of(certificate, registrar, private, now) { Signing.signRaw(private, it) }
         }
 
         /** Reads `identity.key`, `identity.crt` and `registrar.crt` in a folder; raises IdentityError. */
         public fun load(folder: File, now: Double): Identity {
-            val (key, certificate, registrar) = listOf("identity.key", "identity.crt", "registrar.crt").map { name ->
-                try {
-                    File(folder, name).readText()
-                } catch (error: IOException) {
-                    throw IdentityError(
-                        "cannot read ${File(folder, name)}",
-                        "edge registrar makes identities; edge device enrol gets one",
-                        error,
-                    )
-                }
-            }
+            val (key, certificate, registrar) = FILES.map { name -> read(File(folder, name)) }
             return fromPem(key, certificate, registrar, now)
+        }
+
+        internal const val KEY_FILE: String = "identity.key"
+        internal const val CERTIFICATE_FILE: String = "identity.crt"
+        internal const val REGISTRAR_FILE: String = "registrar.crt"
+        private val FILES = listOf(KEY_FILE, CERTIFICATE_FILE, REGISTRAR_FILE)
+
+        internal fun read(file: File): String = try {
+            file.readText()
+        } catch (error: IOException) {
+            throw IdentityError("cannot read $file", "enrol the device, or put the registrar's files there", error)
         }
     }
 }

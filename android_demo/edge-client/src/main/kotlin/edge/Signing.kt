@@ -144,6 +144,10 @@ public object Signing {
         return fixed
     }
 
+    /** A raw signature in DER, as certificates and their requests have it. */
+    internal fun der(raw: ByteArray): ByteArray =
+        der(BigInteger(1, raw.copyOfRange(0, COORDINATE_BYTES)), BigInteger(1, raw.copyOfRange(COORDINATE_BYTES, SIGNATURE_BYTES)))
+
     private fun der(r: BigInteger, s: BigInteger): ByteArray {
         val integers = listOf(r, s).map { it.toByteArray() }.fold(ByteArray(0)) { all, bytes ->
             all + byteArrayOf(2, bytes.size.toByte()) + bytes

@@ -26,14 +26,15 @@ import java.util.concurrent.CountDownLatch
  *
  *     java edge.TestDeviceKt HOME BROKER POPULATION [HOLD]
  *
- * HOME has `identity/` and `update.f32`. Before its first frame of kind HOLD it says so, and waits to be killed. It says
+ * HOME has `identity/` and `update.f32`. Before its first frame of kind HOLD it says so, and waits to be killed. Its
+ * signatures have fresh nonces, as those of a phone's hardware. It says
  * what it masks, so that a test can compare the sum, and ends when the finished task's model is installed.
  */
 fun main(arguments: Array<String>) {
     val (home, broker, population) = arguments
     val folder = File(home)
     val now = { System.currentTimeMillis() / 1e3 }
-    val identity = Identity.load(File(folder, "identity"), now())
+    val identity = hardwareIdentity(File(folder, "identity"), now())
     val update = Bytes(File(folder, "update.f32").readBytes())
     val store = DeviceStore(File(folder, "device"))
     val random = SecureRandom()
@@ -55,6 +56,21 @@ fun main(arguments: Array<String>) {
     val transport = HeldTransport(mqtt, arguments.getOrNull(3)?.toInt())
     Driver(agent, KnownLearner(update), transport, now).run { agent.isDone }
     say("done ${agent.installedVersion}")
+}
+
+private fun hardwareIdentity(folder: File, now: Double): Identity {
+    val key = Signing.privateKeyFromPem(File(folder, "identity.key").readText())
+    val (certificate, registrar) = listOf("identity.crt", "registrar.crt").map { File(folder, it).readText() }
+    return Identity.of(certificate, registrar, key, now) { message ->
+        val der = java.security.Signature.getInstance("SHA256withECDSA").run {
+            initSign(key)
+            update(message)
+            sign()
+        }
+        val numbers = org.bouncycastle.asn1.ASN1Sequence.getInstance(der)
+        (0..1).map { org.bouncycastle.asn1.ASN1Integer.getInstance(numbers.getObjectAt(it)).positiveValue }
+            .map { org.bouncycastle.util.BigIntegers.asUnsignedByteArray(32, it) }.reduce(ByteArray::plus)
+    }
 }
 
 private fun say(what: String) = println(what).also { System.out.flush() }

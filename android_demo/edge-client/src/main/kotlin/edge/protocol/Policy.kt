@@ -13,7 +13,7 @@ import java.util.Locale
  *
  * [tasks] it takes part in, empty for any; [minReports], the fewest devices in a sum that may hold this device's update;
  * [epsilonAtMost], the largest device-level epsilon over all that ever left this device, whatever the task (infinity
- * allows noise off), at [deltaAtMost]; [participationsAtMost] in one task, whatever the plan allows;
+ * allows noise off), at [deltaAtMost]; [participationsAtMost] in one task, whatever the plan allows, and [allParticipationsAtMost] in all tasks together;
  * [corruptShareAtLeast], the share of colluding devices that a plan must assume; [localNoise], to count on this device's
  * own noise only, as if all others worked with the coordinator; [minExamples] worth training on.
  *
@@ -25,6 +25,7 @@ public data class DevicePolicy(
     val epsilonAtMost: Double = 10.0,
     val deltaAtMost: Double = 1e-5,
     val participationsAtMost: Int = 1_000,
+    val allParticipationsAtMost: Int = 10_000,
     val corruptShareAtLeast: Double = 0.05,
     val localNoise: Boolean = false,
     val minExamples: Int = 1,
@@ -46,6 +47,7 @@ public data class DevicePolicy(
         val counts = mapOf(
             "minReports" to minReports,
             "participationsAtMost" to participationsAtMost,
+            "allParticipationsAtMost" to allParticipationsAtMost,
             "minExamples" to minExamples,
         )
         for ((name, count) in counts) {
@@ -61,7 +63,10 @@ public data class DevicePolicy(
  * What left this device before, by its own ledger: how often it took part in the plan's task, and into which sums its
  * updates went, of all tasks, each with how often.
  */
-public data class Spending(val participations: Int = 0, val releases: List<Pair<Release, Long>> = emptyList())
+public data class Spending(val participations: Int = 0, val releases: List<Pair<Release, Long>> = emptyList()) {
+    /** How often it took part in any task. */
+    val allParticipations: Long get() = releases.sumOf { it.second }
+}
 
 /** Why a plan is declined. */
 public data class Objection(val reason: DeclineReason, val detail: String)
@@ -131,12 +136,19 @@ public object Policy {
                 "took part ${spending.participations} times of at most $cap",
             )
         }
+        val left = policy.allParticipationsAtMost - spending.allParticipations
+        if (left < 1) {
+            return Objection(
+                DeclineReason.PARTICIPATION_CAP,
+                "took part ${spending.allParticipations} times in all tasks of at most ${policy.allParticipationsAtMost}",
+            )
+        }
         if (policy.epsilonAtMost.isInfinite()) return null
         val release = releaseOf(plan)
         if (release.variance == 0L) {
             return Objection(DeclineReason.NOISE_TOO_SMALL, "the plan adds no noise; this device asks for some")
         }
-        return costObjection(release, cap - spending.participations, policy, spending)
+        return costObjection(release, minOf(cap - spending.participations, left), policy, spending)
     }
 
     private fun costObjection(release: Release, more: Long, policy: DevicePolicy, spending: Spending): Objection? {

@@ -129,7 +129,7 @@ public class DeviceAgent(
 ) {
     private val topics = Topics(identity.id, population)
     private val session = Session(
-        Environment(identity.id, identity.certificate, identity::sign, ::verifyPeer, policy),
+        Environment(identity.id, identity.certificate, ::signOnce, ::verifyPeer, policy),
     )
     private var announcement: Announcement? = null
     private var coordinator: Bytes? = null
@@ -141,6 +141,8 @@ public class DeviceAgent(
     private val downloads = LinkedHashMap<Bytes, Download>()
     private var job: TrainingJob? = null
     private var out = ArrayList<Outgoing>()
+    private val signatures = HashMap<Bytes, Bytes>() // of the open round, by the SHA-256 of what was signed
+    private val newSignatures = ArrayList<Pair<Bytes, Bytes>>() // of this step
 
     public val deviceId: String get() = identity.id
 
@@ -186,6 +188,7 @@ public class DeviceAgent(
         val rid = store.journalRid ?: return
         var problem: String? = null
         for (entry in store.journal()) {
+            signatures.putAll(entry.signatures)
             try {
                 state = session.step(state, Journal.toEvent(entry), entry.at, entry.entropy).state
             } catch (error: ProtocolError) {
@@ -199,6 +202,7 @@ public class DeviceAgent(
         if (problem == null && Session.roundId(state) != rid) problem = "its journal is of another round"
         if (problem != null) {
             log("$deviceId cannot take its open round up again: $problem")
+            signatures.clear()
             store.endRound(rid, now, committed = false, detail = problem.orEmpty())
             state = State.Waiting
         }
@@ -378,6 +382,7 @@ public class DeviceAgent(
     /** Steps the session; journals the event before anything of it is carried out. [body] of its message, as it came. */
     private fun apply(event: Event, now: Double, body: ByteArray = ByteArray(0)) {
         val entropy = randomBytes(ENTROPY_BYTES)
+        newSignatures.clear()
         val step = session.step(state, event, now, entropy)
         val after = step.state
         if (after === state) {
@@ -394,7 +399,7 @@ public class DeviceAgent(
         // What was said must never be unsaid, not even by a power cut: a device that forgot could say another thing.
         val durable = step.effects.any { it is Effect.Send }
         val rid = checkNotNull(Session.roundId(after))
-        store.append(rid, JournalEntry(now, kind, payload, entropy), participation, durable)
+        store.append(rid, JournalEntry(now, kind, payload, entropy, newSignatures.toList()), participation, durable)
         state = after
         participation?.let {
             onEvent(Uploaded(population, now, it.roundNumber, it.sentBytes, it.epsilon, it.delta))
@@ -406,6 +411,7 @@ public class DeviceAgent(
         store.endRound(plan.rid, now, committed, detail)
         log("$deviceId left round ${plan.roundNumber}: $detail")
         roundsEnded++
+        signatures.clear()
         state = State.Waiting
         downloads.values.forEach { it.parts.close() }
         downloads.clear()
@@ -664,6 +670,14 @@ public class DeviceAgent(
             throw LocalProtocolError("a message of ${frame.size} bytes does not fit a control frame")
         }
         out.add(Outgoing(topics.controlUp, frame, Limits.EXPIRY_CONTROL_UP_S))
+    }
+
+    /** The identity key's signature, the same one for what this round signed before. */
+    private fun signOnce(message: ByteArray): ByteArray {
+        val digest = Bytes(Suite.digest(message))
+        return signatures.getOrPut(digest) {
+            Bytes(identity.sign(message)).also { newSignatures.add(digest to it) }
+        }.array
     }
 
     private fun verifyPeer(certificate: Bytes, message: ByteArray, signature: ByteArray, now: Double): String {

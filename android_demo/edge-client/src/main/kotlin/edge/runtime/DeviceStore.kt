@@ -13,12 +13,18 @@ import java.io.DataOutputStream
 import java.io.File
 import java.io.IOException
 
-/** One accepted event of the open round; [payload] and [entropy] are secret. */
+/**
+ * One accepted event of the open round; [payload] and [entropy] are secret.
+ *
+ * [signatures] are those that its step made, each with the SHA-256 of what was signed: hardware that keeps a key draws a
+ * fresh nonce each time, and what was said must be said again byte for byte.
+ */
 public class JournalEntry internal constructor(
     internal val at: Double,
     internal val kind: String,
     internal val payload: ByteArray,
     internal val entropy: ByteArray,
+    internal val signatures: List<Pair<Bytes, Bytes>> = emptyList(),
 )
 
 /**
@@ -151,6 +157,11 @@ public class DeviceStore(folder: File) : Closeable {
             writeText(entry.kind)
             writeBlob(entry.payload)
             writeBlob(entry.entropy)
+            writeInt(entry.signatures.size)
+            for ((digest, signature) in entry.signatures) {
+                writeBlob(digest.array)
+                writeBlob(signature.array)
+            }
             writeBoolean(participation != null)
             participation?.let { write(it) }
         }
@@ -225,7 +236,10 @@ public class DeviceStore(folder: File) : Closeable {
     private fun replayEntry(bytes: ByteArray) {
         val input = DataInputStream(ByteArrayInputStream(bytes))
         openRid = Bytes(input.readBlob())
-        open.add(JournalEntry(input.readDouble(), input.readText(), input.readBlob(), input.readBlob()))
+        val (at, kind) = input.readDouble() to input.readText()
+        val (payload, entropy) = input.readBlob() to input.readBlob()
+        val signatures = List(input.readInt()) { Bytes(input.readBlob()) to Bytes(input.readBlob()) }
+        open.add(JournalEntry(at, kind, payload, entropy, signatures))
         if (input.readBoolean()) openParticipation = input.readParticipation()
     }
 

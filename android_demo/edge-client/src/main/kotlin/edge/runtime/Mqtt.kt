@@ -1,45 +1,19 @@
 package edge.runtime
 
 import edge.ConfigError
-import edge.Identity
 import java.io.DataInputStream
 import java.io.IOException
 import java.io.OutputStream
 import java.net.InetSocketAddress
 import java.net.Socket
-import java.security.GeneralSecurityException
-import java.security.KeyStore
 import java.util.ArrayDeque
 import java.util.Random
 import java.util.concurrent.TimeUnit
 import java.util.concurrent.locks.ReentrantLock
-import javax.net.ssl.KeyManagerFactory
-import javax.net.ssl.SSLContext
 import javax.net.ssl.SSLSocket
 import javax.net.ssl.SSLSocketFactory
-import javax.net.ssl.TrustManagerFactory
 import kotlin.concurrent.thread
 import kotlin.concurrent.withLock
-
-/** Mutual TLS: this device's certificate for the broker, the registrar's to check the broker's with. */
-public object Tls {
-    /** Makes sockets for an identity; raises ConfigError where the platform cannot. */
-    public fun socketFactory(identity: Identity): SSLSocketFactory = try {
-        val own = KeyStore.getInstance(KeyStore.getDefaultType()).apply { load(null) }
-        own.setKeyEntry("identity", identity.privateKey, CharArray(0), arrayOf(identity.leaf, identity.registrar.certificate))
-        val trusted = KeyStore.getInstance(KeyStore.getDefaultType()).apply { load(null) }
-        trusted.setCertificateEntry("registrar", identity.registrar.certificate)
-        val keys = KeyManagerFactory.getInstance(KeyManagerFactory.getDefaultAlgorithm())
-        keys.init(own, CharArray(0))
-        val trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm())
-        trust.init(trusted)
-        val context = SSLContext.getInstance("TLS")
-        context.init(keys.keyManagers, trust.trustManagers, null)
-        context.socketFactory
-    } catch (error: GeneralSecurityException) {
-        throw ConfigError("this platform cannot do TLS with the device's identity", cause = error)
-    }
-}
 
 /**
  * A connection to an MQTT broker that comes back by itself: MQTT 5 where the broker speaks it, else 3.1.1.

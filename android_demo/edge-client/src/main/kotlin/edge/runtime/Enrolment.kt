@@ -1,0 +1,241 @@
+package edge.runtime
+
+import edge.ConfigError
+import edge.Identity
+import edge.IdentityError
+import edge.JsonError
+import edge.Registrar
+import edge.Signing
+import edge.StoreError
+import edge.TransportError
+import edge.asObject
+import edge.asText
+import edge.parseJson
+import edge.protocol.Topics
+import edge.toHex
+import java.io.File
+import java.io.IOException
+import java.io.InputStream
+import java.io.RandomAccessFile
+import java.math.BigInteger
+import java.net.URI
+import java.net.URISyntaxException
+import java.net.URL
+import java.security.KeyPairGenerator
+import java.security.SecureRandom
+import java.security.spec.ECGenParameterSpec
+import javax.net.ssl.HttpsURLConnection
+import javax.net.ssl.SSLException
+import org.bouncycastle.asn1.ASN1EncodableVector
+import org.bouncycastle.asn1.ASN1Integer
+import org.bouncycastle.asn1.ASN1ObjectIdentifier
+import org.bouncycastle.asn1.DERBitString
+import org.bouncycastle.asn1.DERSequence
+import org.bouncycastle.asn1.DERSet
+import org.bouncycastle.asn1.DERTaggedObject
+import org.bouncycastle.asn1.DERUTF8String
+import org.bouncycastle.asn1.x509.SubjectPublicKeyInfo
+
+/** A device's side of enrolment: a key that never leaves it, a request, and the certificate that comes back. */
+public object Enrolment {
+    private const val TIMEOUT_MS = 30_000
+    private const val ANSWER_MAX_BYTES = 64 * 1024
+    private const val OK = 200
+    private const val NEXT_KEY_FILE = "next.key"
+    private const val ID_FILE = "requested.id"
+    private const val URL_FILE = "registrar.url"
+    private const val COMMON_NAME = "2.5.4.3"
+    private const val ECDSA_WITH_SHA256 = "1.2.840.10045.4.3.2"
+    private val RENEW_DOMAIN = "edge-sdk/renew/1\u0000".toByteArray()
+
+    /**
+     * Gets a device's first certificate into [folder]; may be called again with the same token after a failure.
+     *
+     * [url] is the registrar's, https://host[:port]; [token] from the fleet's operator, good for one device; [registrar]
+     * the registrar's certificate (PEM), pinned; [id] the id to ask for, a random one where none is given; [now] seconds
+     * since the epoch. Raises ConfigError: the URL is not https; IdentityError: the device has an identity, or the
+     * registrar refuses; TransportError: it cannot be reached.
+     */
+    public fun enrol(
+        folder: File,
+        url: String,
+        token: String,
+        registrar: String,
+        now: Double,
+        id: String? = null,
+    ): Identity {
+        if (File(folder, Identity.CERTIFICATE_FILE).exists()) {
+            throw IdentityError("$folder holds an identity already", "renew it, or name another folder")
+        }
+        // The key is kept before it is asked for: an answer that is lost can be asked for again.
+        if (!File(folder, Identity.KEY_FILE).exists()) {
+            write(File(folder, ID_FILE), id ?: ("d" + ByteArray(8).also(SecureRandom()::nextBytes).toHex()))
+            write(File(folder, Identity.KEY_FILE), newKey())
+        }
+        val key = Signing.privateKeyFromPem(Identity.read(File(folder, Identity.KEY_FILE)))
+        val name = id ?: Identity.read(File(folder, ID_FILE))
+        val asked = request(name, Signing.publicKeyOf(key).encoded) { Signing.signRaw(key, it) }
+        val certificate = certificate(url, token, registrar, asked)
+        val identity = Identity.of(certificate, registrar, key, now) { Signing.signRaw(key, it) }
+        write(File(folder, Identity.REGISTRAR_FILE), registrar)
+        write(File(folder, URL_FILE), url)
+        write(File(folder, Identity.CERTIFICATE_FILE), certificate)
+        File(folder, ID_FILE).delete()
+        return identity
+    }
+
+    /**
+     * The certificate (PEM) that a token gets for a [request], for who keeps the key elsewhere, as in a phone's hardware.
+     *
+     * Raises as [enrol].
+     */
+    public fun certificate(url: String, token: String, registrar: String, request: String): String =
+        post(url, "/v1/enrol", mapOf("token" to token, "request" to request), Registrar.fromPem(registrar))
+
+    /**
+     * The PKCS#10 request (PEM) with which the holder of a P-256 key asks the registrar for a certificate.
+     *
+     * [publicKey] is SubjectPublicKeyInfo in DER; [sign] gives a raw signature. Raises IdentityError: no id.
+     */
+    public fun request(id: String, publicKey: ByteArray, sign: (ByteArray) -> ByteArray): String {
+        if (!Topics.isId(id)) {
+            throw IdentityError("'${id.take(80)}' cannot be an id", "use 1 to 63 of a-z, 0-9 and '-', not beginning with '-'")
+        }
+        val name = sequence(DERSet(sequence(ASN1ObjectIdentifier(COMMON_NAME), DERUTF8String(id))))
+        val info = sequence(
+            ASN1Integer(BigInteger.ZERO),
+            name,
+            SubjectPublicKeyInfo.getInstance(publicKey),
+            DERTaggedObject(false, 0, DERSet()), // no attributes
+        )
+        val signature = DERBitString(Signing.der(sign(info.encoded)))
+        val algorithm = sequence(ASN1ObjectIdentifier(ECDSA_WITH_SHA256))
+        return Signing.toPem(sequence(info, algorithm, signature).encoded, "CERTIFICATE REQUEST")
+    }
+
+    /**
+     * Gets a new certificate for a new key; the old ones are replaced once both are here. Raises as [enrol].
+     */
+    public fun renew(folder: File, now: Double): Identity {
+        val url = Identity.read(File(folder, URL_FILE)).trim()
+        val registrar = Identity.read(File(folder, Identity.REGISTRAR_FILE))
+        val old = Identity.read(File(folder, Identity.CERTIFICATE_FILE))
+        val oldKey = Signing.privateKeyFromPem(Identity.read(File(folder, Identity.KEY_FILE)))
+        val id = Registrar.idOf(Signing.fromPem(old, "CERTIFICATE", Identity.CERTIFICATE_FILE))
+        if (!File(folder, NEXT_KEY_FILE).exists()) write(File(folder, NEXT_KEY_FILE), newKey())
+        val key = Signing.privateKeyFromPem(Identity.read(File(folder, NEXT_KEY_FILE)))
+        val asked = request(id, Signing.publicKeyOf(key).encoded) { Signing.signRaw(key, it) }
+        val proof = Signing.signRaw(oldKey, RENEW_DOMAIN + asked.toByteArray()).toHex()
+        val body = mapOf("certificate" to old, "request" to asked, "proof" to proof)
+        val certificate = post(url, "/v1/renew", body, Registrar.fromPem(registrar))
+        val identity = Identity.of(certificate, registrar, key, now) { Signing.signRaw(key, it) }
+        // A crash between certificate and key leaves a pair that `finishRenewal` can tell and mend.
+        write(File(folder, Identity.CERTIFICATE_FILE), certificate)
+        finishRenewal(folder)
+        return identity
+    }
+
+    /** Puts the next key beside the certificate that is already here for it, where a crash came between the two. */
+    internal fun finishRenewal(folder: File) {
+        val next = File(folder, NEXT_KEY_FILE)
+        if (!next.exists()) return
+        val der = Signing.fromPem(Identity.read(File(folder, Identity.CERTIFICATE_FILE)), "CERTIFICATE", "identity.crt")
+        val certified = Registrar.parse(der).publicKey.encoded
+        if (Signing.publicKeyOf(Signing.privateKeyFromPem(Identity.read(next))).encoded.contentEquals(certified)) {
+            if (!next.renameTo(File(folder, Identity.KEY_FILE))) throw StoreError("$next cannot be renamed")
+        }
+    }
+
+    /** Whether two thirds of the certificate's life are over, and it is known where to renew it. */
+    internal fun isRenewalDue(folder: File, now: Double): Boolean {
+        if (!File(folder, URL_FILE).isFile || !File(folder, Identity.CERTIFICATE_FILE).isFile) return false
+        val pem = Identity.read(File(folder, Identity.CERTIFICATE_FILE))
+        val found = Registrar.parse(Signing.fromPem(pem, "CERTIFICATE", Identity.CERTIFICATE_FILE))
+        val begin = found.notBefore.time / 1e3
+        return now >= begin + (found.notAfter.time / 1e3 - begin) * 2 / 3
+    }
+
+    private fun newKey(): String {
+        val generator = KeyPairGenerator.getInstance("EC")
+        generator.initialize(ECGenParameterSpec("secp256r1"))
+        return Signing.toPem(generator.generateKeyPair().private.encoded, "PRIVATE KEY")
+    }
+
+    private fun sequence(vararg items: org.bouncycastle.asn1.ASN1Encodable) =
+        DERSequence(ASN1EncodableVector().apply { items.forEach(::add) })
+
+    /** One JSON object for another, over TLS with the pinned registrar's certificate; the certificate in the answer. */
+    private fun post(url: String, path: String, body: Map<String, String>, registrar: Registrar): String {
+        val connection = try {
+            val uri = URI(url)
+            if (uri.scheme != "https" || uri.host == null || (uri.path ?: "") !in setOf("", "/")) {
+                throw ConfigError("'$url' is no registrar's URL", "write https://host or https://host:port")
+            }
+            URL("https", uri.host, uri.port, path).openConnection() as HttpsURLConnection
+        } catch (error: URISyntaxException) {
+            throw ConfigError("'$url' is no registrar's URL", "write https://host or https://host:port", error)
+        }
+        try {
+            connection.sslSocketFactory = Tls.socketFactory(registrar)
+            connection.connectTimeout = TIMEOUT_MS
+            connection.readTimeout = TIMEOUT_MS
+            connection.doOutput = true
+            connection.setRequestProperty("Content-Type", "application/json")
+            connection.outputStream.use { it.write(json(body).toByteArray()) }
+            val status = connection.responseCode
+            val content = (if (status == OK) connection.inputStream else connection.errorStream)?.use(::limited) ?: ""
+            val answer = parseJson(content).asObject("the answer")
+            if (status != OK) {
+                throw IdentityError(
+                    "the registrar refused: ${answer["error"]?.asText("error")?.take(500) ?: status}",
+                    answer["hint"]?.asText("hint")?.take(500).orEmpty(),
+                )
+            }
+            return (answer["certificate"] ?: throw JsonError("it holds no certificate")).asText("certificate")
+        } catch (error: SSLException) {
+            throw TransportError("what answers at $url does not prove that it is the registrar", "check the URL", error)
+        } catch (error: IOException) {
+            throw TransportError("cannot reach the registrar at $url: ${error.message}", "check URL and network", error)
+        } catch (error: JsonError) {
+            throw TransportError("what answers at $url is no registrar: ${error.message}", "check the URL", error)
+        } finally {
+            connection.disconnect()
+        }
+    }
+
+    private fun limited(input: InputStream): String {
+        val content = ByteArray(ANSWER_MAX_BYTES)
+        var size = 0
+        while (size < content.size) {
+            val read = input.read(content, size, content.size - size)
+            if (read < 0) return String(content, 0, size, Charsets.UTF_8)
+            size += read
+        }
+        throw IOException("an answer that is too long")
+    }
+
+    private fun json(body: Map<String, String>): String = body.entries.joinToString(",", "{", "}") { (name, value) ->
+        val escaped = value.map { c -> if (c < ' ' || c > '~' || c == '"' || c == '\\') unicode(c) else c.toString() }
+        "\"$name\":\"${escaped.joinToString("")}\""
+    }
+
+    private fun unicode(c: Char): String = "\\u" + c.code.toString(16).padStart(4, '0')
+
+    /** Writes a file for its owner only, whole or not at all. */
+    private fun write(file: File, text: String) {
+        try {
+            file.absoluteFile.parentFile?.mkdirs()
+            val part = File(file.path + ".part")
+            part.delete()
+            part.createNewFile()
+            RecordFile.makePrivate(part)
+            RandomAccessFile(part, "rw").use {
+                it.write(text.toByteArray())
+                it.fd.sync()
+            }
+            if (!part.renameTo(file)) throw IOException("it cannot be renamed")
+        } catch (error: IOException) {
+            throw StoreError("cannot write $file: ${error.message}", "check the folder's permissions", error)
+        }
+    }
+}
