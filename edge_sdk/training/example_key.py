@@ -168,9 +168,14 @@ class KeyringKey:
         )
 
 
-def key_holder(place: KeyPlace, path: Path) -> KeyHolder:
-    """Who keeps the key of the examples at `path`."""
-    return KeyringKey(str(path.absolute())) if place == "keyring" else KeyFile(path.with_name(path.name + ".key"))
+def new_key_name(place: KeyPlace) -> str:
+    """The keyring's entry for a new store's key, or nothing where it is a file. It stays when the folder moves."""
+    return secrets.token_hex(8) if place == "keyring" else ""
+
+
+def key_holder(name: str, path: Path) -> KeyHolder:
+    """Who keeps the key of the examples at `path`, by its name in the keyring if it has one."""
+    return KeyringKey(name) if name else KeyFile(path.with_name(path.name + ".key"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ import secrets
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from dataclasses import field as dataclass_field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -28,7 +27,7 @@ from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.errors import StoreError
 from edge_sdk.sqlite_file import SqliteFile
 from edge_sdk.training.example_caps import Caps
-from edge_sdk.training.example_key import KEY_BYTES, SEAL_BYTES, KeyPlace, RowCipher, key_holder
+from edge_sdk.training.example_key import KEY_BYTES, SEAL_BYTES, KeyPlace, RowCipher, key_holder, new_key_name
 from edge_sdk.training.example_packing import Packing
 from edge_sdk.training.fields import Field, Schema, check_schema, in_words
 from edge_sdk.training.trainer import Places, Rows, everything
@@ -41,7 +40,6 @@ _FORGET_EVERY_S: Final = 3_600.0
 """How often the log of writes is cleared of rows that went, which costs a sync."""
 _AT_ONCE: Final = 500
 """Rows asked for in one query."""
-_NEVER: Final = (-1, -1)
 
 _DAMAGED: Final = (
     "the file is damaged: move it away to begin anew, or restore it with its key from a backup; nothing was changed"
@@ -92,7 +90,7 @@ class ExampleStore:
         self._clock = clock or SystemClock()
         self._cipher: RowCipher | None = None
         self._forgotten_at = -math.inf
-        self._counted = _Counted(_NEVER)
+        self._counted = _Counted()
         asked = {"max_rows": max_rows, "max_bytes": max_bytes, "ttl_days": ttl_days, "holdout": holdout}
         given = {name: value for name, value in asked.items() if value is not None}
         Caps(**given)  # type: ignore[arg-type]  # refused before a file is made
@@ -198,7 +196,7 @@ class ExampleStore:
         Costs next to nothing, since the agent asks all the time: what was counted last holds until anything is written,
         and while another thread writes.
         """
-        if self._file.busy and self._counted.seen != _NEVER:
+        if self._file.busy and self._counted.seen is not None:
             return self._counted.of(held_out)
         if self._clock.now() >= self._counted.until:
             try:
@@ -274,11 +272,11 @@ class ExampleStore:
         """Read what the file says of itself, or write it."""
         found = dict(connection.execute("SELECT key, value FROM meta").fetchall())
         before = dict(found)
-        if "schema" not in found and schema is None:
-            raise StoreError(f"{self.path} holds no examples' schema", hint="create the store before opening it")
-        if "schema" not in found and schema is not None:
+        if "schema" not in found:
+            if schema is None:
+                raise StoreError(f"{self.path} holds no examples' schema", hint="create the store before opening it")
             self.schema, self.caps = dict(schema), Caps(**given)
-            found |= {"schema": self._schema_text(), "key_place": key}
+            found |= {"schema": self._schema_text(), "key_name": new_key_name(key)}
             for table in _TABLES:
                 connection.execute(table)
         else:
@@ -292,7 +290,7 @@ class ExampleStore:
         self._packing = Packing(self.schema)
         self._cap = self.caps.rows_of(self._packing.size_bytes + SEAL_BYTES)
         self._context = hashlib.sha256(found["schema"].encode()).digest()
-        self._holder = key_holder("keyring" if found.get("key_place") == "keyring" else "file", self.path)
+        self._holder = key_holder(found.get("key_name", ""), self.path)
         found["caps"] = json.dumps(asdict(self.caps))
         if "key" not in found and not self._last(connection) and (left := self._holder.load()) is not None:
             # Of a database that was moved away, whose rows its owner may still want to read.
@@ -373,13 +371,13 @@ class ExampleStore:
             raise self._file.failed("read the schema of", error) from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StoredRows:
     """Rows of a store as they were at one moment: their numbers, and the key they are under. See `Examples`."""
 
-    _store: ExampleStore = dataclass_field(repr=False)
-    _numbers: NDArray[np.int64] = dataclass_field(repr=False)
-    _cipher: RowCipher = dataclass_field(repr=False)
+    _store: ExampleStore
+    _numbers: NDArray[np.int64]
+    _cipher: RowCipher
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -394,7 +392,7 @@ class StoredRows:
 class _Counted:
     """Rows to train on and held out, when the file was last seen to change, and until when none gets too old."""
 
-    seen: tuple[int, int]
+    seen: tuple[int, int] | None = None
     parts: tuple[int, int] = (0, 0)
     until: float = math.inf
 
