@@ -217,7 +217,7 @@ class DeviceStore:
 
     def participations(self, task: str | None = None) -> list[Participation]:
         """What this device took part in, oldest first."""
-        rows = self._read("SELECT * FROM ledger WHERE ? IS NULL OR task = ? ORDER BY at, epsilon", task, task)
+        rows = self._read("SELECT * FROM ledger WHERE ? IS NULL OR task = ? ORDER BY at, rowid", task, task)
         return [Participation(*row[:8], _release(row[8:13]), row[13]) for row in rows]  # type: ignore[call-arg]
 
     def outcomes(self) -> dict[bytes, str]:
