@@ -596,7 +596,9 @@ class DeviceAgent:
                 if not self._blobs.has(blob):
                     self._downloads.want(blob)
             for download in self._downloads.whole():
-                self._whole(download, now)
+                # One that came before may have ended the round, and with it the others.
+                if download.assembly.sha256 in self._downloads:
+                    self._whole(download, now)
         except RemoteProtocolError as error:
             # What had come before a restart is not what was promised; it was dropped and is pulled anew.
             log.info("%s: %s", self.device_id, error)

@@ -38,7 +38,7 @@ class Downloads:
     def __len__(self) -> int:
         return len(self._open)
 
-    def __contains__(self, digest: Digest) -> bool:
+    def __contains__(self, digest: bytes) -> bool:
         return digest in self._open
 
     @property

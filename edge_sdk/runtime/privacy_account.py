@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edge_sdk.privacy.subsampled import sampled_epsilon
 from edge_sdk.protocol.policy import DevicePolicy, composed_epsilon
 from edge_sdk.runtime.device_store import DeviceStore
 
@@ -54,13 +55,16 @@ class Spent:
     Attributes:
         epsilon, delta: device-level epsilon of all that ever left it, whatever the task, at the policy's delta.
         epsilon_at_most: the policy's; a plan that could exceed it is declined.
-        participations, participations_at_most: the same of rounds.
+        example_epsilon: of each single example, by this device's own noise in bundles that are private for each; None
+            where there was no such bundle.
+        participations, participations_at_most: rounds.
         tasks: by name.
     """
 
     epsilon: float
     delta: float
     epsilon_at_most: float
+    example_epsilon: float | None
     participations: int
     participations_at_most: int
     tasks: Mapping[str, TaskSpending]
@@ -117,13 +121,14 @@ class PrivacyAccount:
         for p in self._store.participations():
             earlier = tasks[p.task].participations if p.task in tasks else 0
             tasks[p.task] = TaskSpending(p.epsilon, p.delta, earlier + 1)
-        spending = self._store.spending("")
+        spending, samplings = self._store.spending(""), self._store.samplings()
         return Spent(
             epsilon=composed_epsilon(
                 ((policy.counted(one), count) for one, count in spending.releases), policy.delta_at_most
             ),
             delta=policy.delta_at_most,
             epsilon_at_most=policy.epsilon_at_most,
+            example_epsilon=sampled_epsilon(samplings, policy.delta_at_most) if samplings else None,
             participations=spending.all_participations,
             participations_at_most=policy.all_participations_at_most,
             tasks=tasks,

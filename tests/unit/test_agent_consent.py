@@ -13,6 +13,7 @@ import pytest
 from edge_sdk.clock import ManualClock
 from edge_sdk.errors import ConfigError, StoreError
 from edge_sdk.events import Deferred, Event, Installed, Refused, Trained, Uploaded
+from edge_sdk.privacy.subsampled import Sampling, sampled_epsilon
 from edge_sdk.protocol.messages import (
     AbandonReason,
     CheckIn,
@@ -221,6 +222,10 @@ def test_spending_is_by_task_and_of_the_whole_life(post: Post, consent: Consent)
     assert {task: one.participations for task, one in spent.tasks.items()} == {"first": 1, "second": 1}
     assert max(one.epsilon for one in spent.tasks.values()) < spent.epsilon < spent.epsilon_at_most
     assert (spent.participations, spent.participations_at_most) == (2, 10_000)
+    assert spent.example_epsilon is None
+    post.store.count_examples(bytes(16), Sampling(1.0, 0.1, 10))
+    again = PrivacyAccount(post.store, POLICY).spent()
+    assert again.example_epsilon == sampled_epsilon((Sampling(1.0, 0.1, 10),), POLICY.delta_at_most)
 
 
 def test_a_round_without_noise_costs_all_there_is(post: Post, consent: Consent) -> None:
