@@ -34,7 +34,6 @@ from edge_sdk.credentials import (
     KEY_FILE,
     load_ca,
     load_certificate,
-    load_identity,
     load_public_key,
 )
 from edge_sdk.errors import ConfigError, IdentityError, StoreError, TransportError
@@ -152,7 +151,7 @@ class EdgeClient:
         self._identity_folder = self.home / IDENTITY_FOLDER
         _finish_withdrawal(self.home)
         if not enrol_token and not (self._identity_folder / CERTIFICATE_FILE).exists():
-            load_identity(self._identity_folder, role="device", now=self._clock.now())  # says what is missing
+            usable_identity(self._identity_folder, now=self._clock.now())  # says what is missing
         self._signer = load_public_key(Path(signer or self.home / SIGNER_FILE))
         self._events = EventStream(on_event)
         with suppress(OSError):  # the store says what is wrong

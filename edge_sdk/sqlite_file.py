@@ -16,6 +16,9 @@ from edge_sdk.errors import StoreError
 
 Statement: TypeAlias = tuple[str, tuple[object, ...]]
 
+FAILURES = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite's module raises, the second over the names of a damaged file."""
+
 _PRAGMAS = ("busy_timeout=10000", "journal_mode=WAL", "secure_delete=ON")
 _META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
@@ -45,13 +48,13 @@ class SqliteFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600, exist_ok=True)
             self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *FAILURES) as error:
             raise self.failed("open", error) from error
         try:
             for pragma in _PRAGMAS:
                 self.connection.execute(f"PRAGMA {pragma}")
             self.connection.execute(_META)
-        except sqlite3.Error as error:
+        except FAILURES as error:
             self.close()
             raise self.failed("open", error) from error
 
@@ -86,7 +89,7 @@ class SqliteFile:
         try:
             with self._lock:
                 return self.connection.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise self.failed("read", error) from error
 
     def each(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
@@ -98,7 +101,7 @@ class SqliteFile:
         try:
             with self._lock:
                 yield from self.connection.execute(sql, values)
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise self.failed("read", error) from error
 
     def write(self, *statements: Statement, durable: bool = False) -> None:
@@ -135,8 +138,25 @@ class SqliteFile:
                     if self.connection.in_transaction:
                         self.connection.execute("ROLLBACK")
                     raise
-            except sqlite3.Error as error:
+            except FAILURES as error:
                 raise self.failed("write", error) from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Queries in the `with` block see the file as it is at one moment.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        with self._lock:
+            try:
+                self.connection.execute("BEGIN")
+                try:
+                    yield self.connection
+                finally:
+                    self.connection.execute("COMMIT")
+            except FAILURES as error:
+                raise self.failed("read", error) from error
 
     def forget_deleted(self) -> None:
         """Take what was deleted out of the log of writes too, where it still stands.
@@ -146,10 +166,20 @@ class SqliteFile:
         """
         self.read("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def require_whole(self) -> None:
+        """Read all of the file, and see that it is one.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        ((told,),) = self.read("PRAGMA integrity_check(1)")
+        if told != "ok":
+            raise self.failed("use", ValueError(f"it is damaged: {told}"))
+
     def failed(self, what: str, error: Exception) -> StoreError:
         """The error to raise where something failed: "cannot WHAT ..."."""
         text = str(error)
-        if "not a database" in text or "malformed" in text:
+        if any(word in text for word in ("not a database", "malformed", "decode", "is damaged")):
             hint = self._if_damaged
         elif "locked" in text:
             hint = "another process has been writing to it for long: end that one"

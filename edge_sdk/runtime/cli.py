@@ -184,25 +184,28 @@ def _renew(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from edge_sdk.credentials import CERTIFICATE_FILE, load_certificate
     from edge_sdk.identity import certificate_id
-    from edge_sdk.runtime.device_store import DeviceStore
+    from edge_sdk.runtime.device_store import DeviceStore, require_ledger
     from edge_sdk.runtime.enrolment import registrar_url
     from edge_sdk.runtime.home import DEVICE_FILE, IDENTITY_FOLDER
 
-    home: Path = arguments.home
-    # Only the name in it is wanted: an expired certificate must not keep the owner from the ledger.
-    certificate = load_certificate(home / IDENTITY_FOLDER / CERTIFICATE_FILE)
-    device_id, url = certificate_id(certificate), registrar_url(home / IDENTITY_FOLDER)
-    until = f"{certificate.not_valid_after_utc:%Y-%m-%d}" + (f", renewed from {url}" if url else "")
-    path = home / DEVICE_FILE
+    home: Path = upkeep_cli.existing_home(arguments.home)
+    file, path = home / IDENTITY_FOLDER / CERTIFICATE_FILE, home / DEVICE_FILE
+    device, until = "no identity", ""
+    # Only what is in it is wanted: neither an expired certificate nor none keeps the owner from the ledger.
+    if file.exists():
+        certificate, url = load_certificate(file), registrar_url(home / IDENTITY_FOLDER)
+        device = f"device {certificate_id(certificate)}"
+        until = f"{certificate.not_valid_after_utc:%Y-%m-%d}" + (f", renewed from {url}" if url else "")
     if not path.is_file():
-        print(f"device {device_id}: has never run; nothing left it")
+        require_ledger(path)
+        print(f"{device}: has never run; nothing left it")
         return 0
     with DeviceStore(path) as store:
-        _print_status(device_id, until, store)
+        _print_status(device, until, store)
     return 0
 
 
-def _print_status(device_id: str, until: str, store: DeviceStore) -> None:
+def _print_status(device: str, until: str, store: DeviceStore) -> None:
     from edge_sdk.clock import SystemClock
     from edge_sdk.privacy.subsampled import sampled_epsilon
     from edge_sdk.protocol.policy import DevicePolicy
@@ -214,8 +217,9 @@ def _print_status(device_id: str, until: str, store: DeviceStore) -> None:
     versions = store.facts("installed_version/")
     # One population is the rule, and then its name says nothing.
     words = versions.values() if len(versions) < 2 else (f"{version} of {name}" for name, version in versions.items())
-    print(f"device {device_id}: model version {', '.join(words) or 'none'}")
-    print(f"  certificate until {until}")
+    print(f"{device}: model version {', '.join(words) or 'none'}")
+    if until:
+        print(f"  certificate until {until}")
     print(f"  {consent_line(consent)}")
     received, sent = store.traffic(int(SystemClock().now() // DAY_S))
     if received or sent:
@@ -228,6 +232,9 @@ def _print_status(device_id: str, until: str, store: DeviceStore) -> None:
         print(f"  by this device's own noise each example has cost epsilon {cost:.2f} at delta {delta:g}")
     for p in participations:
         epsilon = "no noise" if math.isinf(p.epsilon) else f"epsilon {p.epsilon:.2f} so far"
+        if not p.at:
+            print(f"  {p.task}, before the owner withdrew: {epsilon}")
+            continue
         print(
             f"  {p.task} round {p.round_number}: sent {p.sent_bytes:,} masked bytes, "
             f"sha256 {p.sent_sha256.hex()[:16]}..., {epsilon}"

@@ -7,6 +7,8 @@ rounds that ended stay, so that no round is joined twice. Foreign exceptions end
 
 from __future__ import annotations
 
+import hashlib
+import sqlite3
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,10 @@ from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol.policy import Spending
 from edge_sdk.sqlite_file import SqliteFile, Statement
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+BEGUN_SUFFIX = ".begun"
+"""Of an empty file beside the store, which says that there is one."""
 
 _TRAFFIC_DAYS = 31
 _DAMAGED = "the file is damaged: restore it from a backup; a new one forgets what this device already spent"
@@ -40,8 +45,15 @@ _TABLES = (
     """CREATE TABLE IF NOT EXISTS traffic (
     day INTEGER PRIMARY KEY, received_bytes INTEGER NOT NULL, sent_bytes INTEGER NOT NULL)""",
 )
-_UPGRADES = {"1": "ALTER TABLE ledger ADD COLUMN purpose TEXT NOT NULL DEFAULT ''"}
+_UPGRADES: dict[str, tuple[str, ...]] = {
+    "1": ("ALTER TABLE ledger ADD COLUMN purpose TEXT NOT NULL DEFAULT ''",),
+    "2": (),  # and the ledgers' digest
+}
 """What makes a file of a version one of the next, beside the tables that it lacks."""
+
+_LEDGERS = ("SELECT * FROM ledger ORDER BY rid", "SELECT * FROM example_ledger ORDER BY rid")
+_DIGEST = "ledger_sha256"
+"""Of all that was spent. SQLite notices pages that are torn, and not numbers in them that were changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +99,7 @@ class DeviceStore:
         path: created with mode 0600 where missing.
 
     Raises:
-        StoreError: it cannot be opened, or another version of the SDK wrote it.
+        StoreError: it cannot be opened, is gone or empty though it was there, or another version of the SDK wrote it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,11 +113,12 @@ class DeviceStore:
             raise
 
     def _prepare(self) -> None:
+        self._file.require_whole()
         found = self.get("schema")
         while found in _UPGRADES:
             newer = str(int(found) + 1)
-            steps = (*_TABLES, _UPGRADES[found])
-            self._write(*((step, ()) for step in steps), ("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (newer,)))
+            steps = (*_TABLES, *_UPGRADES[found])
+            self._spend(*((step, ()) for step in steps), ("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (newer,)))
             found = newer
         if found is not None and found != str(SCHEMA_VERSION):
             raise StoreError(
@@ -113,8 +126,32 @@ class DeviceStore:
                 hint="update edge-sdk, or let the device begin anew in another folder",
             )
         if found is None:
-            self._write(*((table, ()) for table in _TABLES), durable=True)
-            self.put("schema", str(SCHEMA_VERSION))
+            require_ledger(self._path)
+            begun = ("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+            self._spend(*((table, ()) for table in _TABLES), begun)
+        self._require_ledgers()
+        self._mark()
+
+    def _spend(self, *statements: Statement, durable: bool = True) -> None:
+        """Write what changes the ledgers."""
+        with self._file.transaction(durable=durable) as connection:
+            for sql, values in statements:
+                connection.execute(sql, values)
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_DIGEST, _digest(connection)))
+
+    def _require_ledgers(self) -> None:
+        with self._file.snapshot() as connection:
+            kept = connection.execute("SELECT value FROM meta WHERE key = ?", (_DIGEST,)).fetchone()
+            if kept != (_digest(connection),):
+                raise self._file.failed("use", ValueError("it is damaged: the ledger is not as it was written"))
+
+    def _mark(self) -> None:
+        marker = _marker(self._path)
+        try:
+            if not marker.exists():
+                marker.touch(mode=0o600)
+        except OSError as error:
+            raise self._file.failed("open", error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -194,7 +231,9 @@ class DeviceStore:
                     (*values, *astuple(p.release), p.purpose),
                 )
             )
-        self._write(*statements, durable=durable)
+            self._spend(*statements, durable=durable)
+        else:
+            self._write(*statements, durable=durable)
 
     def journal(self) -> list[JournalEntry]:
         """The open round's events in order; empty where no round is open."""
@@ -218,7 +257,7 @@ class DeviceStore:
     def participations(self, task: str | None = None) -> list[Participation]:
         """What this device took part in, oldest first."""
         rows = self._read("SELECT * FROM ledger WHERE ? IS NULL OR task = ? ORDER BY at, rowid", task, task)
-        return [Participation(*row[:8], _release(row[8:13]), row[13]) for row in rows]  # type: ignore[call-arg]
+        return [Participation(*row[:8], self._release(row[8:13]), row[13]) for row in rows]  # type: ignore[call-arg]
 
     def outcomes(self) -> dict[bytes, str]:
         """How each round that ended did, in words, by its id."""
@@ -231,7 +270,7 @@ class DeviceStore:
             "GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5"
         )
         count = self._read("SELECT count(*) FROM ledger WHERE task = ?", task)[0][0]
-        return Spending(count, tuple((_release(row[:-1]), row[-1]) for row in rows))
+        return Spending(count, tuple((self._release(row[:-1]), row[-1]) for row in rows))
 
     def count_examples(self, rid: bytes, sampling: Sampling) -> None:
         """Keep what a round's training releases of each example, before anything of it can leave.
@@ -239,7 +278,7 @@ class DeviceStore:
         A training that ended and was lost with its process is replaced by the one that was made instead.
         """
         values = (rid, sampling.noise_multiplier, sampling.rate, sampling.steps)
-        self._write(("INSERT OR REPLACE INTO example_ledger VALUES (?, ?, ?, ?)", values), durable=True)
+        self._spend(("INSERT OR REPLACE INTO example_ledger VALUES (?, ?, ?, ?)", values))
 
     def samplings(self) -> tuple[Sampling, ...]:
         """What was released of the device's examples by training with noise for each, whatever the task."""
@@ -252,7 +291,7 @@ class DeviceStore:
         Of the ledger stays what each task was given and what that cost, without round, time, size, digest or purpose:
         budgets are of a device's whole life. What was heard and served of models stays too.
         """
-        self._write(
+        self._spend(
             ("DELETE FROM journal", ()),
             ("DELETE FROM ended", ()),
             ("DELETE FROM traffic", ()),
@@ -263,9 +302,15 @@ class DeviceStore:
             ),
             ("UPDATE example_ledger SET rid = randomblob(16)", ()),
             ("DELETE FROM meta WHERE substr(key, 1, 5) IN ('coord', 'task/', 'blobs')", ()),
-            durable=True,
         )
         self._file.forget_deleted()
+
+    def _release(self, values: tuple[Any, ...]) -> Release:
+        mechanism, *rest = values
+        try:
+            return Release(Mechanism(mechanism), *rest)
+        except ValueError as error:
+            raise self._file.failed("read", ValueError(f"it is damaged: {error}")) from error
 
     # ---- traffic
 
@@ -287,9 +332,29 @@ class DeviceStore:
         return (int(rows[0][0]), int(rows[0][1])) if rows else (0, 0)
 
 
-def _release(values: tuple[Any, ...]) -> Release:
-    mechanism, *rest = values
-    return Release(Mechanism(mechanism), *rest)
+def _digest(connection: sqlite3.Connection) -> str:
+    digest = hashlib.sha256()
+    for sql in _LEDGERS:
+        for row in connection.execute(sql):
+            digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def require_ledger(path: Path) -> None:
+    """Refuse to begin a store anew where there was one: it would forget what its device spent.
+
+    Raises:
+        StoreError: there was one.
+    """
+    if _marker(path).exists():
+        raise StoreError(
+            f"{path} has gone or was emptied, and with it the record of what this device spent",
+            hint="restore it from a backup; without one: edge device purge, and enrol anew as another device",
+        )
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}{BEGUN_SUFFIX}")
 
 
 def _unreadable(key: str, text: str | None) -> StoreError:

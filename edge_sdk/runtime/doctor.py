@@ -33,14 +33,14 @@ from edge_sdk.credentials import (
     load_identity,
     load_public_key,
 )
-from edge_sdk.errors import ConfigError, EdgeError, StoreError, TrainingError
+from edge_sdk.errors import ConfigError, EdgeError, IdentityError, StoreError, TrainingError
 from edge_sdk.identity import utc_text
 from edge_sdk.inference.installed import InstalledModel, InstalledModels
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.messages import DeviceId
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.broker_url import BrokerUrl
-from edge_sdk.runtime.device_store import DeviceStore
+from edge_sdk.runtime.device_store import DeviceStore, require_ledger
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.eligibility import MIB, Eligibility, SystemConditions
 from edge_sdk.runtime.enrolment import is_due, registrar_url
@@ -54,6 +54,7 @@ from edge_sdk.runtime.home import (
 )
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.runtime.mqtt import MqttTransport
+from edge_sdk.sqlite_file import FAILURES
 from edge_sdk.training.artifact import parse_head
 from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
@@ -102,12 +103,19 @@ class Patient:
         now: seconds since the epoch, by this machine's clock.
         broker: to try; None leaves that out.
         eligibility: when it may train; None for always.
+        pinned: the signer's public key; None for the one in its folder.
     """
 
     home: Path
     now: float
     broker: BrokerUrl | None = None
     eligibility: Eligibility | None = None
+    pinned: Path | None = None
+
+    @property
+    def signer(self) -> Path:
+        """The key that models must be signed with."""
+        return self.pinned or self.home / SIGNER_FILE
 
     @property
     def identity(self) -> Path:
@@ -180,8 +188,13 @@ def _certificate(patient: Patient, what: str) -> Finding:
 
 
 def _signer(patient: Patient, what: str) -> Finding:
-    load_public_key(patient.home / SIGNER_FILE)
-    return Finding(Verdict.GOOD, what, f"{patient.home / SIGNER_FILE}: models must be signed with it")
+    if not patient.signer.exists():
+        raise IdentityError(
+            f"{patient.signer} is missing",
+            hint="copy the models' signer's public key there; or, if the app pins one elsewhere, name it with --signer",
+        )
+    load_public_key(patient.signer)
+    return Finding(Verdict.GOOD, what, f"{patient.signer}: models must be signed with it")
 
 
 # ---- whom it talks to
@@ -265,6 +278,7 @@ async def _connected(url: BrokerUrl, device_id: str, tls: TlsFiles | None) -> No
 def _ledger(patient: Patient, what: str) -> Finding:
     path = patient.home / DEVICE_FILE
     if not path.exists():
+        require_ledger(path)
         return Finding(Verdict.GOOD, what, "it has never run: nothing left it")
     damage = _damage(path)
     if damage:
@@ -302,7 +316,7 @@ def _damage(path: Path) -> str:
             (told,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except FAILURES as error:
         return str(error)
     return "" if told == "ok" else str(told)
 
@@ -312,7 +326,7 @@ def _runtime(patient: Patient, what: str) -> Finding:
 
 
 def _model(patient: Patient, what: str) -> Finding:
-    signer = load_public_key(patient.home / SIGNER_FILE)
+    signer = load_public_key(patient.signer)
     found = []
     for folder in sorted((patient.home / MODELS_FOLDER).glob("*/")):
         models = InstalledModels(folder, signer=signer)

@@ -48,6 +48,7 @@ log = logging.getLogger("edge.device")
 RENEW_AFTER: Final = 2 / 3
 """Share of a certificate's life after which it is renewed."""
 
+HTTPS_PORT: Final = 443
 _TIMEOUT_S: Final = 30.0
 _ANSWER_MAX_BYTES: Final = 64 << 10
 NEXT_KEY_FILE: Final = "next.key"
@@ -134,8 +135,11 @@ def registrar_url(folder: Path) -> str:
     """
     path = folder / REGISTRAR_FILE
     try:
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    except (OSError, ValueError) as error:
+        url = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        if url:
+            _address(url)
+        return url
+    except (OSError, ValueError, ConfigError) as error:
         raise IdentityError(f"cannot read {path}: {error}", hint="write the registrar's https:// URL in it") from error
 
 
@@ -146,7 +150,10 @@ def usable_identity(folder: Path, *, now: float) -> Identity:
         IdentityError: as `load_identity`, or it has expired and cannot be renewed.
     """
     if not (folder / CERTIFICATE_FILE).exists():
-        return load_identity(folder, role="device", now=now)  # which says what is missing
+        raise IdentityError(
+            f"this device has no identity: {folder / CERTIFICATE_FILE} is missing",
+            hint="enrol it, with a token of the fleet's operator: EdgeClient(enrol_token=...) or edge device enrol",
+        )
     finish_renewal(folder)
     certificate, url = load_certificate(folder / CERTIFICATE_FILE), registrar_url(folder)
     if not url or now <= certificate.not_valid_after_utc.timestamp():
@@ -226,13 +233,26 @@ def _certificate(answer: dict[str, Any]) -> x509.Certificate:
         raise IdentityError(f"the registrar's answer holds no certificate: {error!r}") from error
 
 
+def _address(url: str) -> tuple[str, int]:
+    """Host and port of a registrar's URL.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.hostname and url.isprintable() and parts.scheme == "https" and parts.path in ("", "/"):
+            return parts.hostname, parts.port or HTTPS_PORT
+    except ValueError:
+        pass  # a port that is no number, an address that does not end
+    raise ConfigError(f"{url!r:.200} is no registrar's URL", hint="write https://host or https://host:port")
+
+
 def _post(url: str, path: str, body: dict[str, str], ca: x509.Certificate) -> dict[str, Any]:
     """One JSON object for another, over TLS with the pinned registrar's certificate."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/"):
-        raise ConfigError(f"{url!r} is no registrar's URL", hint="write https://host or https://host:port")
+    host, port = _address(url)
     context = ssl.create_default_context(cadata=ca.public_bytes(serialization.Encoding.PEM).decode())
-    connection = http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=_TIMEOUT_S, context=context)
+    connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
     try:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()

@@ -16,7 +16,7 @@ from typing import Final
 from edge_sdk.credentials import KEY_FILE
 from edge_sdk.errors import StoreError
 from edge_sdk.logs import LOG_FOLDER
-from edge_sdk.runtime.device_store import DeviceStore
+from edge_sdk.runtime.device_store import BEGUN_SUFFIX, DeviceStore
 from edge_sdk.runtime.enrolment import NEXT_KEY_FILE
 from edge_sdk.runtime.home import (
     BLOBS_FOLDER,
@@ -33,7 +33,7 @@ from edge_sdk.training.examples import ExampleStore
 
 log = logging.getLogger("edge.device")
 
-_SQLITE: Final = ("", "-wal", "-shm", "-journal")
+_SQLITE: Final = ("", "-wal", "-shm", "-journal", BEGUN_SUFFIX)
 
 # In the order in which they go.
 _OURS: Final = (

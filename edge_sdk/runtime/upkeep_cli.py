@@ -37,6 +37,9 @@ def add_actions(actions: Subparsers) -> None:
     doctor = actions.add_parser("doctor", help="look for what keeps the device from taking part, and say what to do")
     _add_home(doctor)
     doctor.add_argument("--broker", default="", metavar="URL", help="try to connect to it")
+    doctor.add_argument(
+        "--signer", type=Path, metavar="FILE", help="the key that an app pins, if not signer.pub in its folder"
+    )
     doctor.add_argument("--only-when", default="", metavar="WHAT", help="as in edge device run")
     doctor.set_defaults(handler=_doctor)
     service = actions.add_parser(
@@ -61,7 +64,12 @@ def _add_home(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, required=True, metavar="DIR", help="the device's folder")
 
 
-def _existing(home: Path) -> Path:
+def existing_home(home: Path) -> Path:
+    """The device's folder that a person named.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if not home.is_dir():
         raise ConfigError(f"there is no folder {home}", hint="name the device's folder with --home")
     return home
@@ -70,15 +78,21 @@ def _existing(home: Path) -> Path:
 def _logs(arguments: argparse.Namespace) -> int:
     from edge_sdk.logs import follow_log, read_log
 
-    home = _existing(arguments.home)
+    home = existing_home(arguments.home)
     if arguments.lines < 0:
         raise ConfigError(f"{arguments.lines} lines cannot be shown", hint="give a number from 0 on")
 
     def show(line: LogLine) -> None:
         print(line.text if arguments.json else line, flush=True)
 
-    for line in read_log(home, arguments.lines):
+    lines = read_log(home, arguments.lines)
+    for line in lines:
         show(line)
+    if not lines and arguments.lines:
+        print(
+            f"edge: nothing is logged in {home}: edge device run does that; an app has the lines in Python's logging",
+            file=sys.stderr,
+        )
     if arguments.follow:
         for line in follow_log(home):
             show(line)
@@ -91,7 +105,7 @@ def _opt_out(arguments: argparse.Namespace) -> int:
     from edge_sdk.runtime.device_store import DeviceStore
     from edge_sdk.runtime.home import DEVICE_FILE
 
-    with DeviceStore(_existing(arguments.home) / DEVICE_FILE) as store:
+    with DeviceStore(existing_home(arguments.home) / DEVICE_FILE) as store:
         Consent(store, SystemClock()).revoke()
         sent = len(store.participations())
     print("training is off on this device, for good; it still serves its newest model")
@@ -108,7 +122,7 @@ def _purge(arguments: argparse.Namespace) -> int:
     from edge_sdk.runtime.home_lock import only_process_in
     from edge_sdk.runtime.purge import holdings, purge
 
-    home = _existing(arguments.home)
+    home = existing_home(arguments.home)
     found = holdings(home)
     if not found:
         print(f"{home} holds nothing of a device")
@@ -145,6 +159,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         SystemClock().now(),
         parse_broker_url(arguments.broker) if arguments.broker else None,
         eligibility_of(arguments.only_when),
+        arguments.signer,
     )
     bad = 0
     for finding in examine(patient):
@@ -159,7 +174,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _service(arguments: argparse.Namespace) -> int:
     from edge_sdk.runtime.service_unit import ServiceUnit, install
 
-    home = _existing(arguments.home).resolve()
+    home = existing_home(arguments.home).resolve()
     command = [sys.executable, "-m", "edge_sdk.cli", "device", "run", "--home", str(home), *arguments.run_options]
     _check_run(command[3:])
     unit = ServiceUnit(command, home, arguments.user, arguments.memory_max, arguments.cpu_quota)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,8 +110,11 @@ def test_a_folder_of_the_user_is_found(monkeypatch: pytest.MonkeyPatch, folders:
 
 
 def test_without_identity_and_token_it_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(IdentityError, match=r"identity\.key is missing"):
+    with pytest.raises(IdentityError, match=r"no identity: .*identity\.crt is missing") as refused:
         EdgeClient(tmp_path)
+    assert "enrol_token" in refused.value.hint
+    # An app that lets it through shows the hint as well.
+    assert f"hint: {refused.value.hint}" in "".join(traceback.format_exception(refused.value))
 
 
 def test_the_bundled_model_serves_until_one_is_installed(home: Path, tmp_path: Path) -> None:

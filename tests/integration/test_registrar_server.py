@@ -338,8 +338,9 @@ def test_a_server_that_is_not_the_pinned_registrars_is_not_asked(served: Served,
     stranger = create_authority("Somebody Else", now=NOW)
     with pytest.raises(TransportError, match="does not prove who it is"):
         enrol(tmp_path / "one", served.url, token=served.token(), ca=stranger.certificate, now=NOW)
-    with pytest.raises(ConfigError, match="no registrar's URL"):
-        enrol(tmp_path / "two", "http://localhost", token=served.token(), ca=stranger.certificate, now=NOW)
+    for url in ("http://localhost", "https://", "https://localhost:no", "https://[", "https://local\0host"):
+        with pytest.raises(ConfigError, match="no registrar's URL"):
+            enrol(tmp_path / "two", url, token=served.token(), ca=stranger.certificate, now=NOW)
 
 
 def test_what_is_no_request_is_refused(served: Served) -> None:

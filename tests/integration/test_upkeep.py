@@ -33,6 +33,7 @@ from edge_sdk.signing import new_private_key
 from edge_sdk.training.artifact import Artifact, read_artifact
 from tests.integration.commands import Command, free_port
 from tests.integration.test_registrar_server import Served
+from tests.unit.test_device_store_files import entry, participation
 
 DAY_S = 86_400.0
 NOWHERE = "mqtt://127.0.0.1:1"
@@ -152,6 +153,10 @@ def _damage_the_examples(folders: FleetFolders, home: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def _damage_the_registrars_url(folders: FleetFolders, home: Path) -> None:
+    (home / "identity" / REGISTRAR_FILE).write_text("https://localhost:84\0\0")
+
+
 def _damage_the_model(folders: FleetFolders, home: Path) -> None:
     install_model(folders, home)
     for checkpoint in models_folder(home, "digits").glob("*.checkpoint"):
@@ -173,9 +178,10 @@ def _lose_the_home(folders: FleetFolders, home: Path) -> None:
         (_age, "certificate", "warn valid until", "edge device renew"),
         (_come_from_the_future, "certificate", "FAIL not valid before", "set this machine's clock"),
         (_open_the_key, "key", "FAIL the private key", "chmod 600"),
-        (_lose_the_signer, "signer", "FAIL", "check the path"),
+        (_lose_the_signer, "signer", "FAIL", "name it with --signer"),
         (_damage_the_ledger, "ledger", "FAIL", "restore it from a backup"),
         (_damage_the_examples, "examples", "FAIL", "remove it; the app fills it again"),
+        (_damage_the_registrars_url, "certificate", "FAIL cannot read", "write the registrar's https:// URL"),
         (_damage_the_model, "model", "FAIL the installed checkpoint of version 3 was damaged", "install it anew"),
         (_open_the_home, "home", "warn", "chmod 700"),
         (_lose_the_home, "home", "FAIL", "--home"),
@@ -299,6 +305,47 @@ def test_opting_out_is_for_good_and_before_any_run_too(edge: Say, home: Path) ->
         assert edge("opt-out", "--home", home)[0] == 0
         assert not client.consent.granted, "a running device does not notice"
     assert "training is off: consent revoked" in edge("status", "--home", home)[1]
+
+
+# ---- the owner's look
+
+
+def test_an_app_that_logs_elsewhere_and_a_folder_that_is_not_there(edge: Say, home: Path) -> None:
+    code, said = edge("logs", "--home", home)
+    assert code == 0
+    assert f"nothing is logged in {home}" in said
+    for action in ("status", "logs", "opt-out", "doctor"):
+        code, said = edge(action, "--home", home / "none")
+        assert code != 0
+        assert "name the device's folder with --home" in said
+
+
+def test_who_withdrew_still_sees_what_was_spent(edge: Say, home: Path) -> None:
+    with DeviceStore(home / "device.sqlite") as store:
+        store.append(entry(0), participation(1, "keyboard"))
+    with EdgeClient(home) as client:
+        client.withdraw()
+    code, said = edge("status", "--home", home)
+    assert code == 0
+    assert said.startswith("no identity: model version")
+    assert "keyboard, before the owner withdrew: epsilon" in said
+
+
+def test_a_ledger_that_is_gone_is_told_by_everybody(edge: Say, home: Path) -> None:
+    EdgeClient(home).close()
+    for path in home.glob("device.sqlite*"):
+        if path.suffix != ".begun":
+            path.unlink()
+    for action in ("status", "doctor"):
+        code, said = edge(action, "--home", home)
+        assert code != 0
+        assert "the record of what this device spent" in said
+    assert not (home / "device.sqlite").exists()
+    with pytest.raises(StoreError, match="has gone or was emptied"):
+        EdgeClient(home)
+    code, said = edge("purge", "--home", home, "--yes")
+    assert code == 0, "which is the way out"
+    assert not home.exists()
 
 
 # ---- erasing

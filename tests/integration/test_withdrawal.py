@@ -57,6 +57,7 @@ def home(tmp_path: Path) -> Path:
 def assert_erased(home: Path) -> None:
     assert {path.name for path in home.iterdir()} - {"in-use.lock"} <= {
         "device.sqlite",
+        "device.sqlite.begun",
         "device.sqlite-wal",
         "device.sqlite-shm",
         "models",
@@ -95,7 +96,7 @@ def test_what_was_given_is_erased_and_what_was_spent_stays(home: Path) -> None:
     assert_erased(home)
     with DeviceStore(home / "device.sqlite") as store:
         assert sum(sampling.steps for sampling in store.samplings()) == 30
-    with pytest.raises(IdentityError, match=r"identity\.key is missing"):
+    with pytest.raises(IdentityError, match=r"identity\.crt is missing"):
         EdgeClient(home)
 
 

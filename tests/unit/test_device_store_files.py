@@ -13,6 +13,7 @@ import pytest
 from edge_sdk.errors import StoreError
 from edge_sdk.privacy.accounting import Release
 from edge_sdk.privacy.noise import Mechanism
+from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol.messages import BlobRef, Digest
 from edge_sdk.protocol.policy import Spending
 from edge_sdk.runtime.blob_cache import KEPT, BlobCache
@@ -81,7 +82,7 @@ def test_the_ledger_is_by_round_and_task(store: DeviceStore) -> None:
 def test_nobody_else_can_read_it(path: Path, store: DeviceStore) -> None:
     store.append(entry())
     assert {file.name: file.stat().st_mode & 0o077 for file in path.parent.iterdir()} == dict.fromkeys(
-        ("device.sqlite", "device.sqlite-wal", "device.sqlite-shm"), 0
+        ("device.sqlite", "device.sqlite.begun", "device.sqlite-wal", "device.sqlite-shm"), 0
     )
 
 
@@ -171,6 +172,77 @@ def test_a_store_of_another_version_is_left_alone(path: Path) -> None:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert tables == {"meta", "journal", "ended"}
     connection.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_ledger_that_is_gone_is_not_begun_anew(path: Path, how: str) -> None:
+    with DeviceStore(path) as store:
+        store.append(entry(0), participation())
+    if how == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(b"")
+    for _ in range(2):  # the first try leaves nothing that the second would take for a store
+        with pytest.raises(StoreError, match="the record of what this device spent") as refused:
+            DeviceStore(path)
+        assert "restore it from a backup" in refused.value.hint
+
+
+@pytest.mark.parametrize("what", ["ledger", "example_ledger", "meta", "traffic"])
+def test_a_store_damaged_anywhere_is_told(path: Path, what: str) -> None:
+    with DeviceStore(path) as store:
+        store.append(entry(0), participation())
+        store.count_examples(b"r" * 16, Sampling(1.0, 0.5, 3))
+        store.end_round(b"r" * 16, 2.5, committed=True, detail="committed")
+        page, size = _page_of(path, what)
+    whole = path.read_bytes()
+    for damage in (bytes(size), b"\xc9" * size, bytes(64), b"\xc9" * 64):
+        at = page * size + size - len(damage)  # rows lie at the end of a page
+        path.write_bytes(whole[:at] + damage + whole[at + len(damage) :])
+        hint, kept = "", list[Participation]()
+        try:
+            with DeviceStore(path) as store:
+                kept = store.participations()
+        except StoreError as error:
+            hint = error.hint
+        # Of the other tables a few numbers may be lost, but nothing that was spent.
+        ledgers = what in ("ledger", "example_ledger")
+        assert "restore it from a backup" in hint or (not ledgers and kept == [participation()])
+    path.write_bytes(whole)
+    with DeviceStore(path) as store:
+        assert store.participations() == [participation()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE ledger SET honest = 4000",
+        "DELETE FROM ledger",
+        "UPDATE example_ledger SET steps = 1",
+        "DELETE FROM meta",
+    ],
+)
+def test_a_ledger_that_says_something_else_is_not_believed(path: Path, change: str) -> None:
+    with DeviceStore(path) as store:
+        store.append(entry(0), participation())
+        store.count_examples(b"r" * 16, Sampling(1.0, 0.5, 3))
+    connection = sqlite3.connect(path)
+    connection.execute(change)
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match=r"not as it was written|has gone or was emptied"):
+        DeviceStore(path)
+
+
+def _page_of(path: Path, table: str) -> tuple[int, int]:
+    """Where a table's rows lie, as a page's number from 0, and the size of a page."""
+    connection = sqlite3.connect(path)
+    try:
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchall()
+        ((size,),) = connection.execute("PRAGMA page_size").fetchall()
+    finally:
+        connection.close()
+    return int(root) - 1, int(size)
 
 
 def test_a_store_that_was_closed_raises_what_it_promises(path: Path) -> None:
