@@ -6,6 +6,8 @@ One thread, CPU time of the process that trains. The contenders take turns withi
 slows all of them; a ratio is the median of the rounds' ratios. Peers, of which eager PyTorch is always one:
 
     torchscript  the bundle's TorchScript graphs
+    litert       its LiteRT graphs, where the extra export-litert is installed; the export takes minutes
+    executorch   its ExecuTorch graphs, where the extra executorch is; so do these
     compile      torch.compile, which takes minutes to warm up and needs a C++ compiler
     private      the bundle's step with clipped gradients of each example, before noise
     official     ONNX Runtime's own training API, the last there is, in an environment of its own that is made under
@@ -44,10 +46,12 @@ from exporters.examples.zoo import ZOO
 ROUNDS = 9
 ROUND_S = 0.3
 RATES = {"sgd": 0.01, "adam": 1e-4}
-PEERS = ("torchscript", "compile", "private", "official")
+PEERS = ("torchscript", "litert", "executorch", "compile", "private", "official")
 RATIOS = (
     ("ours", "eager"),
     ("torchscript", "eager"),
+    ("litert", "eager"),
+    ("executorch", "eager"),
     ("compile", "eager"),
     ("private", "ours"),
     ("ours", "official"),
@@ -58,6 +62,8 @@ TITLES = {
     "ours": "edge-sdk",
     "compile": "torch.compile",
     "torchscript": "TorchScript",
+    "litert": "LiteRT",
+    "executorch": "ExecuTorch",
     "official": "ORT training",
 }
 
@@ -135,9 +141,11 @@ def _contenders(
         for peer in peers:
             try:
                 match peer:
-                    case "torchscript":
-                        script = _export(task, Path(folder, "script.edge"), formats=("onnx", "torchscript"))
-                        found[peer] = _timed(_bundled(script, task, "torchscript"))
+                    case "torchscript" | "litert" | "executorch":
+                        size = len(task.tensors["y"])
+                        formats = {"formats": ("onnx", peer), "compiled_batch": size}
+                        other = _export(task, Path(folder, f"{peer}.edge"), **formats)
+                        found[peer] = _timed(_bundled(other, task, peer))
                     case "compile":
                         found[peer] = _timed(_eager(task, compiled=True))
                     case "private":

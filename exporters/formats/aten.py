@@ -140,9 +140,15 @@ def _spaced(x: Tensor, axis: int, step: int, before: int, size: int) -> Tensor:
     if step > 1:
         x = F.pad(x.unsqueeze(axis + 1), [0, 0] * (x.ndim - 1 - axis) + [0, step - 1]).flatten(axis, axis + 1)
     after = size - before - x.shape[axis]
-    # Padding by less than nothing cuts; not every runtime knows that.
-    x = x.narrow(axis, max(-before, 0), x.shape[axis] + min(before, 0) + min(after, 0))
-    return F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [max(before, 0), max(after, 0)])
+    return _constant_pad_nd(x, [0, 0] * (x.ndim - 1 - axis) + [before, after], 0)
+
+
+def _constant_pad_nd(self: Tensor, pad: Sizes, value: float) -> Tensor:
+    """Padding by less than nothing cuts, which is a slice here: not every runtime knows that."""
+    for axis, before, after in zip(range(self.ndim - 1, -1, -1), pad[::2], pad[1::2], strict=False):
+        if before < 0 or after < 0:
+            self = self.narrow(axis, max(-before, 0), self.shape[axis] + min(before, 0) + min(after, 0))
+    return F.pad(self, [max(width, 0) for width in pad], value=value)
 
 
 def _max_pool2d_with_indices(
@@ -341,6 +347,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "aten.embedding_dense_backward.default": _embedding_dense_backward,
     **{f"aten.nll_loss{kind}_forward.default": _nll_loss_forward for kind in ("", "2d")},
     **{f"aten.nll_loss{kind}_backward.default": _nll_loss_backward for kind in ("", "2d")},
+    "aten.constant_pad_nd.default": _constant_pad_nd,
     "aten.copy.default": _copy,
     "edge_sdk.keep.default": _keep,
 }

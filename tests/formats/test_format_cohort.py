@@ -91,7 +91,7 @@ def test_apps_on_every_runtime_train_with_a_real_coordinator(
     assert main(f"export --signer {folders.signer_key} --out {folders.bundle} {formats}".split()) == 0
     create = (
         f"run create {{}} --home {folders.coordinator} --bundle {folders.bundle} --signer {folders.signer_public} "
-        "--devices 4 --min-reports 4 --rounds 1 --epsilon off --batch-size {{}}"
+        "--devices 4 --min-reports 4 --rounds 1 --epsilon off --batch-size {}"
     )
     assert main(create.format("large", 32).split()) == 0
     said = capsys.readouterr().out
