@@ -264,6 +264,7 @@ def _epsilon(text: str, option: str) -> float:
 
 
 def _import_examples(source: Path, target: Path) -> None:
+    from edge_sdk.training.example_caps import DEFAULT_MAX_ROWS
     from edge_sdk.training.examples import ExampleStore
     from edge_sdk.training.npz import read_examples
 
@@ -273,5 +274,6 @@ def _import_examples(source: Path, target: Path) -> None:
                 print(f"{target} holds {len(store)} examples; {source} is not added to them")
                 return
     rows = read_examples(source)
-    with ExampleStore.create_for(target, rows) as store:
+    # Who names a file wants all of it.
+    with ExampleStore.create_for(target, rows, max_rows=max(len(rows["y"]), DEFAULT_MAX_ROWS)) as store:
         store.add_many(rows)

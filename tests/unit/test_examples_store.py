@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import StoreError
+from edge_sdk.runtime.cli import _import_examples
+from edge_sdk.training.example_caps import DEFAULT_MAX_ROWS
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.fields import Field, Schema, f32, i64, u8
 
@@ -134,6 +136,17 @@ def test_threads_may_add_at_once(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert len(store) == 160
+
+
+def test_a_file_of_examples_is_taken_whole(tmp_path: Path) -> None:
+    """However many rows a store keeps otherwise."""
+    source, target = tmp_path / "examples.npz", tmp_path / "examples.sqlite"
+    made = rows(DEFAULT_MAX_ROWS + 500)
+    np.savez(source, x=made["x"], y=made["y"])
+    _import_examples(source, target)
+    with ExampleStore(target) as store:
+        assert len(store) == DEFAULT_MAX_ROWS + 500
+        assert store.arrays()["y"][0] == 0
 
 
 def test_a_long_write_keeps_nobody_from_counting(tmp_path: Path) -> None:
