@@ -424,11 +424,16 @@ class DeviceAgent:
         certificates = dict.fromkeys(m.coordinator for m in self.memberships.values() if m.coordinator is not None)
         if not certificates:
             raise RemoteProtocolError("a message before any announcement: whose is it?")
+        problem: RemoteProtocolError | IdentityError = RemoteProtocolError("the signature is not the coordinator's")
         for certificate in certificates:
-            peer = verify_certificate(certificate, self._identity.ca, "coordinator", now)
+            try:
+                peer = verify_certificate(certificate, self._identity.ca, "coordinator", now)
+            except IdentityError as error:
+                problem = error  # of one population's coordinator, which silences no other's
+                continue
             if verify_raw(peer.public_key, frame.signature, frame.signed_for(self.device_id)):
                 return [m for m in self.memberships.values() if m.coordinator == certificate]
-        raise RemoteProtocolError("the signature is not the coordinator's")
+        raise problem
 
     def _planned(self, plan: Plan, body: bytes, heard: Sequence[Membership], now: float) -> None:
         if session.round_id(self._state) not in (None, plan.rid):
@@ -436,7 +441,7 @@ class DeviceAgent:
         if session.round_id(self._state) is None and self.store.has_ended(plan.rid):
             raise RemoteProtocolError("a plan of a round that this device already left")
         announced = next((m for m in heard if m.announces(plan.rid, plan.task)), None)
-        if announced is None:
+        if announced is None or (session.round_id(self._state) is not None and announced is not self._current):
             raise RemoteProtocolError("a plan of a round that is not announced")
         self._current = announced
         if not self._consented:

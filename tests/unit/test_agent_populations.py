@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.registrar.authority import DAY_S, issue_identity
 from edge_sdk.identity import Identity
 from edge_sdk.protocol.messages import (
     AbandonReason,
@@ -20,7 +21,7 @@ from edge_sdk.protocol.messages import (
     RejectionReason,
     TaskState,
 )
-from tests.simulation.world import POPULATION, fresh_folder, identity
+from tests.simulation.world import POPULATION, START, authority, fresh_folder, identity
 from tests.unit.post import (
     BUNDLE,
     CHECKPOINT,
@@ -141,6 +142,29 @@ def test_one_populations_coordinator_says_nothing_in_the_others_round(post: Post
     post.tell(make_plan())
     assert stage_of(post) == "Preparing"
     post.tell(Outcome(make_plan().rid, True, AbandonReason.NONE, 6), signer=rival)
+    assert stage_of(post) == "Preparing"
+
+
+def test_one_populations_coordinator_cannot_take_over_the_others_round(post: Post) -> None:
+    """By announcing that very round to its own population."""
+    rival = identity("rival", "coordinator")
+    post.follow()
+    announce_other(post, signer=rival, rid=make_plan().rid, task="task", round_number=1)
+    assert post.tell(make_plan(), signer=rival) == []
+    post.tell(Outcome(make_plan().rid, True, AbandonReason.NONE, 6), signer=rival)
+    assert stage_of(post) == "Advertised"
+    post.tell(Outcome(make_plan().rid, True, AbandonReason.NONE, 6))
+    assert stage_of(post) == "Waiting"
+
+
+def test_a_coordinator_whose_certificate_expired_silences_no_other(post: Post) -> None:
+    short = issue_identity(authority(), identity_id="rival", role="coordinator", now=START - 2 * DAY_S, lifetime_days=3)
+    post.announce(signer=short)
+    post.wait(2 * DAY_S)
+    announce_other(post)
+    assert post.tell(make_plan(), signer=short) == []
+    assert stage_of(post) == "Waiting"
+    post.tell(make_plan(**next_round(50), task="second"))
     assert stage_of(post) == "Preparing"
 
 
