@@ -17,7 +17,8 @@ from coordinator.service.release import ReleaseJob, release
 from device_sim.script import STAGES, CrashCoordinator, Fault, Reboot, Vanish
 from edge_sdk.errors import EdgeError
 from edge_sdk.protocol import codec, topics
-from edge_sdk.runtime.agent import DeviceAgent, Outgoing
+from edge_sdk.runtime.agent import DeviceAgent
+from edge_sdk.runtime.frames import Outgoing
 from edge_sdk.runtime.learner import TrainingJob
 
 _KIND_AT = 3

@@ -10,10 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-
-from cryptography.hazmat.primitives.asymmetric import ec
+from dataclasses import dataclass
 
 from edge_sdk import __version__
 from edge_sdk.errors import (
@@ -28,14 +25,12 @@ from edge_sdk.errors import (
     TrainingError,
 )
 from edge_sdk.events import Event, Refused, Trained, Uploaded
-from edge_sdk.identity import Identity, verify_certificate
+from edge_sdk.identity import Identity
 from edge_sdk.privacy.subsampled import Sampling
 from edge_sdk.protocol import chunks, codec, session, topics
 from edge_sdk.protocol.limits import (
     BLOB_MAX_BYTES,
-    CONTROL_FRAME_MAX_BYTES,
     EXPIRY_CHUNK_S,
-    EXPIRY_CONTROL_UP_S,
     LARGE_FRAME_MAX_BYTES,
 )
 from edge_sdk.protocol.messages import (
@@ -74,10 +69,10 @@ from edge_sdk.runtime.budget import Budget, Traffic, next_day
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore, JournalEntry, Participation
 from edge_sdk.runtime.downloads import Download, Downloads
+from edge_sdk.runtime.frames import Frames, Outgoing
 from edge_sdk.runtime.learner import Bundle, Learner, TrainingJob, Update
 from edge_sdk.runtime.membership import Membership
 from edge_sdk.secagg import modular, suite
-from edge_sdk.signing import verify_raw
 
 log = logging.getLogger("edge.device")
 
@@ -85,15 +80,6 @@ WORKER = 0
 RETRY_MAX_S = 86_400.0
 """A rejected device comes again after a day at the latest, whatever it was told."""
 NO_CONSENT = "no consent"
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One message for the broker."""
-
-    topic: str
-    payload: bytes
-    expiry_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +131,7 @@ class DeviceAgent:
         self.memberships = {name: Membership(name, learner, store, on_event) for name, learner in learners.items()}
         self.store = store
         self.policy = policy
-        self._identity = identity
+        self._frames = Frames(identity)
         self._blobs = blobs
         self._random_bytes = random_bytes
         self._pace = pace or Pace()
@@ -155,13 +141,7 @@ class DeviceAgent:
         self._traffic = Traffic(self._budget, store)
         self._saving_until = 0.0  # what was to be sent and received was more than today allows
         self._free_memory = free_memory
-        self._environment = session.Environment(
-            device_id=identity.id,
-            certificate=identity.certificate_der,
-            sign=identity.sign,
-            verify_peer=self._verify_peer,
-            policy=policy,
-        )
+        self._environment = self._environment_of(identity)
         self._state: session.State = session.Waiting()
         self._position = 0
         self._current: Membership | None = None  # whose round it is in
@@ -316,8 +296,17 @@ class DeviceAgent:
             raise LocalProtocolError("a certificate is changed between rounds only")
         if identity.id != self.device_id:
             raise IdentityError(f"the certificate of {identity.id!r} is not this device's, {self.device_id!r}")
-        self._identity = identity
-        self._environment = replace(self._environment, certificate=identity.certificate_der, sign=identity.sign)
+        self._frames = Frames(identity)
+        self._environment = self._environment_of(identity)
+
+    def _environment_of(self, identity: Identity) -> session.Environment:
+        return session.Environment(
+            device_id=identity.id,
+            certificate=identity.certificate_der,
+            sign=identity.sign,
+            verify_peer=self._frames.verify_peer,
+            policy=self.policy,
+        )
 
     def clock_set_back(self, now: float) -> tuple[Outgoing, ...]:
         """The clock was put back: what waits for a time of the old clock would wait for ever."""
@@ -374,15 +363,11 @@ class DeviceAgent:
     # ---- what comes in
 
     def _announced(self, payload: bytes, now: float) -> None:
-        frame = codec.read_frame(payload)
-        peer = verify_certificate(frame.certificate, self._identity.ca, "coordinator", now)
-        if not verify_raw(peer.public_key, frame.signature, frame.signed_for(codec.BROADCAST)):
-            raise RemoteProtocolError("an announcement whose signature is not the coordinator's")
-        message = codec.parse_for_device(frame)
-        membership = self.memberships.get(message.population) if isinstance(message, Announcement) else None
-        if not isinstance(message, Announcement) or membership is None:
+        message, certificate = self._frames.announcement(payload, now)
+        membership = self.memberships.get(message.population)
+        if membership is None:
             raise RemoteProtocolError("not an announcement to a population of this device's")
-        if not membership.hear(message, frame.certificate, now):
+        if not membership.hear(message, certificate, now):
             return
         self._newest = membership
         membership.not_before = max(now, self._saving_until)
@@ -424,16 +409,8 @@ class DeviceAgent:
         certificates = dict.fromkeys(m.coordinator for m in self.memberships.values() if m.coordinator is not None)
         if not certificates:
             raise RemoteProtocolError("a message before any announcement: whose is it?")
-        problem: RemoteProtocolError | IdentityError = RemoteProtocolError("the signature is not the coordinator's")
-        for certificate in certificates:
-            try:
-                peer = verify_certificate(certificate, self._identity.ca, "coordinator", now)
-            except IdentityError as error:
-                problem = error  # of one population's coordinator, which silences no other's
-                continue
-            if verify_raw(peer.public_key, frame.signature, frame.signed_for(self.device_id)):
-                return [m for m in self.memberships.values() if m.coordinator == certificate]
-        raise problem
+        signer = self._frames.signer_of(frame, certificates, now)
+        return [m for m in self.memberships.values() if m.coordinator == signer]
 
     def _planned(self, plan: Plan, body: bytes, heard: Sequence[Membership], now: float) -> None:
         if session.round_id(self._state) not in (None, plan.rid):
@@ -633,9 +610,8 @@ class DeviceAgent:
     def _request(self, now: float) -> None:
         # A device that only serves has never checked in: the coordinator learns here who asks.
         stranger = isinstance(self._state, session.Waiting) and not self._awaiting_answer
-        certificate = self._identity.certificate_der if stranger else b""
         for pull in self._downloads.requests(now):
-            self._send(pull, certificate=certificate)
+            self._send(pull, certified=stranger)
 
     def _chunk(self, payload: bytes, now: float) -> None:
         download = self._downloads.receive(payload, now)
@@ -783,7 +759,7 @@ class DeviceAgent:
         found = membership.announcement
         if found is not None:
             message = CheckIn(found.task, found.rid, __version__, membership.learner.runtime_version)
-            self._send(message, certificate=self._identity.certificate_der)
+            self._send(message, certified=True)
 
     @property
     def _awaiting_answer(self) -> bool:
@@ -804,29 +780,5 @@ class DeviceAgent:
         share = int.from_bytes(self._random_bytes(2), "little") / 2**16
         self._resend_at = now + self._pace.resend_s * (1.0 + share)
 
-    def _send(self, message: Message, *, certificate: bytes = b"") -> None:
-        frame = codec.write_frame(message, self.device_id, self._identity.sign, certificate=certificate)
-        if len(frame) > CONTROL_FRAME_MAX_BYTES:
-            raise LocalProtocolError(f"a {type(message).__name__} of {len(frame)} bytes does not fit a control frame")
-        topic = topics.build(topics.ControlUp(self.device_id))
-        self._out.append(Outgoing(topic, frame, EXPIRY_CONTROL_UP_S))
-
-    def _verify_peer(self, certificate: bytes, message: bytes, signature: bytes, now: float) -> str:
-        peer = verify_certificate(certificate, self._identity.ca, "device", now)
-        if not _has_signed(_Key(certificate, peer.public_key), message, signature):
-            raise IdentityError(f"the signature is not {peer.id}'s")
-        return peer.id
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """A public key, known by the certificate that it stands in."""
-
-    certificate: bytes
-    public_key: ec.EllipticCurvePublicKey = field(compare=False)
-
-
-@lru_cache(maxsize=1024)
-def _has_signed(key: _Key, message: bytes, signature: bytes) -> bool:
-    """A roster that comes again, or to another device of this process, is not computed again."""
-    return verify_raw(key.public_key, signature, message)
+    def _send(self, message: Message, *, certified: bool = False) -> None:
+        self._out.append(self._frames.write(message, certified=certified))

@@ -17,9 +17,10 @@ from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.errors import EdgeError
 from edge_sdk.identity import Identity
 from edge_sdk.protocol.session import round_id
-from edge_sdk.runtime.agent import DeviceAgent, Outgoing
+from edge_sdk.runtime.agent import DeviceAgent
 from edge_sdk.runtime.broker_url import BrokerUrl
 from edge_sdk.runtime.dial import TlsFiles
+from edge_sdk.runtime.frames import Outgoing
 from edge_sdk.runtime.learner import TrainingJob
 from edge_sdk.runtime.mqtt import MqttTransport
 from edge_sdk.training.trainer import TrainingInterrupted

@@ -261,7 +261,7 @@ def test_a_running_device_renews_between_rounds_and_goes_on(
         clock.advance(due_at - clock.now())
         renewal._url = "https://localhost:1"
         run_until(lambda: renewal.next_at > due_at)
-        assert agent._identity is identity
+        assert agent._frames.identity is identity
         first_pause_s = renewal.next_at - clock.now()
         assert 200 < first_pause_s < 300
         clock.advance(first_pause_s)
@@ -272,9 +272,11 @@ def test_a_running_device_renews_between_rounds_and_goes_on(
         # It is back.
         renewal._url = served.url
         clock.advance(2 * first_pause_s)
-        run_until(lambda: agent._identity is not identity)
-    assert agent._environment.certificate == agent._identity.certificate_der
-    assert load_identity(folder, role="device", now=clock.now()).certificate_der == agent._identity.certificate_der
+        run_until(lambda: agent._frames.identity is not identity)
+    assert agent._environment.certificate == agent._frames.identity.certificate_der
+    assert (
+        load_identity(folder, role="device", now=clock.now()).certificate_der == agent._frames.identity.certificate_der
+    )
     assert renewal.next_at > identity.not_after
     assert "has a new certificate" in caplog.text
 

@@ -28,11 +28,12 @@ from edge_sdk.protocol.messages import (
     TaskState,
 )
 from edge_sdk.protocol.policy import DevicePolicy
-from edge_sdk.runtime.agent import DeviceAgent, Outgoing, Pace
+from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.budget import Budget
 from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
+from edge_sdk.runtime.frames import Outgoing
 from edge_sdk.runtime.learner import Bundle, TrainingJob
 from edge_sdk.secagg import suite
 from tests.simulation.world import POPULATION, START, KnownLearner, device_name, identity

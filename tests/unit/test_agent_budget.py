@@ -14,9 +14,9 @@ from edge_sdk.clock import ManualClock
 from edge_sdk.errors import BudgetExceeded
 from edge_sdk.events import Deferred, Refused
 from edge_sdk.protocol.messages import AdvertiseKeys, BlobRef, CheckIn, Decline, DeclineReason, Message, Pull, TaskState
-from edge_sdk.runtime.agent import Outgoing
 from edge_sdk.runtime.budget import DAY_S, MB, Budget, next_day
 from edge_sdk.runtime.driver import DeviceLoop
+from edge_sdk.runtime.frames import Outgoing
 from tests.unit.post import (
     BUNDLE,
     CHECKPOINT,
