@@ -68,6 +68,12 @@ def add_verb(subparsers: Subparsers) -> None:
         help="what training may take, such as cpu_share=0.5,threads=2,wall_s=600,bytes_per_day=50e6,memory_mb=300",
     )
     run.add_argument(
+        "--runtime",
+        default="onnx",
+        choices=("onnx", "torchscript", "litert", "executorch"),
+        help="what trains, where it is installed and bundles have its format (default: %(default)s)",
+    )
+    run.add_argument(
         "--consent",
         default="",
         metavar="PURPOSE",
@@ -126,7 +132,10 @@ def _run(arguments: argparse.Namespace) -> int:
         usable_identity(home / IDENTITY_FOLDER, now=SystemClock().now())  # what is wrong with it comes before all else
         if arguments.examples is not None:
             _import_examples(arguments.examples, path)
-    with EdgeClient(home, arguments.broker, policy=policy, budget=budget) as client, log_to_folder(home):
+    with (
+        EdgeClient(home, arguments.broker, policy=policy, runtime=arguments.runtime, budget=budget) as client,
+        log_to_folder(home),
+    ):
         examples = client.examples(population) if path.is_file() else None
         client.join(population, examples=examples, eligibility=eligibility, analytics=arguments.analytics)
         # A service has it in its command line for ever: that must not undo a revocation.

@@ -9,7 +9,10 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from edge_sdk.credentials import CA_FILE, KEY_FILE, certificate_files, private_k
 from edge_sdk.identity import Role
 from edge_sdk.runtime.home import examples_file
 from edge_sdk.signing import new_private_key
+from edge_sdk.training.backends import BACKENDS
 from edge_sdk.training.examples import ExampleStore
 
 Refused = Callable[..., str]
@@ -247,6 +251,15 @@ def test_a_bundle_of_another_signer(folders: FleetFolders, tmp_path: Path, refus
 def test_a_run_that_cannot_be(options: str, said: str, folders: FleetFolders, refused: Refused) -> None:
     assert said in refused(*create_run(folders, *options.split()))
     assert not (folders.coordinator / "coordinator.sqlite").exists()
+
+
+def test_a_runtime_that_is_not_installed(home: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> NoReturn:
+        raise PackageNotFoundError("ai-edge-litert")
+
+    monkeypatch.setitem(BACKENDS, "litert", replace(BACKENDS["litert"], version=missing))
+    said = refused(*run_device(home, "--runtime", "litert"))
+    assert said == "the runtime litert needs ai-edge-litert, which is not installed"
 
 
 def test_names_with_spaces(folders: FleetFolders, home: Path, refused: Refused) -> None:
