@@ -36,7 +36,7 @@ from edge_sdk.credentials import (
     load_certificate,
     load_public_key,
 )
-from edge_sdk.errors import ConfigError, IdentityError, StoreError, TransportError
+from edge_sdk.errors import ArtifactError, ConfigError, IdentityError, StoreError, TransportError
 from edge_sdk.events import Deferred, Event, OnEvent, Personalised
 from edge_sdk.identity import Identity, certificate_id
 from edge_sdk.inference.installed import InstalledModels
@@ -488,6 +488,12 @@ class EdgeClient:
         return {self.device_id: Renewal(self._identity_folder, url)} if url else {}
 
     def _make_agent(self, identity: Identity) -> DeviceAgent:
+        for name in self._joins:
+            try:
+                self._models[name].require_whole()
+            except (ArtifactError, StoreError) as error:
+                log.warning("the model of %s is fetched again: %s", name, error)
+                self._store.drop(f"installed_version/{name}")
         return DeviceAgent(
             identity,
             {name: join.learner for name, join in self._joins.items()},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from edge_sdk.inference.personal import Comparison, PersonalModel
 from edge_sdk.inference.predictor import Predictor
 from edge_sdk.training.artifact import Artifact, parse_head, read_artifact
 from edge_sdk.training.layout import Vector, encode_vector
+
+log = logging.getLogger("edge.device")
 
 _STATE_FILE, _HEAD_FILE = "installed.json", "head"
 
@@ -76,7 +79,7 @@ class InstalledModels:
         predictor = _tried(artifact, checkpoint)
         data = encode_vector(checkpoint)
         model = InstalledModel(version, artifact.sha256.hex(), hashlib.sha256(data).hexdigest())
-        current, _ = self._state()
+        current, _ = self._readable_state()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             bundle = self._bundle_path(model)
@@ -94,8 +97,8 @@ class InstalledModels:
         return model
 
     def current(self) -> InstalledModel | None:
-        """The model that serves, or None."""
-        return self._state()[0]
+        """The model that serves, or None; also where a failing disk spoilt the record of it, see `require_whole`."""
+        return self._readable_state()[0]
 
     def head(self, model: InstalledModel) -> bytes:
         """The head of an installed model's bundle, as it was fetched.
@@ -130,7 +133,7 @@ class InstalledModels:
         Raises:
             ArtifactError, StoreError: no model is installed or bundled, or none of those that are can be loaded.
         """
-        current, previous = self._state()
+        current, previous = self._readable_state() if self.bundled is not None else self._state()
         choices = [model for model in (self._tuned(current), current, previous, self.bundled) if model is not None]
         if not choices:
             raise ArtifactError("no model is installed yet", hint="take part in a task, or name a bundle to begin with")
@@ -214,7 +217,28 @@ class InstalledModels:
         except FileNotFoundError:
             return None, None
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read: {error}", hint="remove it and install a model anew") from error
+            raise StoreError(
+                f"{path} cannot be read: {error}", hint="the next model that is installed replaces it"
+            ) from error
+
+    def _readable_state(self) -> tuple[InstalledModel | None, InstalledModel | None]:
+        """The same, for whoever can do without: nothing where a failing disk spoilt it."""
+        try:
+            return self._state()
+        except StoreError as error:
+            log.warning("%s", error)
+            return None, None
+
+    def require_whole(self) -> None:
+        """See that what is installed can still be served, if anything is.
+
+        Raises:
+            ArtifactError, StoreError: it was damaged.
+        """
+        current, _ = self._state()
+        if current is not None:
+            self._installed(current)
+            self.checkpoint(current)
 
     def _write_state(self, current: InstalledModel, previous: InstalledModel | None) -> None:
         data = {"current": asdict(current), "previous": None if previous is None else asdict(previous)}

@@ -330,6 +330,7 @@ def _model(patient: Patient, what: str) -> Finding:
     found = []
     for folder in sorted((patient.home / MODELS_FOLDER).glob("*/")):
         models = InstalledModels(folder, signer=signer)
+        models.require_whole()
         current = models.current()
         if current is not None:
             found.append(_replayed(patient, signer, models, current, f"version {current.version} of {folder.name}"))

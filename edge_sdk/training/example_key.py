@@ -10,7 +10,7 @@ import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -169,7 +169,13 @@ class KeyringKey:
 
 
 def new_key_name(place: KeyPlace) -> str:
-    """The keyring's entry for a new store's key, or nothing where it is a file. It stays when the folder moves."""
+    """The keyring's entry for a new store's key, or nothing where it is a file. It stays when the folder moves.
+
+    Raises:
+        StoreError: there is no such place.
+    """
+    if place not in get_args(KeyPlace):
+        raise StoreError(f"examples' keys are not kept in {place!r:.80}", hint='choose key="file" or key="keyring"')
     return secrets.token_hex(8) if place == "keyring" else ""
 
 

@@ -5,6 +5,7 @@ schema = {"x": f32(1, 8, 8), "y": i64()}
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import StoreError
+
+ROW_MAX_BYTES = 256 << 20
+"""Of all fields of an example together: a row is sealed and read in one."""
 
 NUMBERS = "biuf"
 """Kinds of dtypes that examples may have: booleans, integers with and without sign, floats."""
@@ -102,7 +106,14 @@ def check_schema(schema: Schema) -> None:
             raise StoreError(
                 f"{name} cannot be of the type {field.dtype!r}", hint='name a type of numbers, such as "float32"'
             )
-        if not all(dimension == int(dimension) > 0 for dimension in field.shape):
+        shape: tuple[Any, ...] = field.shape  # an app may not check types
+        if not all(isinstance(dimension, int) and dimension > 0 for dimension in shape):
             raise StoreError(
                 f"{name} cannot have the shape {field.shape} a row", hint="give positive whole numbers, such as f32(16)"
             )
+    size = sum(np.dtype(field.dtype).itemsize * math.prod(field.shape) for field in schema.values())
+    if size > ROW_MAX_BYTES:
+        raise StoreError(
+            f"an example of {in_words(schema)} takes {size:,} bytes, more than {ROW_MAX_BYTES:,}",
+            hint="keep less of it, or store paths to files of your own",
+        )

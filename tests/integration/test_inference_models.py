@@ -11,6 +11,7 @@ import torch
 
 from edge_sdk.errors import ArtifactError, StoreError, TrainingError
 from edge_sdk.inference.installed import InstalledModels
+from edge_sdk.inference.model import Model
 from edge_sdk.inference.predictor import Predictor
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.layout import Vector
@@ -144,4 +145,33 @@ def test_a_spoilt_state_is_told(tmp_path: Path) -> None:
     for text in ("{", "[]", json.dumps({"current": {"version": 1}, "previous": None})):
         (tmp_path / "installed.json").write_text(text)
         with pytest.raises(StoreError, match="cannot be read"):
-            models.current()
+            models.require_whole()
+        assert models.current() is None
+        with pytest.raises(StoreError, match="cannot be read"):
+            InstalledModels(tmp_path, signer=KEY).predictor()
+
+
+def test_a_spoilt_state_keeps_neither_the_bundled_model_nor_the_next_one_away(tmp_path: Path) -> None:
+    models = InstalledModels(tmp_path, signer=KEY)
+    models.install(small(), 1, checkpoint(1))
+    (tmp_path / "installed.json").write_bytes(b"\xc9" * 300)
+    models = InstalledModels(tmp_path, signer=KEY)
+    models.bundled = tmp_path / "none.edge"
+    with pytest.raises(ArtifactError, match=r"none\.edge"):
+        models.predictor()
+    assert Model(models).version == 0
+    models.install(small(), 2, checkpoint(2))
+    assert Model(InstalledModels(tmp_path, signer=KEY)).version == 2
+    InstalledModels(tmp_path, signer=KEY).require_whole()
+
+
+def test_what_was_damaged_while_the_device_was_off_is_told(tmp_path: Path) -> None:
+    InstalledModels(tmp_path, signer=KEY).require_whole()  # nothing is installed yet
+    InstalledModels(tmp_path, signer=KEY).install(small(), 1, checkpoint(1))
+    for path in sorted(tmp_path.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+            with pytest.raises((ArtifactError, StoreError)):
+                InstalledModels(tmp_path, signer=KEY).require_whole()
+            path.write_bytes(content)

@@ -23,10 +23,16 @@ def test_a_helper_for_each_type() -> None:
     assert in_words({"x": f32(2, 3), "y": i64()}) == "x float32[2, 3] and y int64[]"
 
 
-@pytest.mark.parametrize("wrong", [f32(0), f32(-1), Field("float32", (2.5,))])  # type: ignore[arg-type]
+@pytest.mark.parametrize("wrong", [f32(0), f32(-1), Field("float32", (2.5,)), f32("16")])  # type: ignore[arg-type]
 def test_a_shape_is_of_positive_whole_numbers(wrong: Field) -> None:
     with pytest.raises(StoreError, match="x cannot have the shape"):
         check_schema({"x": wrong, "y": i64()})
+
+
+@pytest.mark.parametrize("wide", [f32(10**9), f64(1 << 40), u8(1 << 29)])
+def test_a_row_that_no_device_could_hold_is_refused(wide: Field) -> None:
+    with pytest.raises(StoreError, match="more than 268,435,456"):
+        check_schema({"x": wide, "y": i64()})
 
 
 @pytest.mark.parametrize("wrong", [f32, "float32", 16])

@@ -238,3 +238,8 @@ def test_values_that_a_field_cannot_hold_are_named(tmp_path: Path, wrong: dict[s
             store.add(**good | wrong)
         assert caught.value.hint
         assert len(store) == 0
+
+
+def test_a_place_for_keys_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="'cloud'"):
+        ExampleStore(tmp_path / "taps.sqlite", {"x": f32(2)}, key="cloud")  # type: ignore[arg-type]
