@@ -139,7 +139,9 @@ def read_runtime(aar: Path, abi: str) -> Runtime:
 
 def make_assets() -> list[Path]:
     """The signed model that the app comes with, and its publisher's public key; made where missing or outdated."""
-    keys, model = BUILD / "signer", BUILD / "digits.edge"
+    keys, assets = BUILD / "signer", BUILD / "assets"
+    model, public = assets / "digits.edge", assets / "signer.pub"
+    assets.mkdir(exist_ok=True)
     if not (keys / "signer.key").exists():
         shutil.rmtree(keys, ignore_errors=True)
         run("signer", [sys.executable, "-m", "edge_sdk.cli", "signer", "init", "--out", keys])
@@ -148,7 +150,8 @@ def make_assets() -> list[Path]:
     if not model.exists() or model.stat().st_mtime < newest:
         export = [sys.executable, "-m", "edge_sdk.cli", "export", "android_demo.tools.starting_model:build"]
         run("model", [*export, "--out", model, "--signer", keys / "signer.key"])
-    return [model, keys / "signer.pub"]
+    shutil.copyfile(keys / "signer.pub", public)
+    return [model, public]
 
 
 def sign(content: dict[str, bytes], apk: Path, *, min_sdk: int) -> None:
@@ -190,6 +193,9 @@ def _fetch_runtime(version: str) -> Path:
 
 def _compile() -> tuple[list[Path], Path, str]:
     """Compile all modules; gives what runs on the phone, the platform's jar and the classpath of the build's tools."""
+    for module in ("app", "edge-android"):
+        # Of a source that is gone the compiler leaves the classes.
+        shutil.rmtree(DEMO / module / "target" / "classes", ignore_errors=True)
     run("compile", [*_maven("--also-make", "--projects", "app,tools"), "-DskipTests", "process-classes"])
     classpath = [Path(name) for name in (TARGET / "classpath.txt").read_text().split(os.pathsep)]
     platform = Path((TARGET / "platform.txt").read_text().strip())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from android_demo.tools.build_apk import Built, build
+from tests.integration.conftest import now
+
+__all__ = ["now"]  # a fixture
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,12 @@ import java.security.spec.ECPublicKeySpec
 import java.security.spec.PKCS8EncodedKeySpec
 import java.security.spec.X509EncodedKeySpec
 import java.util.Base64
-import org.bouncycastle.asn1.x9.X9ECParameters
 import org.bouncycastle.crypto.digests.SHA256Digest
-import org.bouncycastle.crypto.ec.CustomNamedCurves
 import org.bouncycastle.crypto.params.ECDomainParameters
 import org.bouncycastle.crypto.params.ECPrivateKeyParameters
 import org.bouncycastle.crypto.signers.ECDSASigner
 import org.bouncycastle.crypto.signers.HMacDSAKCalculator
+import org.bouncycastle.math.ec.custom.sec.SecP256R1Curve
 
 /**
  * ECDSA on P-256 with SHA-256: raw signatures of 64 bytes, r then s, big-endian; deterministic (RFC 6979).
@@ -33,13 +32,16 @@ public object Signing {
     public const val SIGNATURE_BYTES: Int = 64
     private const val COORDINATE_BYTES = 32
 
-    private val curve: X9ECParameters = CustomNamedCurves.getByName("P-256")
-    private val domain = ECDomainParameters(curve.curve, curve.g, curve.n, curve.h)
-
     /** The platform's parameters of P-256. */
     internal val p256: ECParameterSpec = AlgorithmParameters.getInstance("EC").run {
         init(ECGenParameterSpec("secp256r1"))
         getParameterSpec(ECParameterSpec::class.java)
+    }
+
+    // By its class: Bouncy Castle's table of named curves would bring all of them into an app.
+    private val curve = SecP256R1Curve()
+    private val domain = p256.generator.run {
+        ECDomainParameters(curve, curve.createPoint(affineX, affineY), curve.order, curve.cofactor)
     }
 
     /** Signs SHA-256 of [message]; 64 bytes, the same each time. */
@@ -55,7 +57,7 @@ public object Signing {
         if (signature.size != SIGNATURE_BYTES) return false
         val r = BigInteger(1, signature.copyOfRange(0, COORDINATE_BYTES))
         val s = BigInteger(1, signature.copyOfRange(COORDINATE_BYTES, SIGNATURE_BYTES))
-        if (r.signum() == 0 || s.signum() == 0 || r >= curve.n || s >= curve.n) return false
+        if (r.signum() == 0 || s.signum() == 0 || r >= curve.order || s >= curve.order) return false
         return try {
             val verifier = Signature.getInstance("SHA256withECDSA")
             verifier.initVerify(publicKey)
@@ -86,7 +88,7 @@ public object Signing {
         } catch (error: GeneralSecurityException) {
             throw IdentityError("$source is not an elliptic-curve private key", "use an EC P-256 key", error)
         }
-        if (key !is ECPrivateKey || !isP256(key.params) || key.s.signum() < 1 || key.s >= curve.n) {
+        if (key !is ECPrivateKey || !isP256(key.params) || key.s.signum() < 1 || key.s >= curve.order) {
             throw IdentityError("$source is not a key on P-256", "use an EC P-256 key")
         }
         return key

@@ -1,8 +1,8 @@
 package edge.demo
 
+import edge.EdgeError
 import edge.android.Conditions
 import edge.android.Eligibility
-import edge.StoreError
 
 /** Predicts digits. */
 interface DigitModel {
@@ -16,7 +16,7 @@ interface DigitModel {
     fun predict(pixels: FloatArray): FloatArray?
 }
 
-/** Where the person's examples are kept. Each method throws [StoreError] where the storage fails. */
+/** Where the person's examples are kept. Each method throws [EdgeError] where the storage fails. */
 interface ExampleShelf {
     /** All of them, oldest first. */
     fun all(): List<Example>
@@ -28,19 +28,19 @@ interface ExampleShelf {
     fun clear()
 }
 
-/** The app's choices that outlive it. Throws [StoreError] where the storage fails. */
+/** The app's choices that outlive it. Throws [EdgeError] where the storage fails. */
 interface Choices {
     /** Whether the person takes part. */
     var consenting: Boolean
 
-    /** Where the coordinator is, as `mqtts://host:port`; empty for none. */
-    var coordinator: String
+    /** The text of the [Invitation] that the person opened; null for none. */
+    var invitation: String?
 }
 
 /** The learning side: what a person can ask of it. It answers with [Learned]. */
 interface Learning {
-    /** Look now and then whether the coordinator wants this phone. */
-    fun join()
+    /** Look now and then whether the coordinator wants this phone. Throws EdgeError where the invitation is no good. */
+    fun join(invitation: Invitation)
 
     /** Look once, soon. */
     fun trainNow()
@@ -76,12 +76,11 @@ class Demo(
         val begun = DemoState(modelVersion = model.version, modelProblem = model.problem)
         state = begun
         guarded {
-            state = state.copy(
-                examples = shelf.all(),
-                consenting = choices.consenting,
-                coordinator = choices.coordinator,
-            )
-            if (state.consenting) learning.join()
+            val invitation = choices.invitation?.let(Invitation::parse)
+            state = state.copy(consenting = choices.consenting, coordinator = invitation?.coordinator.orEmpty())
+            // First, since it opens the examples for itself.
+            if (invitation != null && state.consenting) learning.join(invitation)
+            state = state.copy(examples = shelf.all())
         }
         refreshConditions()
         show(state)
@@ -135,13 +134,22 @@ class Demo(
         }
     }
 
-    /** The person takes part from now on. */
-    fun consent(coordinator: String) {
+    /** The person opened an invitation; nothing is sent before [consent]. */
+    fun invite(text: String) {
         guarded {
-            choices.coordinator = coordinator.trim()
+            val invitation = Invitation.parse(text)
+            choices.invitation = text
+            state = state.copy(coordinator = invitation.coordinator)
+        }
+    }
+
+    /** The person takes part from now on. */
+    fun consent() {
+        guarded {
+            val invitation = choices.invitation?.let(Invitation::parse) ?: return@guarded
+            learning.join(invitation)
             choices.consenting = true
-            state = state.copy(consenting = true, coordinator = coordinator.trim())
-            learning.join()
+            state = state.copy(consenting = true)
         }
     }
 
@@ -151,9 +159,9 @@ class Demo(
             // First what sends, then what could be sent, then the note that somebody took part.
             learning.withdraw()
             shelf.clear()
+            choices.invitation = null
             choices.consenting = false
-            choices.coordinator = ""
-            state = state.withdrawn()
+            state = state.withdrawn().copy(modelVersion = model.version)
         }
     }
 
@@ -179,9 +187,9 @@ class Demo(
     private fun guarded(action: () -> Unit) {
         state = try {
             action()
-            state.copy(storageProblem = null)
-        } catch (error: StoreError) {
-            state.copy(storageProblem = "${error.message}. ${error.hint}.")
+            state.copy(problem = null)
+        } catch (error: EdgeError) {
+            state.copy(problem = listOf(error.message, error.hint).filter { !it.isNullOrEmpty() }.joinToString(". ", postfix = "."))
         }
     }
 }

@@ -19,14 +19,11 @@ enum class ModelProblem {
 
 /** How far a round has come on this phone. */
 sealed interface Stage {
-    /** The coordinator chose this phone. */
-    object Selected : Stage
+    /** The model has learned from [examples] here; nothing left the phone yet. */
+    data class Trained(val examples: Int) : Stage
 
-    /** The model is learning from the examples here; [step] of [steps] done. */
-    data class Training(val step: Int, val steps: Int) : Stage
-
-    /** A clipped, noised and masked update left the phone; the coordinator gave a [receipt] for it. */
-    data class Shared(val receipt: String, val epsilon: Double) : Stage
+    /** A clipped, noised and masked update of [bytes] left the phone; [receipt] is the beginning of its SHA-256. */
+    data class Shared(val bytes: Int, val receipt: String, val epsilon: Double) : Stage
 
     /** The round's new model is here. */
     data class Finished(val version: Int, val receipt: String?, val epsilon: Double) : Stage
@@ -49,8 +46,11 @@ sealed interface Learned {
     /** The privacy ledger: [spent] of at most [limit] epsilon at that [delta]. */
     data class PrivacyChanged(val spent: Double, val limit: Double, val delta: Double) : Learned
 
-    /** Connected to the coordinator or not; [problem] says why not, null where nobody asked. */
-    data class ConnectionChanged(val connected: Boolean, val problem: String?) : Learned
+    /** The phone would take part, but not now; [reason] in words. */
+    data class Waiting(val reason: String) : Learned
+
+    /** A training job runs, or has ended; [problem] says what went wrong. */
+    data class RunChanged(val running: Boolean, val problem: String?) : Learned
 }
 
 /**
@@ -59,6 +59,9 @@ sealed interface Learned {
  * @property guess for [drawing]; null where it is empty or nothing can predict.
  * @property taught the digit that the last example was stored as, until the person draws again.
  * @property consenting whether the person takes part.
+ * @property coordinator of the invitation that is open; empty for none.
+ * @property waiting why a running job does not train yet.
+ * @property problem what went wrong with the last thing that the person did.
  * @property objections why the phone would not train now.
  * @property rounds newest first.
  */
@@ -73,20 +76,21 @@ data class DemoState(
     val consenting: Boolean = false,
     val objections: List<Objection> = emptyList(),
     val coordinator: String = "",
-    val connected: Boolean = false,
-    val connectionProblem: String? = null,
+    val running: Boolean = false,
+    val runProblem: String? = null,
+    val waiting: String? = null,
     val rounds: List<Round> = emptyList(),
     val epsilonSpent: Double = 0.0,
     val epsilonLimit: Double = DEFAULT_EPSILON,
     val delta: Double = DEFAULT_DELTA,
-    val storageProblem: String? = null,
+    val problem: String? = null,
 ) {
     /** How many examples there are of each digit. */
     val counts: List<Int> get() = (0 until Guess.DIGITS).map { digit -> examples.count { it.digit == digit } }
 
     /** Whether the person can have the phone train now. */
     val canTrainNow: Boolean
-        get() = consenting && coordinator.isNotEmpty() && examples.size >= FEWEST_EXAMPLES && objections.isEmpty()
+        get() = consenting && !running && examples.size >= FEWEST_EXAMPLES && objections.isEmpty()
 
     /** How much of the privacy budget is spent, 0 to 1. */
     val budgetShare: Float get() = (epsilonSpent / epsilonLimit).coerceIn(0.0, 1.0).toFloat()
@@ -101,7 +105,8 @@ data class DemoState(
         is Learned.ModelChanged -> copy(modelVersion = learned.version, modelProblem = learned.problem)
         is Learned.PrivacyChanged ->
             copy(epsilonSpent = learned.spent, epsilonLimit = learned.limit, delta = learned.delta)
-        is Learned.ConnectionChanged -> copy(connected = learned.connected, connectionProblem = learned.problem)
+        is Learned.Waiting -> copy(waiting = learned.reason)
+        is Learned.RunChanged -> copy(running = learned.running, runProblem = learned.problem, waiting = null)
     }
 
     /** What is left when the person withdraws: nothing of theirs. The app, its page and its model stay. */

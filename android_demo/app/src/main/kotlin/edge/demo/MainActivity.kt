@@ -2,10 +2,10 @@ package edge.demo
 
 import android.app.Activity
 import android.app.AlertDialog
+import android.content.Intent
 import android.os.Bundle
 import android.view.LayoutInflater
 import android.view.View
-import android.widget.EditText
 
 /** The app's one window: passes on what the person does. */
 class MainActivity : Activity() {
@@ -27,7 +27,8 @@ class MainActivity : Activity() {
         clicked(R.id.tab_learn) { demo.open(Page.LEARN) }
         clicked(R.id.wipe) { demo.wipe() }
         clicked(R.id.erase) { ask(R.string.erase_question, R.string.erase_yes) { demo.eraseExamples() } }
-        clicked(R.id.consent) { demo.consent(find<EditText>(R.id.coordinator).text.toString()) }
+        clicked(R.id.invite) { openInvitation() }
+        clicked(R.id.consent) { demo.consent() }
         clicked(R.id.withdraw) { ask(R.string.withdraw_question, R.string.withdraw_yes) { demo.withdraw() } }
         clicked(R.id.train_now) { demo.trainNow() }
         savedInstanceState?.getString(PAGE)?.let { demo.open(Page.valueOf(it)) }
@@ -35,18 +36,30 @@ class MainActivity : Activity() {
 
     override fun onStart() {
         super.onStart()
-        application.listener = { learned -> runOnUiThread { demo.learned(learned) } }
+        application.listen { learned -> runOnUiThread { demo.learned(learned) } }
         demo.refreshConditions()
     }
 
+    override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
+        super.onActivityResult(requestCode, resultCode, data)
+        val uri = data?.data
+        if (requestCode == INVITATION && resultCode == RESULT_OK && uri != null) demo.invite(application.read(uri))
+    }
+
     override fun onStop() {
-        application.listener = {}
+        application.listen {}
         super.onStop()
     }
 
     override fun onSaveInstanceState(outState: Bundle) {
         super.onSaveInstanceState(outState)
         outState.putString(PAGE, demo.state.page.name)
+    }
+
+    private fun openInvitation() {
+        val choose = Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*")
+        @Suppress("DEPRECATION") // What replaces it is in AndroidX.
+        startActivityForResult(choose, INVITATION)
     }
 
     private fun clicked(id: Int, action: () -> Unit) = find<View>(id).setOnClickListener { action() }
@@ -61,5 +74,6 @@ class MainActivity : Activity() {
 
     private companion object {
         const val PAGE = "page"
+        const val INVITATION = 1
     }
 }

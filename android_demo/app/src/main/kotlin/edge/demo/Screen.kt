@@ -29,8 +29,8 @@ class Screen(private val root: View) {
         view(R.id.tab_draw).isSelected = state.page == Page.DRAW
         view(R.id.tab_stored).isSelected = state.page == Page.STORED
         view(R.id.tab_learn).isSelected = state.page == Page.LEARN
-        text(R.id.problem, state.storageProblem.orEmpty())
-        view(R.id.problem).visible(state.storageProblem != null)
+        text(R.id.problem, state.problem.orEmpty())
+        view(R.id.problem).visible(state.problem != null)
         showDrawing(state)
         showStored(state)
         showLearning(state)
@@ -118,13 +118,21 @@ class Screen(private val root: View) {
             R.id.learn_words,
             when {
                 !state.consenting -> string(R.string.learn_words_out)
-                state.coordinator.isEmpty() -> string(R.string.learn_words_no_coordinator)
-                state.connectionProblem != null -> string(R.string.learn_words_problem, state.connectionProblem)
+                state.runProblem != null -> string(R.string.learn_words_problem, state.runProblem)
+                state.waiting != null -> string(R.string.learn_words_waiting, state.waiting)
+                state.running -> string(R.string.learn_words_running, state.coordinator)
                 else -> string(R.string.learn_words_in)
             },
         )
-        view(R.id.consent_form).visible(!state.consenting)
+        val invited = state.coordinator.isNotEmpty()
+        text(
+            R.id.invitation,
+            if (invited) string(R.string.invitation, state.coordinator) else string(R.string.invitation_none),
+        )
+        view(R.id.invitation).visible(!state.consenting)
+        view(R.id.invite).visible(!state.consenting)
         view(R.id.consent).visible(!state.consenting)
+        view(R.id.consent).isEnabled = invited
         view(R.id.train_now).visible(state.consenting)
         view(R.id.train_now).isEnabled = state.canTrainNow
         view(R.id.withdraw).visible(state.consenting)
@@ -148,8 +156,8 @@ class Screen(private val root: View) {
         return when {
             state.objections.isNotEmpty() ->
                 string(R.string.conditions_not, state.objections.joinToString { string(words(it)) })
+            state.running -> ""
             missing > 0 -> resources.getQuantityString(R.plurals.conditions_few, missing, missing)
-            state.coordinator.isEmpty() -> ""
             else -> string(R.string.conditions_good)
         }
     }
@@ -182,9 +190,8 @@ class Screen(private val root: View) {
     }
 
     private fun words(stage: Stage): String = when (stage) {
-        Stage.Selected -> string(R.string.round_selected)
-        is Stage.Training -> string(R.string.round_training, stage.step, stage.steps)
-        is Stage.Shared -> string(R.string.round_shared, number(stage.epsilon))
+        is Stage.Trained -> resources.getQuantityString(R.plurals.round_trained, stage.examples, stage.examples)
+        is Stage.Shared -> string(R.string.round_shared, stage.bytes, number(stage.epsilon))
         is Stage.Finished -> string(R.string.round_finished, stage.version, number(stage.epsilon))
         is Stage.Refused -> string(R.string.round_refused, stage.reason)
     }

@@ -32,11 +32,11 @@ class DemoTest {
 
     private class FakeChoices : Choices {
         override var consenting = false
-        override var coordinator = ""
+        override var invitation: String? = null
     }
 
     private class FakeLearning(private val log: MutableList<String>) : Learning {
-        override fun join() { log += "join" }
+        override fun join(invitation: Invitation) { log += "join ${invitation.coordinator}" }
         override fun trainNow() { log += "train now" }
         override fun withdraw() { log += "withdraw" }
     }
@@ -49,6 +49,10 @@ class DemoTest {
     private var phone = Conditions(charging = true, connected = true, metered = false, idle = false)
     private val demo = Demo(model, shelf, choices, FakeLearning(asked), Eligibility(), { phone }, { shown += it })
 
+    private val joined = "join mqtts://fl.example.com:8883"
+    private val invitation = "coordinator mqtts://fl.example.com:8883\n" +
+        listOf("PRIVATE KEY", "CERTIFICATE", "CERTIFICATE").joinToString("") { "-----BEGIN $it-----\nAAAA\n-----END $it-----\n" }
+
     private fun draw() {
         demo.begin(Point(0.5f, 0.1f))
         demo.move(Point(0.5f, 0.9f))
@@ -60,7 +64,8 @@ class DemoTest {
             draw()
             demo.teach(1)
         }
-        demo.consent(" mqtts://fl.example.com:8883 ")
+        demo.invite(invitation)
+        demo.consent()
     }
 
     @Test
@@ -101,11 +106,22 @@ class DemoTest {
         draw()
         shelf.full = true
         demo.teach(7)
-        assertEquals("cannot write example-1: no space left. free some storage.", demo.state.storageProblem)
+        assertEquals("cannot write example-1: no space left. free some storage.", demo.state.problem)
         assertNull(demo.state.taught)
         shelf.full = false
         demo.teach(7)
-        assertNull(demo.state.storageProblem)
+        assertNull(demo.state.problem)
+    }
+
+    @Test
+    fun `a file that is no invitation is told, and changes nothing`() {
+        demo.start()
+        demo.invite("a shopping list")
+        assertEquals(
+            "this file does not say where the coordinator is. ask whoever invited you for the file again.",
+            demo.state.problem,
+        )
+        assertNull(choices.invitation)
     }
 
     @Test
@@ -121,12 +137,17 @@ class DemoTest {
     @Test
     fun `consent is kept, joins, and lets the person train once there are examples`() {
         demo.start()
-        demo.consent("mqtts://fl.example.com:8883")
+        demo.consent()
+        assertFalse(demo.state.consenting)
+        demo.invite(invitation)
+        assertFalse(demo.state.consenting)
+        demo.consent()
         assertFalse(demo.state.canTrainNow)
         demo.trainNow()
-        assertEquals(listOf("join"), asked)
+        assertEquals(listOf(joined), asked)
         consentWithExamples()
-        assertEquals("mqtts://fl.example.com:8883", choices.coordinator)
+        assertEquals(invitation, choices.invitation)
+        assertEquals("mqtts://fl.example.com:8883", demo.state.coordinator)
         assertTrue(demo.state.canTrainNow)
         demo.trainNow()
         assertEquals("train now", asked.last())
@@ -144,13 +165,14 @@ class DemoTest {
     @Test
     fun `withdrawing erases first what sends, then what could be sent, and shows nothing of it`() {
         consentWithExamples()
-        demo.learned(Learned.RoundChanged(Round(4, Stage.Shared("abcd", 0.5))))
+        demo.learned(Learned.RoundChanged(Round(4, Stage.Shared(5_000, "abcd", 0.5))))
         demo.learned(Learned.PrivacyChanged(0.5, 4.0, 1e-5))
         demo.withdraw()
         assertEquals("withdraw", asked.last())
         assertEquals(emptyList<Example>(), shelf.kept)
         assertFalse(choices.consenting)
-        assertEquals("", choices.coordinator)
+        assertNull(choices.invitation)
+        assertEquals("", demo.state.coordinator)
         assertEquals(emptyList<Round>(), demo.state.rounds)
         assertEquals(0.0, demo.state.epsilonSpent)
         assertEquals(0, demo.state.modelVersion)
@@ -159,14 +181,27 @@ class DemoTest {
     @Test
     fun `a round is one row that moves on, the newest first`() {
         demo.start()
-        demo.learned(Learned.RoundChanged(Round(4, Stage.Selected)))
-        demo.learned(Learned.RoundChanged(Round(5, Stage.Selected)))
-        demo.learned(Learned.RoundChanged(Round(4, Stage.Training(2, 10))))
+        demo.learned(Learned.RoundChanged(Round(4, Stage.Trained(8))))
+        demo.learned(Learned.RoundChanged(Round(5, Stage.Trained(8))))
+        demo.learned(Learned.RoundChanged(Round(4, Stage.Shared(5_000, "abcd", 0.25))))
         demo.learned(Learned.RoundChanged(Round(4, Stage.Finished(5, "abcd", 0.25))))
         assertEquals(
-            listOf(Round(5, Stage.Selected), Round(4, Stage.Finished(5, "abcd", 0.25))),
+            listOf(Round(5, Stage.Trained(8)), Round(4, Stage.Finished(5, "abcd", 0.25))),
             demo.state.rounds,
         )
+    }
+
+    @Test
+    fun `a run that waits says why, one that ended does not, one that failed what went wrong`() {
+        consentWithExamples()
+        demo.learned(Learned.RunChanged(true, null))
+        demo.learned(Learned.Waiting("not charging"))
+        assertEquals("not charging", demo.state.waiting)
+        assertFalse(demo.state.canTrainNow)
+        demo.learned(Learned.RunChanged(false, "no route to host"))
+        assertNull(demo.state.waiting)
+        assertEquals("no route to host", demo.state.runProblem)
+        assertTrue(demo.state.canTrainNow)
     }
 
     @Test
@@ -198,7 +233,7 @@ class DemoTest {
         again.start()
         assertEquals(DemoState.FEWEST_EXAMPLES, again.state.examples.size)
         assertTrue(again.state.consenting)
-        assertEquals(listOf("join"), asked)
+        assertEquals(listOf(joined), asked)
     }
 
     @Test

@@ -98,6 +98,17 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
         return model
     }
 
+    /**
+     * Serves a bundle's own checkpoint as version 0, such as of a model that an app comes with; where a model is installed,
+     * that one stays. Raises ArtifactError or StoreError.
+     */
+    @Synchronized
+    public fun installFirst(bundle: ByteArray) {
+        if (current() != null) return
+        val artifact = Artifact.parseFile(bundle, signer)
+        install(artifact, 0, artifact.checkpoint())
+    }
+
     /** The model that is installed, or null. */
     public fun current(): InstalledModel? = state().first
 
