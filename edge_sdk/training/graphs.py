@@ -19,6 +19,7 @@ from edge_sdk.training.backends.backend import Backend, Run
 from edge_sdk.training.manifest import FormatSpec, GraphKind, GraphSpec, Runtime
 
 _CACHED_GRAPHS = 32
+_LARGE_BYTES = 16 << 20
 
 _cache: OrderedDict[tuple[bytes, GraphKind, Runtime, int], OpenGraph] = OrderedDict()
 _lock = threading.Lock()
@@ -87,6 +88,18 @@ def open_graph(artifact: Artifact, kind: GraphKind, runtime: Runtime = "onnx", t
         else:
             _cache.move_to_end(key)
     return graph
+
+
+def close_large(artifact: Artifact) -> None:
+    """Close the training graphs of a large model until they are needed again; whoever still runs one is not disturbed.
+
+    An open graph keeps the memory of a step, several times the parameters; to open it again takes less than a step.
+    """
+    if 4 * artifact.layout.size < _LARGE_BYTES:
+        return
+    with _lock:
+        for key in [key for key in _cache if key[0] == artifact.sha256 and key[1] != "infer"]:
+            del _cache[key]
 
 
 def _open(artifact: Artifact, kind: GraphKind, runtime: Runtime, threads: int) -> OpenGraph:

@@ -30,7 +30,7 @@ from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.evaluation import example_losses
 from edge_sdk.training.example_privacy import sampling_of
 from edge_sdk.training.examples import ExampleStore
-from edge_sdk.training.graphs import check_threads, installed_version, runtime_name
+from edge_sdk.training.graphs import check_threads, close_large, installed_version, runtime_name
 from edge_sdk.training.layout import encode_vector
 from edge_sdk.training.manifest import CHECKPOINT_PART, PARITY_PART, Runtime
 from edge_sdk.training.parity import require_parity
@@ -147,7 +147,11 @@ class LocalLearner:
         checkpoint = np.frombuffer(job.checkpoint, "<f4").astype(np.float32)
         trainer = BundleTrainer(artifact, self._runtime, threads=self._budget.threads)
         pacer = Pacer(self._budget, should_stop)
-        result = trainer.train(checkpoint, examples, plan, seed=job.seed, should_stop=pacer)
+        try:
+            result = trainer.train(checkpoint, examples, plan, seed=job.seed, should_stop=pacer)
+        finally:
+            del trainer
+            close_large(artifact)
         privacy = artifact.manifest.privacy
         sampling = None if privacy is None else sampling_of(privacy, plan, len(examples))
         return Update(result.update.astype("<f4").tobytes(), sampling)
@@ -207,6 +211,7 @@ class LocalLearner:
         except (BudgetExceeded, TrainingError) as error:
             log.info("no personal model: %s", error)
         sha256 = "" if tuned is None else hashlib.sha256(encode_vector(tuned)).hexdigest()
+        close_large(artifact)
         comparison = Comparison(current.checkpoint_sha256, sha256, len(examples), *measured)
         self._personal.keep(comparison, tuned)
         return comparison

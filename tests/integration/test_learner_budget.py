@@ -16,11 +16,13 @@ from edge_sdk.errors import BudgetExceeded, ConfigError
 from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.protocol.messages import Plan
 from edge_sdk.runtime.learner import Bundle, TrainingJob
+from edge_sdk.training import graphs
 from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.graphs import open_graph
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.plan import TrainingPlan
+from edge_sdk.training.trainer import TrainingInterrupted
 from tests.integration.exported import SIGNER, images, rows, small
 from tests.unit.cohort import PLAN
 
@@ -77,6 +79,27 @@ def test_sessions_compute_on_as_many_threads_as_they_are_told(monkeypatch: pytes
     one, many = (open_graph(small(), "train", "onnx", threads) for threads in (3, 4))
     assert one is not many
     assert told == [(3, 1), (4, 1)]
+
+
+def test_a_large_models_graphs_are_closed_after_training_and_a_small_ones_stay(
+    store: ExampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = learner(store, tmp_path)
+    first = made.train(job()).values
+    before = open_graph(small(), "train")
+    infer = open_graph(small(), "infer")
+    assert made.train(job()).values == first
+    assert open_graph(small(), "train") is before
+    monkeypatch.setattr(graphs, "_LARGE_BYTES", 0)
+    assert made.train(job()).values == first
+    assert open_graph(small(), "train") is not before
+    assert open_graph(small(), "infer") is infer, "what predicts stays open"
+    # Also where training ends badly; and whoever still has it open goes on.
+    before = open_graph(small(), "train")
+    with pytest.raises(TrainingInterrupted):
+        made.train(job(), should_stop=lambda: True)
+    assert open_graph(small(), "train") is not before
+    assert made.train(job()).values == first
 
 
 def test_two_threads_train_to_what_one_does(store: ExampleStore) -> None:
