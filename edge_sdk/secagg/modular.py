@@ -21,6 +21,7 @@ Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
 MINIMUM_BITS, MAXIMUM_BITS = 8, 32
 SEED_BYTES = 32
 _CHUNK_BYTES = 1 << 18
+_PIECE = 1 << 16
 _ZEROS = bytes(_CHUNK_BYTES)
 
 
@@ -55,11 +56,11 @@ def pack(vector: NDArray[np.integer[Any]], bits: int) -> bytes:
 
     The unused high bits of the last byte are zero. Widths that are a multiple of four take a fast path.
     """
-    words = reduce(vector, bits)
     if bits in (8, 16, 32):
-        return words.astype(f"<u{bits // 8}", copy=False).tobytes()
-    packed = _pack_pairs(words, bits) if bits % 4 == 0 else _pack_groups(words, bits)
-    return packed[: packed_bytes(len(words), bits)]
+        return reduce(vector, bits).astype(f"<u{bits // 8}", copy=False).tobytes()
+    # Piece by piece, each of whole bytes: what packing needs beside its result stays small, and in the cache.
+    pieces = (reduce(vector[start : start + _PIECE], bits) for start in range(0, len(vector), _PIECE))
+    return b"".join(_pack_pairs(piece, bits) if bits % 4 == 0 else _pack_groups(piece, bits) for piece in pieces)
 
 
 def unpack(data: bytes, length: int, bits: int) -> Words:
@@ -125,7 +126,7 @@ def _pack_pairs(words: Words, bits: int) -> bytes:
     pairs = _filled(words, 2).reshape(-1, 2).astype("<u8")
     joined = pairs[:, 0] | (pairs[:, 1] << np.uint64(bits))
     packed: bytes = joined.view(np.uint8).reshape(-1, 8)[:, : bits // 4].tobytes()
-    return packed
+    return packed[: packed_bytes(len(words), bits)]
 
 
 def _unpack_pairs(data: bytes, bits: int) -> NDArray[np.unsignedinteger[Any]]:
@@ -148,7 +149,7 @@ def _pack_groups(words: Words, bits: int) -> bytes:
         if offset + 8 > bits:
             column |= values[index + 1] << np.uint32(bits - offset)
         columns[byte] = column.astype(np.uint8)
-    return columns.T.tobytes()
+    return columns.T.tobytes()[: packed_bytes(len(words), bits)]
 
 
 def _unpack_groups(data: bytes, bits: int) -> NDArray[np.unsignedinteger[Any]]:
