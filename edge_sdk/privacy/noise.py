@@ -31,6 +31,7 @@ from edge_sdk.secagg.suite import Stream
 
 MAXIMUM_VARIANCE = 1 << 28
 
+_PIECE = 1 << 16
 _AMBIGUOUS = np.int32(-(1 << 31))
 _GUARD_BITS = 256
 _LARGEST_ENTRY = (1 << 128) - 1
@@ -94,7 +95,9 @@ def sample(mechanism: Mechanism, variance: int, count: int, stream: Stream) -> N
         return np.zeros(count, np.int32)
     table = noise_table(mechanism, variance)
     tops = stream.uint16(count)
-    drawn = table.prefix.take(tops)
+    drawn = np.empty(count, np.int32)
+    for start in range(0, count, _PIECE):  # numpy indexes with eight bytes each
+        drawn[start : start + _PIECE] = table.prefix.take(tops[start : start + _PIECE])
     open_places = np.flatnonzero(drawn == _AMBIGUOUS)
     if len(open_places):
         drawn[open_places] = _refine(table, tops[open_places], stream)
@@ -157,17 +160,24 @@ def _gaussian(variance: int, half: int) -> list[int]:
 
 def _refine(table: NoiseTable, tops: NDArray[np.uint16], stream: Stream) -> NDArray[np.int32]:
     """Return the values of draws whose top 16 bits leave them open."""
-    fresh = stream.uint64(len(tops))
-    words = (tops.astype(np.uint64) << np.uint64(48)) | (fresh >> np.uint64(16))
-    # Most have one entry to be compared with; searching the table for all would take several times as long.
-    counts = table.below.take(tops)
-    counts += table.high.take(counts) <= words
-    crowded = np.flatnonzero(table.crowded.take(tops))
-    counts[crowded] = np.searchsorted(table.high, words[crowded], side="right")
-    ties = np.flatnonzero((counts > 0) & (table.high[counts - 1] == words))
-    if len(ties):
-        for place, last_bits in zip(ties.tolist(), stream.uint64(len(ties)), strict=True):
-            first = int(np.searchsorted(table.high, words[place], side="left"))
-            equal = table.low[first : counts[place]]
-            counts[place] = first + np.searchsorted(equal, last_bits, side="right")
-    return (counts - table.half).astype(np.int32)
+    values = np.empty(len(tops), np.int32)
+    ties: list[tuple[int, np.uint64]] = []
+    # Piece by piece: what is needed beside the values stays small, and in the cache.
+    for start in range(0, len(tops), _PIECE):
+        piece = tops[start : start + _PIECE]
+        words = (piece.astype(np.uint64) << np.uint64(48)) | (stream.uint64(len(piece)) >> np.uint64(16))
+        # Most have one entry to be compared with; searching the table for all would take several times as long.
+        counts = table.below.take(piece)
+        counts += table.high.take(counts) <= words
+        crowded = np.flatnonzero(table.crowded.take(piece))
+        counts[crowded] = np.searchsorted(table.high, words[crowded], side="right")
+        tied = np.flatnonzero((counts > 0) & (table.high[counts - 1] == words))
+        ties += [(start + place, words[place]) for place in tied.tolist()]
+        values[start : start + _PIECE] = counts
+    if ties:
+        for (place, word), last_bits in zip(ties, stream.uint64(len(ties)), strict=True):
+            first = int(np.searchsorted(table.high, word, side="left"))
+            equal = table.low[first : values[place]]
+            values[place] = first + np.searchsorted(equal, last_bits, side="right")
+    values -= table.half
+    return values
