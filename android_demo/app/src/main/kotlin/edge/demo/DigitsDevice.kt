@@ -32,6 +32,7 @@ import kotlinx.coroutines.launch
  *
  * @param keyPlace where the examples' key is kept.
  * @param policy what this device insists on.
+ * @param population whose rounds it takes part in.
  */
 class DigitsDevice(
     private val home: File,
@@ -39,6 +40,7 @@ class DigitsDevice(
     private val signer: String,
     private val startingModel: () -> ByteArray,
     private val policy: DevicePolicy = DevicePolicy(epsilonAtMost = DemoState.DEFAULT_EPSILON),
+    private val population: String = POPULATION,
     private val now: () -> Double = { System.currentTimeMillis() / 1e3 },
     private val log: (String) -> Unit = {},
 ) : DigitModel, ExampleShelf, Closeable {
@@ -68,7 +70,7 @@ class DigitsDevice(
         if (problem != null) return null
         val image = "x" to Tensor.of(pixels, listOf(1, 1, Drawing.SIDE, Drawing.SIDE))
         return try {
-            (client?.model(POPULATION)?.predict(image) ?: models?.predict(mapOf(image)))?.floats()
+            (client?.model(population)?.predict(image) ?: models?.predict(mapOf(image)))?.floats()
         } catch (error: EdgeError) {
             log("no prediction: ${error.message}")
             null
@@ -77,7 +79,7 @@ class DigitsDevice(
 
     /** Where no model is installed, the one that the app came with is; this is also where the runtime is first used. */
     private fun open(): ModelProblem? = try {
-        val opened = InstalledModels(File(home, "models/$POPULATION"), Signing.publicKeyFromPem(signer, "signer.pub"))
+        val opened = InstalledModels(File(home, "models/$population"), Signing.publicKeyFromPem(signer, "signer.pub"))
         models = opened
         opened.installFirst(startingModel())
         null
@@ -89,7 +91,7 @@ class DigitsDevice(
         ModelProblem.NO_RUNTIME
     }
 
-    private fun installedVersion(): Long? = client?.model(POPULATION)?.installed?.version ?: models?.current()?.version
+    private fun installedVersion(): Long? = client?.model(population)?.installed?.version ?: models?.current()?.version
 
     // ---- the examples
 
@@ -145,7 +147,7 @@ class DigitsDevice(
             policy(this@DigitsDevice.policy)
         }
         client = made
-        made.join(POPULATION, examples(), objections)
+        made.join(population, examples(), objections)
         if (!made.consent.granted) made.consent.grant("improve the recognition of digits", CONSENT_TEXT)
     }
 

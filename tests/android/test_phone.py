@@ -1,0 +1,80 @@
+"""What the app does on a phone, on a JVM: it stores drawings, accepts an invitation, trains, and withdraws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from android_demo.tools.build_apk import DEMO
+from android_demo.tools.commands import run
+from coordinator.service.broker import RunningBroker
+from edge_sdk.credentials import save_identity
+from edge_sdk.signing import public_key_to_pem
+from tests.integration import jvm, test_jvm_training
+from tests.integration.exported import SIGNER, small
+from tests.integration.test_jvm_training import mosquitto
+from tests.simulation import world
+from tests.simulation.world import POPULATION, device_name
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+__all__ = ["mosquitto"]  # a fixture
+
+PHONE = 2
+original = test_jvm_training.client
+
+
+@pytest.fixture(scope="module")
+def classpath() -> str:
+    """The app with its tests."""
+    maven: list[str | Path] = [
+        "mvn",
+        "--quiet",
+        "--batch-mode",
+        "-f",
+        DEMO / "pom.xml",
+        "--projects",
+        "app",
+        "--also-make",
+    ]
+    run("compile", [*maven, "process-test-classes"])
+    target = DEMO / "app" / "target"
+    listed = (target / "classpath.txt").read_text()
+    return f"{target / 'classes'}:{target / 'test-classes'}:{listed}:{jvm.classpath()}"
+
+
+@pytest.mark.usefixtures("now")
+def test_the_app_takes_part_and_withdraws(
+    tmp_path: Path, mosquitto: RunningBroker, monkeypatch: pytest.MonkeyPatch, classpath: str
+) -> None:
+    monkeypatch.setattr(jvm, "classpath", lambda: classpath)
+    heard: list[str] = []
+
+    def client(folder: Path, number: int, broker: RunningBroker, x: Any, y: Any, said: dict[int, list[str]]) -> None:
+        if number != PHONE:
+            original(folder, number, broker, x, y, said)
+            return
+        home = folder / "phone"
+        save_identity(home / "identity", world.identity(device_name(number)))
+        parts = [(home / "identity" / name).read_text() for name in ("identity.key", "identity.crt", "registrar.crt")]
+        (home / "invitation").write_text(f"coordinator {broker.url}\n" + "".join(parts))
+        (home / "signer.pub").write_bytes(public_key_to_pem(SIGNER.public_key()))
+        (home / "model.edge").write_bytes(small().to_bytes())
+        with jvm.Jvm("edge.demo.PhoneKt", home, POPULATION) as process:
+            said[number] = heard[:] = process.rest()
+
+    monkeypatch.setattr(test_jvm_training, "client", client)
+    # Asserts that this device was in all three rounds, and serves the last model.
+    test_jvm_training.test_kotlin_clients_train_with_python_ones_and_serve_the_model(tmp_path, mosquitto)
+    assert "starts with version 0, null, 30 examples" in heard
+    assert "joined with 30 examples" in heard
+    assert "open round: false" in heard
+    assert "predicts otherwise: true" in heard
+    # The model of the app is back, and nothing of the person is left to see.
+    assert heard[-1] == "after withdrawing: version 0, 0 examples, 0 shown"
+    stages = [line for line in heard if line.startswith("learned RoundChanged")]
+    assert any("Trained(examples=30)" in line for line in stages)
+    assert any("Shared(bytes=" in line for line in stages)
+    assert any("Finished(version=" in line for line in stages)
