@@ -153,6 +153,14 @@ class Builder:
         producer = self._producers.get(name)
         return producer.inputs if producer is not None and producer.operator == operator else None
 
+    def attributes_of(self, name: str) -> dict[str, Any]:
+        """The attributes of the node that makes a value."""
+        return dict(self._producers[name].attributes)
+
+    def shape_of(self, name: str) -> Shape | None:
+        """A value's shape, if it was noted."""
+        return self._shapes.get(name)
+
     def scattered(self, name: str, axis: int) -> tuple[str, str] | None:
         """Positions along an axis and values that were put into zeros to make a value, if it was made so."""
         producer = self._producers.get(name)

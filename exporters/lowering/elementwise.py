@@ -6,6 +6,7 @@ from itertools import zip_longest
 
 from exporters.graph import Shape
 from exporters.lowering.builder import Builder, Tensor
+from exporters.lowering.linear import minus_scaled_product
 from exporters.lowering.site import Rule, Site
 
 
@@ -71,6 +72,8 @@ def _binary(operator: str) -> Rule:
         alpha = s.number("alpha") if s.has("alpha") else 1
         if alpha != 1:
             y = combine(s.b, "Mul", dtype, y, Tensor(s.b.scalar(s.real("alpha"), dtype), (), dtype))
+        if operator == "Sub" and (stepped := minus_scaled_product(s.b, x, y)) is not None:
+            return stepped
         neutral = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}.get(operator)
         if neutral is not None and _is_scalar(s.b, y, neutral):
             return x

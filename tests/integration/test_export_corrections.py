@@ -102,8 +102,10 @@ def test_a_rounds_plan_reaches_the_trainer(tmp_path: Path) -> None:
 
 
 def test_without_a_correction_nothing_changes() -> None:
-    assert np.array_equal(trained(corrected()), trained(small()))
-    assert np.array_equal(trained(corrected(), correction=np.zeros_like(corrected().checkpoint())), trained(small()))
+    plain, zeros = trained(small()), np.zeros_like(corrected().checkpoint())
+    # Up to rounding: a plain step joins some gradients with what it does to the parameters.
+    np.testing.assert_allclose(trained(corrected()), plain, atol=2e-6)
+    assert np.array_equal(trained(corrected(), correction=zeros), trained(corrected()))
 
 
 def test_a_strong_proximal_term_holds_the_model() -> None:

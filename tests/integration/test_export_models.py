@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -273,3 +274,16 @@ def test_reductions_are_found_out() -> None:
     assert reduction(F.mse_loss) == "mean"
     assert reduction(lambda o, t: F.mse_loss(o, t, reduction="sum")) == "sum"
     assert reduction(lambda o, t: ((o - o.mean(0)) * t).pow(2).mean()) == "batch"
+
+
+@pytest.mark.parametrize(("optimizer", "joined"), [("sgd", True), ("sgd:momentum=0.9", False), ("adam", False)])
+def test_large_layers_take_the_faster_way(optimizer: str, joined: bool) -> None:
+    """Products with the weight in front, and plain gradient descent within the product that is the gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 160), nn.ReLU(), nn.Linear(160, 10))
+    artifact = exported(model, torch.randn(8, 128), labels(8), optimizer=optimizer)
+    nodes = onnx.load_from_string(artifact.part(artifact.manifest.graph("train").part())).graph.node
+    products = [node for node in nodes if node.op_type == "Gemm"]
+    assert [node.input[0] for node in products if node.input[0].startswith("parameter:")] == ["parameter:0.weight"]
+    stepping = [node.output[0] for node in products if any(a.name == "alpha" and a.f == -1 for a in node.attribute)]
+    assert sorted(stepping) == (["next:parameter:0.weight", "next:parameter:2.weight"] if joined else [])
