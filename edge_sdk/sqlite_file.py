@@ -179,10 +179,15 @@ class SqliteFile:
     def failed(self, what: str, error: Exception) -> StoreError:
         """The error to raise where something failed: "cannot WHAT ..."."""
         text = str(error)
-        if any(word in text for word in ("not a database", "malformed", "decode", "is damaged")):
+        if is_damage(text):
             hint = self._if_damaged
         elif "locked" in text:
             hint = "another process has been writing to it for long: end that one"
         else:
             hint = "check the disk's free space and the folder's permissions; what it held is as it was"
         return StoreError(f"cannot {what} {self._what} {self._path}: {error}", hint=hint)
+
+
+def is_damage(text: str) -> bool:
+    """Whether an error's text says that the file is no longer what it was; a full disk says so of no file."""
+    return any(word in text for word in ("not a database", "malformed", "decode", "is damaged"))

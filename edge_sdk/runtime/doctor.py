@@ -54,7 +54,7 @@ from edge_sdk.runtime.home import (
 )
 from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.runtime.mqtt import MqttTransport
-from edge_sdk.sqlite_file import FAILURES
+from edge_sdk.sqlite_file import FAILURES, is_damage
 from edge_sdk.training.artifact import parse_head
 from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
@@ -147,7 +147,9 @@ def _home(patient: Patient, what: str) -> Finding:
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{home} is no folder", hint="name the device's folder with --home")
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
-        raise ConfigError(f"{home} cannot be written by this user", hint=f"chown it to user {os.getuid()}")
+        raise ConfigError(
+            f"{home} cannot be written by this user", hint=f"chown it to user {os.getuid()}, or mount it to write"
+        )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(status.st_mode)
         return Finding(Verdict.DOUBT, what, f"{home} can be written by others (mode {mode:04o})", f"chmod 700 {home}")
@@ -309,7 +311,11 @@ def _examples(patient: Patient, what: str) -> Finding:
 
 
 def _damage(path: Path) -> str:
-    """What SQLite finds wrong with a file; empty where nothing is. The file is opened for reading only."""
+    """What SQLite finds wrong with a file; empty where nothing is. The file is opened for reading only.
+
+    Raises:
+        StoreError: it cannot be looked at, which says nothing of what is in it.
+    """
     try:
         connection = sqlite3.connect(f"file:{urllib.parse.quote(str(path))}?mode=ro", uri=True)
         try:
@@ -317,6 +323,10 @@ def _damage(path: Path) -> str:
         finally:
             connection.close()
     except FAILURES as error:
+        if not is_damage(str(error)):
+            raise StoreError(
+                f"{path} cannot be read: {error}", hint="check the disk's free space and the file's permissions"
+            ) from error
         return str(error)
     return "" if told == "ok" else str(told)
 

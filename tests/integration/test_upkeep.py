@@ -148,6 +148,12 @@ def _damage_the_ledger(folders: FleetFolders, home: Path) -> None:
     (home / "device.sqlite").write_bytes(b"SQLite format 3\0" + bytes(5000))
 
 
+def _block_the_examples(folders: FleetFolders, home: Path) -> None:
+    path = examples_file(home, "digits")
+    path.unlink()
+    path.mkdir()
+
+
 def _damage_the_examples(folders: FleetFolders, home: Path) -> None:
     path = examples_file(home, "digits")
     path.write_bytes(path.read_bytes()[:5000])
@@ -180,6 +186,7 @@ def _lose_the_home(folders: FleetFolders, home: Path) -> None:
         (_open_the_key, "key", "FAIL the private key", "chmod 600"),
         (_lose_the_signer, "signer", "FAIL", "name it with --signer"),
         (_damage_the_ledger, "ledger", "FAIL", "restore it from a backup"),
+        (_block_the_examples, "examples", "FAIL", "check the disk's free space"),
         (_damage_the_examples, "examples", "FAIL", "remove it; the app fills it again"),
         (_damage_the_registrars_url, "certificate", "FAIL cannot read", "write the registrar's https:// URL"),
         (_damage_the_model, "model", "FAIL the installed checkpoint of version 3 was damaged", "install it anew"),
