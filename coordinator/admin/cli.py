@@ -311,6 +311,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from coordinator.service.tasks import list_rounds, task_config
     from coordinator.store.blobs import Blobs
     from coordinator.store.database import Database
+    from edge_sdk.identity import utc_text
 
     database = Database.in_folder(existing_home(arguments.home))
     config = task_config(database, arguments.task)
@@ -330,6 +331,11 @@ def _show(arguments: argparse.Namespace) -> int:
         told = ": ".join(text for text in (reason, view.detail) if text)
         if told:
             print(f"      {told}")
+        if view.phase == "selection":
+            until = utc_text(view.opened_at + config.pacing.selection_timeout_s)[11:19]
+            print(
+                f"      begins with {config.goal_count} devices, or at {until} UTC with {config.min_check_ins} or more"
+            )
         if view.clip_norm is not None and view.within is not None:
             within = min(max(view.within, 0.0), 1.0)
             print(f"      clip norm {view.clip_norm:.3g}; about {within:.0%} of the updates within it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -132,6 +133,11 @@ def test_who_declines_says_why_and_is_counted(
     port = free_port()
     serving = running.enter_context(coordinator(folders, port))
     serving.wait_for("Ctrl-C stops it")
+    database = Database.in_folder(folders.coordinator)
+    until(lambda: bool(list_rounds(database, "digits")))
+    assert main(["run", "show", "digits", "--home", str(folders.coordinator)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"      begins with 5 devices, or at \d\d:\d\d:\d\d UTC with 3 or more", shown[-1])
     assert main(["signer", "init", "--out", str(folders.work / "other")]) == 0
     shutil.copy(folders.work / "other" / "signer.pub", folders.device(DEVICES[3]) / "signer.pub")
     mistrusts = running.enter_context(device(folders, DEVICES[3], port))
