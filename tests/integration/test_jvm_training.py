@@ -27,7 +27,8 @@ from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.examples import ExampleStore
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.plan import TrainingPlan
-from tests.integration.exported import SIGNER, exported, images, labels, repacked, small, small_net
+from exporters.privacy import DpSgd
+from tests.integration.exported import SIGNER, exported, images, known_entropy, labels, repacked, small, small_net
 from tests.integration.jvm import Jvm, classpath
 from tests.simulation import world
 from tests.simulation.world import POPULATION, World, device_name
@@ -83,6 +84,22 @@ def test_dropout_and_running_statistics_follow_the_seed(tmp_path: Path) -> None:
     said, out = trained_in_kotlin(tmp_path, artifact, {"x": x, "y": y}, plan, "seed")
     assert len(said) == 2, said
     assert np.abs(np.frombuffer(out.read_bytes(), "<f4") - expected.update).max() <= 1e-4
+
+
+def test_training_that_is_private_for_each_example_is_the_same(tmp_path: Path) -> None:
+    """With the same random bytes: samples, clipped sums, noise and steps; samples are larger than a batch at times."""
+    privacy = DpSgd(clip_norm=0.7, noise_multiplier=0.5, lot_size=6)
+    artifact = exported(small_net(), torch.randn(8, 1, 8, 8), labels(8), privacy=privacy)
+    x, y = images(20)
+    plan = TrainingPlan(epochs=5, batch_size=4, learning_rate=0.05, max_steps=18)
+    trainer = BundleTrainer(artifact, entropy=known_entropy())
+    expected = trainer.train(artifact.checkpoint(), {"x": x, "y": y}, plan, seed=b"seed")
+    said, out = trained_in_kotlin(tmp_path, artifact, {"x": x, "y": y}, plan, "seed")
+    assert said[-1].startswith("trained 18 steps"), said
+    assert float(said[0].removeprefix("parity ")) <= 1.0
+    update = np.frombuffer(out.read_bytes(), "<f4")
+    assert np.abs(expected.update).max() > 1e-2
+    assert np.abs(update - expected.update).max() <= 1e-4
 
 
 def test_bundles_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:

@@ -90,6 +90,11 @@ public class PolicySettings internal constructor(internal var floors: DevicePoli
         floors = floors.copy(epsilonAtMost = epsilon, deltaAtMost = delta)
     }
 
+    /** The largest epsilon that this device's own noise leaves to any of its examples, over all it ever trained. */
+    public fun exampleEpsilonAtMost(epsilon: Double) {
+        floors = floors.copy(exampleEpsilonAtMost = epsilon)
+    }
+
     /** The fewest examples worth training on. */
     public fun minExamples(count: Int) {
         floors = floors.copy(minExamples = count)

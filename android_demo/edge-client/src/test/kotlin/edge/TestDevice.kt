@@ -95,7 +95,7 @@ private class KnownLearner(private val update: Bytes) : Learner {
 
     override fun check(bundle: Bundle, checkpoint: ByteArray): Long = checkpoint.size / 4L
 
-    override fun train(job: TrainingJob, shouldStop: () -> Boolean): Bytes = update
+    override fun train(job: TrainingJob, shouldStop: () -> Boolean) = edge.runtime.Update(update)
 
     override fun install(version: Long, bundle: Bundle, checkpoint: ByteArray) = Unit
 }

@@ -31,7 +31,14 @@ fun main(arguments: Array<String>) {
             }
         }
         val plan = TrainingPlan(epochs.toLong(), batch.toInt(), rate.toFloat(), steps.toLong(), proximal.toFloat())
-        OnnxTrainer(artifact).use { trainer ->
+        // Random bytes that are anything but secret, as Python's tests make them.
+        var drawn = 0
+        val known = { count: Int ->
+            val shake = org.bouncycastle.crypto.digests.SHAKEDigest(256)
+            edge.secagg.Suite.u32(drawn++).let { shake.update(it, 0, it.size) }
+            ByteArray(count).also { shake.doFinal(it, 0, count) }
+        }
+        OnnxTrainer(artifact, known).use { trainer ->
             println("parity ${trainer.replayParity()}")
             val result = trainer.train(artifact.checkpoint(), inMemory, plan, seed.toByteArray())
             File(out).writeBytes(Layout.encode(result.update))

@@ -57,7 +57,8 @@ public object Accounting {
         return epsilonOf(total, delta)
     }
 
-    private fun epsilonOf(divergences: DoubleArray, delta: Double): Double =
+    /** The least epsilon that Renyi divergences at each of [ORDERS] give at delta. */
+    internal fun epsilonOf(divergences: DoubleArray, delta: Double): Double =
         maxOf(0.0, ORDERS.indices.minOf { i -> divergences[i] + ln1p(-1 / ORDERS[i]) - ln(delta * ORDERS[i]) / (ORDERS[i] - 1) })
 
     /** The bound on the Renyi divergence at each of [ORDERS]; raises PrivacyError for no noise or no bound. */

@@ -17,7 +17,8 @@ public enum class Mechanism(override val code: Int) : Coded { NONE(0), SKELLAM(1
 public object Noise {
     public const val MAXIMUM_VARIANCE: Long = 1L shl 28
 
-    private var latest: NoiseTable? = null
+    private const val KEPT = 4
+    private val latest = ArrayDeque<NoiseTable>()
 
     /**
      * [count] draws of a mechanism's noise; zeros for variance 0 and for no mechanism.
@@ -76,7 +77,7 @@ public object Noise {
         return low
     }
 
-    /** The table of one mechanism and variance; the latest is kept. */
+    /** The table of one mechanism and variance; the latest few are kept. */
     @Synchronized
     internal fun table(mechanism: Mechanism, variance: Long): NoiseTable {
         if (variance !in 1..MAXIMUM_VARIANCE) {
@@ -85,8 +86,9 @@ public object Noise {
                 "choose a smaller scale or fewer bits",
             )
         }
-        latest?.let { if (it.mechanism == mechanism && it.variance == variance) return it }
-        return NoiseTable(mechanism, variance).also { latest = it }
+        latest.find { it.mechanism == mechanism && it.variance == variance }?.let { return it }
+        if (latest.size == KEPT) latest.removeFirst()
+        return NoiseTable(mechanism, variance).also { latest.addLast(it) }
     }
 }
 

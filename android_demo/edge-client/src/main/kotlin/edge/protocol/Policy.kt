@@ -5,6 +5,8 @@ import edge.PrivacyError
 import edge.privacy.Accounting
 import edge.privacy.EncodingParameters
 import edge.privacy.Release
+import edge.privacy.Sampling
+import edge.privacy.Subsampled
 import edge.secagg.Suite
 import java.util.Locale
 
@@ -14,6 +16,8 @@ import java.util.Locale
  * [tasks] it takes part in, empty for any; [minReports], the fewest devices in a sum that may hold this device's update;
  * [epsilonAtMost], the largest device-level epsilon over all that ever left this device, whatever the task (infinity
  * allows noise off), at [deltaAtMost]; [participationsAtMost] in one task, whatever the plan allows, and [allParticipationsAtMost] in all tasks together;
+ * [exampleEpsilonAtMost], the largest example-level epsilon that this device's own noise leaves to any of its examples, over
+ * all it ever trained (infinity takes bundles that do not protect each example);
  * [corruptShareAtLeast], the share of colluding devices that a plan must assume; [localNoise], to count on this device's
  * own noise only, as if all others worked with the coordinator; [minExamples] worth training on.
  *
@@ -27,6 +31,7 @@ public data class DevicePolicy(
     val participationsAtMost: Int = 1_000,
     val allParticipationsAtMost: Int = 10_000,
     val corruptShareAtLeast: Double = 0.05,
+    val exampleEpsilonAtMost: Double = Double.POSITIVE_INFINITY,
     val localNoise: Boolean = false,
     val minExamples: Int = 1,
 ) {
@@ -36,6 +41,12 @@ public data class DevicePolicy(
             throw ConfigError(
                 "a policy of epsilon $epsilonAtMost at delta $deltaAtMost protects nothing",
                 "choose a positive epsilon (infinity allows noise off) and 0 < delta < 1",
+            )
+        }
+        if (!(exampleEpsilonAtMost > 0)) {
+            throw ConfigError(
+                "an example-level epsilon of $exampleEpsilonAtMost allows no training",
+                "choose a positive one (infinity takes bundles without example-level noise)",
             )
         }
         if (!(corruptShareAtLeast >= 0 && corruptShareAtLeast < 0.5)) {
@@ -161,6 +172,30 @@ public object Policy {
             DeclineReason.EPSILON_TOO_LARGE,
             "with this plan all releases would cost epsilon $cost at delta ${policy.deltaAtMost}; " +
                 "this device allows ${policy.epsilonAtMost}$alone",
+        )
+    }
+
+    /**
+     * Why this device will not train on its examples so, or null.
+     *
+     * [sampling] is what the training would release of each example, null where nothing protects each; [spent] what was
+     * released of its examples before, whatever the task.
+     */
+    public fun exampleObjection(sampling: Sampling?, policy: DevicePolicy, spent: List<Sampling>): Objection? {
+        if (policy.exampleEpsilonAtMost.isInfinite()) return null
+        if (sampling == null) {
+            return Objection(
+                DeclineReason.NOISE_TOO_SMALL,
+                "the bundle adds no noise for each example; this device asks for some",
+            )
+        }
+        val epsilon = Subsampled.sampledEpsilon(spent + sampling, policy.deltaAtMost)
+        if (epsilon <= policy.exampleEpsilonAtMost) return null
+        val cost = String.format(Locale.ROOT, "%.2f", epsilon)
+        return Objection(
+            DeclineReason.EPSILON_TOO_LARGE,
+            "with this training each example would have cost epsilon $cost at delta ${policy.deltaAtMost}; " +
+                "this device allows ${policy.exampleEpsilonAtMost}",
         )
     }
 

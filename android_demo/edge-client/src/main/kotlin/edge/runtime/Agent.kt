@@ -20,6 +20,7 @@ import edge.TrainingError
 import edge.Uploaded
 import edge.fromHex
 import edge.privacy.Accounting
+import edge.privacy.Sampling
 import edge.protocol.Announcement
 import edge.protocol.Assembly
 import edge.protocol.BlobRef
@@ -74,6 +75,12 @@ public class TrainingJob internal constructor(
     public val seed: Bytes,
 )
 
+/**
+ * What training came to: float32 little-endian in layout order, and what it releases of each example, where the bundle adds
+ * noise for each.
+ */
+public class Update(public val values: Bytes, public val sampling: Sampling? = null)
+
 /** Training and serving on this device, as the agent needs them. */
 public interface Learner {
     /** What runs the graphs, such as "onnxruntime 1.29.0". */
@@ -93,11 +100,14 @@ public interface Learner {
     public fun check(bundle: Bundle, checkpoint: ByteArray): Long
 
     /**
-     * The update, float32 little-endian in layout order; null where [shouldStop], asked before every step, said so.
+     * What training by this plan would release of each example now; null where nothing protects each.
      *
-     * Raises TrainingError.
+     * Raises as [parts].
      */
-    public fun train(job: TrainingJob, shouldStop: () -> Boolean): Bytes?
+    public fun sampling(bundle: Bundle, plan: Plan): Sampling? = null
+
+    /** The update; null where [shouldStop], asked before every step, said so. Raises TrainingError. */
+    public fun train(job: TrainingJob, shouldStop: () -> Boolean): Update?
 
     /** Serves predictions from this model from now on; raises ArtifactError or StoreError, and the last one stays. */
     public fun install(version: Long, bundle: Bundle, checkpoint: ByteArray)
@@ -256,11 +266,17 @@ public class DeviceAgent(
     public fun takeJob(): TrainingJob? = job.also { job = null }
 
     /** A job ended well. */
-    public fun trained(job: TrainingJob, update: Bytes, now: Double): List<Outgoing> {
-        if (Session.roundId(state) == job.plan.rid) {
-            apply(Event.Trained(update), now)
-            onEvent(Trained(population, now, job.plan.roundNumber, learner.exampleCount))
+    public fun trained(job: TrainingJob, update: Update, now: Double): List<Outgoing> {
+        if (Session.roundId(state) != job.plan.rid) return tick(now)
+        // There may be more examples than when the plan came.
+        val refusal = Policy.exampleObjection(update.sampling, policy, store.samplings())
+        if (refusal != null) {
+            apply(Event.Failed(refusal.reason, refusal.detail), now)
+            return tick(now)
         }
+        update.sampling?.let { store.countExamples(job.plan.rid, it) }
+        onEvent(Trained(population, now, job.plan.roundNumber, learner.exampleCount))
+        apply(Event.Trained(update.values), now)
         return tick(now)
     }
 
@@ -539,6 +555,12 @@ public class DeviceAgent(
             try {
                 if (complete(plan.bundle, plan.checkpoint, now)) {
                     check(plan)
+                    val sampling = learner.sampling(bundle(plan.bundle), plan)
+                    val refusal = Policy.exampleObjection(sampling, policy, store.samplings())
+                    if (refusal != null) {
+                        apply(Event.Failed(refusal.reason, refusal.detail), now)
+                        return
+                    }
                     install(plan.modelVersion, plan.bundle, plan.checkpoint, now)
                     apply(Event.Ready, now)
                 }

@@ -4,6 +4,7 @@ import edge.Bytes
 import edge.StoreError
 import edge.privacy.Mechanism
 import edge.privacy.Release
+import edge.privacy.Sampling
 import edge.protocol.Spending
 import java.io.ByteArrayInputStream
 import java.io.ByteArrayOutputStream
@@ -62,6 +63,7 @@ public class DeviceStore(folder: File) : Closeable {
     private val facts = HashMap<String, String>()
     private val ended = HashSet<Bytes>()
     private val ledger = ArrayList<Participation>()
+    private val samplings = LinkedHashMap<Bytes, Sampling>()
     private val open = ArrayList<JournalEntry>()
     private var openRid: Bytes? = null
     private var openParticipation: Participation? = null
@@ -216,6 +218,25 @@ public class DeviceStore(folder: File) : Closeable {
         return Spending(all.count { it.task == task }, releases)
     }
 
+    /** Enters what a round's training releases of each example, before it does; durable. */
+    @Synchronized
+    public fun countExamples(rid: Bytes, sampling: Sampling) {
+        if (rid in samplings) return
+        val bytes = record {
+            writeByte(SAMPLING)
+            writeBlob(rid.array)
+            writeDouble(sampling.noiseMultiplier)
+            writeDouble(sampling.rate)
+            writeLong(sampling.steps)
+        }
+        log.append(bytes, durable = true)
+        samplings[rid] = sampling
+    }
+
+    /** What was released of the examples, whatever the task. */
+    @Synchronized
+    public fun samplings(): List<Sampling> = samplings.values.toList()
+
     // ---- records
 
     private fun replay(bytes: ByteArray) {
@@ -228,6 +249,10 @@ public class DeviceStore(folder: File) : Closeable {
                 input.readBoolean()
                 input.readText()
                 if (input.readBoolean()) ledger.add(input.readParticipation())
+            }
+            SAMPLING -> {
+                val rid = Bytes(input.readBlob())
+                samplings[rid] = Sampling(input.readDouble(), input.readDouble(), input.readLong())
             }
             else -> throw IOException("a record of the unknown kind $kind")
         }
@@ -270,6 +295,7 @@ public class DeviceStore(folder: File) : Closeable {
         private const val SCHEMA_VERSION = "1"
         private const val FACT = 1
         private const val ENDED = 2
+        private const val SAMPLING = 3
         private const val UPDATE = "use the version of the app that wrote it"
 
         fun DataOutputStream.writeBlob(value: ByteArray) {

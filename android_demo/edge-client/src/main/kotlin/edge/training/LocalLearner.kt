@@ -1,13 +1,15 @@
 package edge.training
 
-import edge.ArtifactError
 import edge.Bytes
 import edge.TrainingError
 import edge.inference.InstalledModels
+import edge.privacy.Sampling
 import edge.protocol.BlobRef
+import edge.protocol.Plan
 import edge.runtime.Bundle
 import edge.runtime.Learner
 import edge.runtime.TrainingJob
+import edge.runtime.Update
 import edge.secagg.Suite
 import java.io.Closeable
 import java.security.interfaces.ECPublicKey
@@ -32,13 +34,8 @@ public class LocalLearner(
     override fun parts(head: ByteArray): List<BlobRef> {
         val artifact = Artifact.parseHead(head, signer)
         val manifest = artifact.manifest
-        if (manifest.privacy != null) {
-            throw ArtifactError(
-                "the bundle is private for each example, which this client does not train",
-                "export it without example-level noise for these devices",
-            )
-        }
-        val names = listOf(manifest.graph("train").part, manifest.graph("infer").part) +
+        val clip = if (manifest.privacy == null) emptyList() else listOf(manifest.graph("clip").part)
+        val names = clip + listOf(manifest.graph("train").part, manifest.graph("infer").part) +
             listOf(Manifest.CHECKPOINT_PART, Manifest.PARITY_PART) + manifest.frozenParts
         return artifact.references(names)
     }
@@ -49,17 +46,25 @@ public class LocalLearner(
         return layout.size.toLong()
     }
 
-    override fun train(job: TrainingJob, shouldStop: () -> Boolean): Bytes? {
+    override fun sampling(bundle: Bundle, plan: Plan): Sampling? {
+        val count = exampleCount
+        if (count == 0) return null
+        return artifact(bundle).manifest.privacy?.sampling(TrainingPlan.of(plan), count)
+    }
+
+    override fun train(job: TrainingJob, shouldStop: () -> Boolean): Update? {
         val store = examples ?: throw TrainingError("this device holds no examples", "add some, or let it only serve")
         val (artifact, trainer) = open(job.bundle)
         val layout = artifact.manifest.layout
         val plan = TrainingPlan.of(job.plan)
+        val rows = store.snapshot()
         val result = try {
-            trainer.train(layout.decode(job.checkpoint), store.snapshot(), plan, job.seed.array, shouldStop)
+            trainer.train(layout.decode(job.checkpoint), rows, plan, job.seed.array, shouldStop)
         } catch (_: TrainingStopped) {
             return null
         }
-        return Bytes(Layout.encode(result.update))
+        val sampling = artifact.manifest.privacy?.sampling(plan, rows.count)
+        return Update(Bytes(Layout.encode(result.update)), sampling)
     }
 
     override fun install(version: Long, bundle: Bundle, checkpoint: ByteArray) {

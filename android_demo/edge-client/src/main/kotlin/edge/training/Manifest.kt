@@ -11,6 +11,7 @@ import edge.asLong
 import edge.asObject
 import edge.asText
 import edge.parseJson
+import edge.privacy.Sampling
 
 /** One input or output of a graph; a dimension of null is the batch. */
 internal data class TensorSpec(val name: String, val role: String, val dtype: Dtype, val shape: List<Int?>) {
@@ -43,7 +44,18 @@ internal class GraphSpec(
 }
 
 /** The promise that training hides each example of a device, from whoever gets the update. */
-internal class ExamplePrivacy(val clipNorm: Double, val noiseMultiplier: Double, val lotSize: Int)
+internal class ExamplePrivacy(val clipNorm: Double, val noiseMultiplier: Double, val lotSize: Int) {
+    /** Chance of each of so many examples to be in a step's sample: on average the lot size, or all if there are fewer. */
+    fun rate(examples: Int): Double = minOf(1.0, lotSize.toDouble() / examples)
+
+    /** Steps of a plan: so many that each example is drawn once an epoch on average, at most the plan's cap. */
+    fun steps(plan: TrainingPlan, examples: Int): Long =
+        minOf(plan.epochs * ((examples + lotSize - 1) / lotSize), plan.maxSteps)
+
+    /** What training by a plan releases of each of so many examples. */
+    fun sampling(plan: TrainingPlan, examples: Int): Sampling =
+        Sampling(noiseMultiplier, rate(examples), steps(plan, examples))
+}
 
 /** How many examples a step takes. */
 internal class BatchRange(val minimum: Int, val maximum: Int)
@@ -105,7 +117,25 @@ internal class Manifest(
             part(graph.part)
             check(graph)
         }
+        checkPrivacy()
         checkParity()
+    }
+
+    /** The examples must have no way into the update but through the sum of their clipped gradients. */
+    private fun checkPrivacy() {
+        val wanted = if (privacy == null) emptyList() else layout.entries.map { "gradient:${it.name}" to it.shape }
+        fun gradients(tensors: List<TensorSpec>) =
+            tensors.filter { it.role == "gradient" && it.dtype == Dtype.FLOAT32 }.map { it.name to it.shape }
+        if (privacy != null) {
+            val clip = graph("clip")
+            if (layout.entries.any { it.role == "buffer" }) malformed("it is private for each example, but learns buffers")
+            if (!(clip.takes("weight") && clip.takes("clip_norm") && clip.takes("input")) ||
+                gradients(clip.outputs) != wanted || clip.outputs.none { it.name == "loss" }
+            ) {
+                malformed("its clip graph does not weight and clip examples, or not for each parameter")
+            }
+        }
+        if (gradients(graph("train").inputs) != wanted) malformed("its train graph does not take the gradients that it should")
     }
 
     private fun check(graph: GraphSpec) {
@@ -132,7 +162,9 @@ internal class Manifest(
             if (graph.feedback.map { it.input }.sorted() != state.sorted()) {
                 malformed("the train graph does not feed back every parameter, buffer and slot once")
             }
-            if (graph.outputs.none { it.role == "loss" && it.name == "loss" }) malformed("the train graph has no loss")
+            if (privacy == null && graph.outputs.none { it.role == "loss" && it.name == "loss" }) {
+                malformed("the train graph has no loss")
+            }
             if (privacy != null && (graph.takes("input") || graph.takes("target"))) {
                 malformed("it is private for each example, but its train graph takes examples")
             }

@@ -1,10 +1,15 @@
 package edge.training
 
 import ai.onnxruntime.OnnxTensor
-import edge.ArtifactError
+import edge.PrivacyError
 import edge.TrainingError
+import edge.privacy.Gaussian
+import edge.privacy.Subsampled
+import edge.secagg.Stream
 import java.io.Closeable
+import java.security.SecureRandom
 import kotlin.math.abs
+import kotlin.math.sqrt
 
 /** Examples that are read when they are asked for, so that no more are in memory than are at work. */
 public interface Examples {
@@ -32,22 +37,23 @@ internal class TrainingStopped : Exception()
 /**
  * Trains the model of a bundle on ONNX Runtime: a loop around the bundle's train graph.
  *
+ * Where the bundle is private for each example, its clip graph gives the sum of the examples' clipped gradients, and the train
+ * graph takes what the device makes of that sum, noise included; samples and noise come from [entropy], secret random bytes.
  * Making one replays the bundle's parity vector: a runtime that computes other values than the exporter certified must
  * not train. Raises ArtifactError: the runtime is too old or cannot load the graph, or the bundle asks for what this
  * client does not do; TrainingError: the runtime computes other values than the bundle was certified with.
  */
-internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
+internal class OnnxTrainer(
+    private val artifact: Artifact,
+    private val entropy: (Int) -> ByteArray = { count -> ByteArray(count).also(SecureRandom()::nextBytes) },
+) : Closeable {
     private val manifest = artifact.manifest
     private val graph: OpenGraph
+    private val clip: OpenGraph?
 
     init {
-        if (manifest.privacy != null) {
-            throw ArtifactError(
-                "the bundle is private for each example, which this client does not train",
-                "export it without example-level noise for these devices",
-            )
-        }
         graph = OpenGraph(artifact, "train")
+        clip = if (manifest.privacy == null) null else OpenGraph(artifact, "clip")
         try {
             val worst = replayParity()
             // NaN must fail as well.
@@ -59,7 +65,7 @@ internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
                 )
             }
         } catch (error: TrainingError) {
-            graph.close()
+            close()
             throw error
         }
     }
@@ -78,7 +84,15 @@ internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
                 }
                 val expected = Tensor(Dtype.FLOAT32, listOf(sampled), next(4 * sampled)).floats()
                 val allowed = Tensor(Dtype.FLOAT32, listOf(sampled), next(4 * sampled)).floats()
-                val loss = state.step(rows, step.learningRate, step.seed)
+                val loss = if (manifest.privacy == null) {
+                    state.step(rows, step.learningRate, step.seed)
+                } else {
+                    // Of several examples the last counts nothing.
+                    val weights = FloatArray(step.batch) { if (it > 0 && it == step.batch - 1) 0f else 1f }
+                    val (sum, loss) = state.clippedSum(rows, weights, step.seed)
+                    state.move(sum, step.learningRate, step.seed)
+                    loss
+                }
                 val errors = mutableListOf(abs(loss - step.loss) / step.lossTolerance)
                 val found = state.vector()
                 for (i in 0 until sampled) {
@@ -115,6 +129,7 @@ internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
         var steps = 0
         var seen = 0L
         var lossSum = 0.0
+        manifest.privacy?.let { return trainPrivately(checkpoint, examples, plan, seed, it, shouldStop) }
         State(checkpoint, plan.proximal).use { state ->
             for (rows in plan.batches(count, seed, manifest.batch.minimum)) {
                 if (shouldStop()) throw TrainingStopped()
@@ -128,14 +143,77 @@ internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
                 lossSum += loss * there
             }
             if (steps == 0) throw TrainingError("all examples went while they were to be trained on", "keep them for longer")
-            val trained = state.vector()
-            val update = FloatArray(trained.size) { trained[it] - checkpoint[it] }
-            if (update.any { it.isNaN() || it.isInfinite() }) throw diverged("the update holds NaN or infinity", plan)
-            return TrainingResult(update, steps, lossSum / maxOf(seen, 1))
+            return TrainingResult(updateOf(state, checkpoint, plan), steps, lossSum / maxOf(seen, 1))
         }
     }
 
-    override fun close(): Unit = graph.close()
+    /** Steps of Poisson samples, from secret randomness; a sample may be empty, and is run in parts of the batch size. */
+    private fun trainPrivately(
+        checkpoint: FloatArray,
+        examples: Examples,
+        plan: TrainingPlan,
+        seed: ByteArray,
+        privacy: ExamplePrivacy,
+        shouldStop: () -> Boolean,
+    ): TrainingResult {
+        val count = examples.count
+        val samples = Stream(entropy(ENTROPY_BYTES))
+        val steps = privacy.steps(plan, count).toInt()
+        var seen = 0L
+        var lossSum = 0.0
+        State(checkpoint, plan.proximal).use { state ->
+            for (step in 0 until steps) {
+                if (shouldStop()) throw TrainingStopped()
+                val total = DoubleArray(manifest.layout.size)
+                val parts = Subsampled.poissonSample(count, privacy.rate(count), samples).chunked(plan.batchSize)
+                parts.forEachIndexed { place, places ->
+                    val rows = ExampleCheck.rows(manifest, examples.take(places))
+                    val there = rows.getValue(manifest.target.name).shape[0]
+                    if (there == 0) return@forEachIndexed
+                    val maskSeed = (TrainingPlan.stepSeed(seed, step) + place.toLong() * plan.batchSize) % SEED_LIMIT
+                    val weights = FloatArray(there) { 1f }
+                    val (sum, loss) = state.clippedSum(rows, weights, maskSeed)
+                    checkClipped(sum, there, privacy)
+                    for (i in total.indices) total[i] += sum[i]
+                    if (loss.isNaN() || loss.isInfinite()) throw diverged("the loss of step ${step + 1} is $loss", plan)
+                    seen += there
+                    lossSum += loss * there
+                }
+                val noise = Stream(entropy(ENTROPY_BYTES))
+                val private = try {
+                    Gaussian.noised(total, privacy.clipNorm * (1 + CLIP_SLACK), privacy.noiseMultiplier, noise)
+                } catch (error: PrivacyError) {
+                    throw TrainingError("the gradients cannot be given noise: ${error.message}", error.hint, error)
+                }
+                state.move(private, plan.learningRate, TrainingPlan.stepSeed(seed, step))
+            }
+            return TrainingResult(updateOf(state, checkpoint, plan), steps, lossSum / maxOf(seen, 1))
+        }
+    }
+
+    private fun updateOf(state: State, checkpoint: FloatArray, plan: TrainingPlan): FloatArray {
+        val trained = state.vector()
+        val update = FloatArray(trained.size) { trained[it] - checkpoint[it] }
+        if (update.any { it.isNaN() || it.isInfinite() }) throw diverged("the update holds NaN or infinity", plan)
+        return update
+    }
+
+    /** Refuses a sum that clipped gradients cannot have. Of a single row, this shows that it was clipped. */
+    private fun checkClipped(sum: DoubleArray, rows: Int, privacy: ExamplePrivacy) {
+        val length = sqrt(sum.sumOf { it * it })
+        // Also false for NaN.
+        if (!(length <= rows * privacy.clipNorm * (1 + CLIP_SLACK))) {
+            throw TrainingError(
+                "the sum of $rows clipped gradients is $length long, which is more than $rows times ${privacy.clipNorm}",
+                "lower the learning rate; if that does not help, the bundle does not do what it promises",
+            )
+        }
+    }
+
+    override fun close() {
+        clip?.close()
+        graph.close()
+    }
 
     private fun diverged(what: String, plan: TrainingPlan) =
         TrainingError("training diverged: $what", "use a learning rate below ${plan.learningRate}")
@@ -176,13 +254,55 @@ internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
             try {
                 val outputs = graph.run(tensors + feeds)
                 val loss = Runtime.values(outputs.getValue("loss")).floats().single().toDouble()
-                val kept = graph.spec.feedback.map { it.output }.toSet()
-                for ((output, input) in graph.spec.feedback) tensors.put(input, outputs.getValue(output))?.close()
-                for ((name, value) in outputs) if (name !in kept) value.close()
+                feedBack(outputs)
                 return loss
             } finally {
                 feeds.values.forEach { it.close() }
             }
+        }
+
+        /** The sum of the rows' clipped gradients, in layout order, and their mean loss. */
+        fun clippedSum(rows: Map<String, Tensor>, weights: FloatArray, seed: Long): Pair<DoubleArray, Double> {
+            val norm = checkNotNull(manifest.privacy).clipNorm.toFloat()
+            val fed = rows + mapOf(
+                "weight" to Tensor.of(weights),
+                "clip_norm" to Tensor.scalar(norm),
+                "seed" to Tensor.scalar(seed),
+            )
+            val feeds = fed.mapValues { Runtime.tensor(it.value) }
+            try {
+                val outputs = checkNotNull(clip).run(tensors + feeds)
+                val values = outputs.mapValues { Runtime.values(it.value) }
+                outputs.values.forEach { it.close() }
+                val sum = DoubleArray(manifest.layout.size)
+                var at = 0
+                for (entry in manifest.layout.entries) {
+                    for (value in values.getValue("gradient:${entry.name}").floats()) sum[at++] = value.toDouble()
+                }
+                return sum to values.getValue("loss").floats().single().toDouble()
+            } finally {
+                feeds.values.forEach { it.close() }
+            }
+        }
+
+        /** Lets the optimizer step with a sum of gradients, of which it gets the mean over the lot. */
+        fun move(sum: DoubleArray, learningRate: Float, seed: Long) {
+            val lot = checkNotNull(manifest.privacy).lotSize
+            val mean = manifest.layout.unflatten(FloatArray(sum.size) { (sum[it] / lot).toFloat() })
+            val gradients = manifest.layout.entries.associate { "gradient:${it.name}" to mean.getValue(it.tensor) }
+            val fed = gradients + mapOf("learning_rate" to Tensor.scalar(learningRate), "seed" to Tensor.scalar(seed))
+            val feeds = fed.mapValues { Runtime.tensor(it.value) }
+            try {
+                feedBack(graph.run(tensors + feeds))
+            } finally {
+                feeds.values.forEach { it.close() }
+            }
+        }
+
+        private fun feedBack(outputs: Map<String, OnnxTensor>) {
+            val kept = graph.spec.feedback.map { it.output }.toSet()
+            for ((output, input) in graph.spec.feedback) tensors.put(input, outputs.getValue(output))?.close()
+            for ((name, value) in outputs) if (name !in kept) value.close()
         }
 
         /** What is learned, in layout order. */
@@ -191,6 +311,12 @@ internal class OnnxTrainer(private val artifact: Artifact) : Closeable {
         override fun close(): Unit = tensors.values.forEach { it.close() }
     }
 }
+
+private const val ENTROPY_BYTES = 32
+private const val SEED_LIMIT = 1L shl 31
+
+/** Share by which rounding may leave a clipped gradient too long; noise is made for that much more. */
+private const val CLIP_SLACK = 1.0 / 1024
 
 /** Rows against what a model takes. */
 internal object ExampleCheck {

@@ -5,6 +5,7 @@ import edge.ConfigError
 import edge.StoreError
 import edge.privacy.Mechanism
 import edge.privacy.Release
+import edge.privacy.Sampling
 import java.io.File
 import java.io.RandomAccessFile
 import org.junit.jupiter.api.Assertions.assertEquals
@@ -142,6 +143,16 @@ class DeviceStoreTest {
             assertEquals(listOf(true, false), consent.history().map { it.granted })
             assertEquals("improve typing, on this phone", consent.newest?.purpose)
         }
+    }
+
+    @Test
+    fun `what training released of the examples is counted once for a round`() {
+        val sampling = Sampling(1.1, 0.25, 12)
+        opened {
+            it.countExamples(rid, sampling)
+            it.countExamples(rid, sampling)
+        }
+        opened { assertEquals(listOf(sampling), it.samplings()) }
     }
 
     @Test
