@@ -12,8 +12,8 @@ if ! command -v mvn >/dev/null 2>&1 || ! command -v javac >/dev/null 2>&1; then
     exit 1
 fi
 
-# Of an earlier run nothing may be counted.
-rm -rf android_demo/*/target/surefire-reports
+# Of an earlier run nothing may be counted, and no class may stay whose source is gone.
+rm -rf android_demo/*/target/surefire-reports android_demo/*/target/classes android_demo/*/target/test-classes
 mvn --quiet --batch-mode -f android_demo/pom.xml "$@" test
 
 # Maven is quiet where all is well; say what it ran.
