@@ -82,7 +82,7 @@ data class Drawing(val strokes: List<List<Point>> = emptyList()) {
         private const val BITMAP = SIDE * BLOCK
 
         /** The pen's width in pixels of the bitmap: with it, drawings hold about as much ink as the data set's digits. */
-        private const val PEN = 4.4f
+        private const val PEN = 5.8f
 
         /** A drawing smaller than this share of the pad is not blown up any further. */
         private const val SMALLEST = 0.02f

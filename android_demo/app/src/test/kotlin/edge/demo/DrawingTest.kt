@@ -40,7 +40,7 @@ class DrawingTest {
     @Test
     fun `a tap is a dot in the middle, not a blot`() {
         val pixels = line(0.9 to 0.9).pixels()!!
-        assertTrue(ink(pixels) in 8.0..24.0) { "ink ${ink(pixels)}" }
+        assertTrue(ink(pixels) in 16.0..36.0) { "ink ${ink(pixels)}" }
         assertEquals(-1.5f, pixels[0])
     }
 
