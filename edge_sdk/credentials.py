@@ -127,7 +127,9 @@ def load_certificate(path: Path) -> x509.Certificate:
         IdentityError: missing, unreadable, or not a certificate.
     """
     try:
-        return x509.load_pem_x509_certificate(_read(path)[0])
+        certificate = x509.load_pem_x509_certificate(_read(path)[0])
+        certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 - read when they are asked for
+        return certificate
     except UNREADABLE as error:
         raise IdentityError(
             f"{path} is not a PEM certificate: {error}", hint="it begins with BEGIN CERTIFICATE"

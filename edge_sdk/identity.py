@@ -205,7 +205,10 @@ def certificate_id(certificate: x509.Certificate) -> str:
     Raises:
         IdentityError: it is not one of a device, coordinator or broker.
     """
-    return _read(certificate).id
+    try:
+        return _read(certificate).id
+    except UNREADABLE as error:
+        raise IdentityError(f"a certificate cannot be read: {error}", hint="restore it from a backup") from error
 
 
 @lru_cache(maxsize=4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import stat
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from edge_sdk.credentials import (
     write_folder,
 )
 from edge_sdk.errors import IdentityError
-from edge_sdk.identity import Identity, verify_certificate
+from edge_sdk.identity import Identity, certificate_id, verify_certificate
 from edge_sdk.signing import public_key_to_pem
 
 
@@ -75,6 +76,21 @@ def test_a_damaged_file_is_named(folder: Path, now: float, name: str, content: b
     (folder / name).write_bytes(content)
     with pytest.raises(IdentityError, match=name):
         load_identity(folder, role="device", now=now)
+
+
+def test_a_certificate_with_any_byte_wrong_is_read_or_refused(folder: Path, identity: Identity) -> None:
+    path, whole = folder / CERTIFICATE_FILE, identity.certificate_der
+    refused = 0
+    for at in range(len(whole)):
+        damaged = whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :]
+        path.write_bytes(ssl.DER_cert_to_PEM_cert(damaged).encode())
+        try:
+            certificate = load_certificate(path)
+            certificate_id(certificate)
+            assert certificate.not_valid_before_utc != certificate.not_valid_after_utc
+        except IdentityError:
+            refused += 1
+    assert 0 < refused < len(whole), "some bytes are the signature's, which nobody reads here"
 
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
