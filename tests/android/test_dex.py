@@ -39,10 +39,12 @@ def test_golden_files_on_the_code_of_the_apk(from_dex: Path, tmp_path: Path) -> 
     tools = (build_apk.DEMO / "tools/target/classpath.txt").read_text().strip().split(":")
     console = next(path for path in tools if "junit-platform-console-standalone" in path)
     log = tmp_path / "loaded.txt"
-    java = ["java", f"-Xlog:class+load:file={log}", f"-Dedge.repository={build_apk.REPOSITORY}", "-jar", console]
+    java = ["java", f"-Xlog:class+load:file={log}", f"-Dedge.repository={build_apk.REPOSITORY}"]
+    # JUnit's own assertions for Kotlin want the library too.
+    java += ["-cp", f"{console}:{stdlib}", "org.junit.platform.console.ConsoleLauncher"]
     chosen = [f"--include-package=edge.{name}" for name in ("secagg", "privacy", "protocol")]
     options = ["--include-engine=junit-jupiter", "--details=summary", "--scan-classpath", tests, *chosen]
-    said = run("golden files", [*java, "execute", *options, "--class-path", f"{stdlib}:{from_dex}:{tests}"])
+    said = run("golden files", [*java, "execute", *options, "--class-path", f"{from_dex}:{tests}"])
     counts = {name: int(count) for count, name in re.findall(r"\[\s*(\d+) tests (\w+)\s*\]", said)}
     assert counts["failed"] == 0
     assert counts["successful"] == counts["found"] > 400
