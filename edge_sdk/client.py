@@ -347,8 +347,10 @@ class EdgeClient:
             ConfigError: another process runs this device.
             StoreError: something cannot be erased; it may be called again.
         """
-        self._store.put(WITHDRAWING, "1", durable=True)
-        self.consent.revoke()
+        try:
+            self._store.put(WITHDRAWING, "1", durable=True)
+        finally:
+            self.consent.revoke()  # also where nothing can be written: no training goes on in this process
         self._carrier.request_stop()
         if self._carrier.wait() and self._store.get(WITHDRAWING):
             with only_process_in(self.home):

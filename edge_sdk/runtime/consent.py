@@ -49,10 +49,13 @@ class Consent:
         self._store = store
         self._clock = clock
         self._changed = changed
+        self._revoked = False
 
     @property
     def granted(self) -> bool:
         """Whether training is allowed now."""
+        if self._revoked:
+            return False
         newest = self.newest
         return newest is not None and newest.granted
 
@@ -101,16 +104,22 @@ class Consent:
         what is kept on the device too.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: it cannot be written. Until this process ends it holds all the same.
         """
-        newest = self.newest
-        if newest is None:
-            # Kept too: what an installation grants at its first start must not overrule an owner who was first.
-            self._add(ConsentChange(False, "", "", self._clock.now()))
-        elif newest.granted:
-            self._add(ConsentChange(False, newest.purpose, newest.text_version, self._clock.now()))
+        self._revoked = True
+        try:
+            newest = self.newest
+            if newest is None:
+                # Kept too: what an installation grants at its first start must not overrule an owner who was first.
+                self._add(ConsentChange(False, "", "", self._clock.now()))
+            elif newest.granted:
+                self._add(ConsentChange(False, newest.purpose, newest.text_version, self._clock.now()))
+        except StoreError:
+            self._changed()
+            raise
 
     def _add(self, change: ConsentChange) -> None:
         kept = (*self.history(), change)[-_HISTORY_MAX:]
         self._store.put(_KEY, json.dumps([asdict(one) for one in kept]), durable=True)
+        self._revoked = not change.granted
         self._changed()

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from edge_sdk.errors import StoreError
 
 KEY_BYTES: Final = 32
+ERASED: Final = bytes(KEY_BYTES)
+"""Stands for a key that was erased where the store could not take note. No damage writes it: it is kept as text."""
 NONCE_BYTES: Final = 12
 SEAL_BYTES: Final = NONCE_BYTES + 16
 """How much longer a sealed row is: its nonce and its tag."""

@@ -27,7 +27,7 @@ from edge_sdk.clock import Clock, SystemClock
 from edge_sdk.errors import StoreError
 from edge_sdk.sqlite_file import SqliteFile
 from edge_sdk.training.example_caps import Caps
-from edge_sdk.training.example_key import KEY_BYTES, SEAL_BYTES, KeyPlace, RowCipher, key_holder, new_key_name
+from edge_sdk.training.example_key import ERASED, KEY_BYTES, SEAL_BYTES, KeyPlace, RowCipher, key_holder, new_key_name
 from edge_sdk.training.example_packing import Packing
 from edge_sdk.training.fields import Field, Schema, check_schema, in_words
 from edge_sdk.training.trainer import Places, Rows, everything
@@ -182,7 +182,7 @@ class ExampleStore:
             self._file.write(("DELETE FROM meta WHERE key = 'key'", ()), durable=True)
         except StoreError:
             self._cipher = None
-            self._holder.erase()
+            self._holder.save(ERASED)  # needs no room, and tells the next to open it
             raise
         with self._file.transaction(durable=True) as connection:
             self._current(connection)
@@ -304,12 +304,12 @@ class ExampleStore:
         found = connection.execute("SELECT value FROM meta WHERE key = 'key'").fetchone()
         if self._cipher is not None and found == (self._cipher.check,):
             return self._cipher
-        if found is None:
+        if found is None or self._holder.load() == ERASED:
             key = secrets.token_bytes(KEY_BYTES)
             self._holder.save(key)  # over the old one, before anything else
             cipher = RowCipher.of(key, self._context)
             connection.execute("DELETE FROM examples")
-            connection.execute("INSERT INTO meta VALUES ('key', ?)", (cipher.check,))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('key', ?)", (cipher.check,))
         else:
             cipher = self._load(str(found[0]))
         self._cipher = cipher

@@ -116,6 +116,25 @@ def test_consent_is_kept_with_every_change(tmp_path: Path) -> None:
             _ = again.granted
 
 
+def test_a_revocation_that_cannot_be_written_holds_until_the_process_ends(tmp_path: Path) -> None:
+    store = DeviceStore(tmp_path / "device.sqlite")
+    changes: list[None] = []
+    consent = Consent(store, ManualClock(100.0), changed=lambda: changes.append(None))
+    consent.grant(purpose=PURPOSE, text_version="3")
+    changes.clear()
+    store.close()
+    with pytest.raises(StoreError):
+        consent.revoke()
+    assert not consent.granted
+    assert changes, "a training that is under way hears of it"
+    with DeviceStore(tmp_path / "device.sqlite") as again:
+        consent = Consent(again, ManualClock(101.0))
+        assert consent.granted
+        consent.revoke()
+        consent.grant(purpose=PURPOSE, text_version="4")
+        assert consent.granted, "what is granted anew is"
+
+
 @pytest.mark.parametrize(("purpose", "version"), [("", "3"), ("typing", " ")])
 def test_consent_to_nothing_is_none(post: Post, consent: Consent, purpose: str, version: str) -> None:
     with pytest.raises(ConfigError, match="proves nothing"):
