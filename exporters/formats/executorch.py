@@ -47,7 +47,7 @@ def to_executorch(graph: Graph, batch_source: str | None, batch: BatchRange) -> 
                 raise LookupError(f"it has no kernel for {kernel}")
         return bytes(program.buffer)
 
-    return compiled("ExecuTorch", "executorch", graph, compile_graph)
+    return compiled("executorch", graph, batch.maximum, compile_graph)
 
 
 def _hint(batch: BatchRange) -> int:

@@ -45,4 +45,4 @@ def to_litert(graph: Graph, batch_source: str | None, batch: BatchRange) -> byte
             litert_torch.convert(program, program.examples(batch.maximum)).export(str(path))
             return path.read_bytes()
 
-    return compiled("LiteRT", "litert", graph, compile_graph)
+    return compiled("litert", graph, batch.maximum, compile_graph)

@@ -18,6 +18,8 @@ from edge_sdk.training.gradients import BundleGradients
 from edge_sdk.training.graphs import load_graph, open_graph, run_named
 from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.plan import TrainingPlan
+from tests.integration import covered
+from tests.integration.covered_cases import CASES
 from tests.integration.exported import exported, images, known_entropy, labels, rows, small_net
 
 pytestmark = pytest.mark.timeout(3600)
@@ -105,6 +107,13 @@ def test_an_open_graph_keeps_what_it_runs_from(runtime: Runtime) -> None:
     found = run_named(graph, feeds)["output"]
     assert len(taken) == 100
     np.testing.assert_allclose(found, run_named(open_graph(artifact, "infer"), feeds)["output"], atol=1e-5)
+
+
+def test_what_compiles_and_does_not_run_is_refused_by_operator_and_line() -> None:
+    case = CASES["torch.scatter_add"]
+    model, x, y = covered.examples(case, 9)
+    with pytest.raises(ExportError, match=r"covered_functions.py:\d+ `.*: LiteRT cannot carry aten.scatter_add"):
+        exported(model, x, y, case.loss, formats=("onnx", "litert"))
 
 
 class _Sorted(nn.Module):
