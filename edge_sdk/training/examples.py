@@ -304,12 +304,17 @@ class ExampleStore:
         found = connection.execute("SELECT value FROM meta WHERE key = 'key'").fetchone()
         if self._cipher is not None and found == (self._cipher.check,):
             return self._cipher
-        if found is None or self._holder.load() == ERASED:
+        if found is not None and self._holder.load() == ERASED:
+            # Noted now, and before there is another key: with one that the store does not name it would be unreadable.
+            for sql in ("DELETE FROM examples", "DELETE FROM meta WHERE key = 'key'", "COMMIT", "BEGIN IMMEDIATE"):
+                connection.execute(sql)
+            found = None
+        if found is None:
             key = secrets.token_bytes(KEY_BYTES)
             self._holder.save(key)  # over the old one, before anything else
             cipher = RowCipher.of(key, self._context)
             connection.execute("DELETE FROM examples")
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('key', ?)", (cipher.check,))
+            connection.execute("INSERT INTO meta VALUES ('key', ?)", (cipher.check,))
         else:
             cipher = self._load(str(found[0]))
         self._cipher = cipher

@@ -209,6 +209,8 @@ def test_erasing_on_a_full_disk_erases_the_key(path: Path) -> None:
         assert key_of(path).read_bytes() == b"0" * 64 + b"\n"
         with pytest.raises(StoreError, match="were erased"):
             listed.take(np.arange(1))
+        with pytest.raises(StoreError, match="cannot write"):
+            store.arrays()  # which tries to complete it
     # With room again it is completed: the rows are gone, and the app goes on under another key.
     with ExampleStore(path) as store:
         assert len(store) == 0
