@@ -159,7 +159,10 @@ class SampledSteps:
             if not size:
                 continue
             mask_seed = np.array((seed + place * plan.batch_size) % SEED_LIMIT, np.int64)
-            outputs = run_named(self.clip, {**feeds, **rows, "weight": np.ones(size, np.float32), "seed": mask_seed})
+            held = max(size, self.filled)
+            filled = {name: np.resize(array, (held, *array.shape[1:])) for name, array in rows.items()}
+            weight = np.asarray(np.arange(held) < size, np.float32)
+            outputs = run_named(self.clip, {**feeds, **filled, "weight": weight, "seed": mask_seed})
             found = self._flat(outputs)
             self._check_clipped(found, size)
             total += found
