@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from coordinator.config import TaskConfig
 
 _DEFAULT = "(default: %(default)s)"
-_SELECTION_MIN_S = 600.0
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +89,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="S",
-        help=f"seconds for each stage but reporting; selection waits {_SELECTION_MIN_S:.0f} at least {_DEFAULT}",
+        help=f"seconds for each stage but selection and reporting {_DEFAULT}",
+    )
+    parser.add_argument(
+        "--selection-timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help=f"seconds for devices to offer themselves; a round that fills up begins at once {_DEFAULT}",
     )
     parser.add_argument(
         "--report-timeout", type=float, default=1200.0, metavar="S", help=f"seconds to train and report {_DEFAULT}"
@@ -206,7 +212,7 @@ def config_of_options(
         privacy=privacy,
         encoding=encoding_for(privacy, dimension=dimension, min_reports=min_reports, goal_count=devices),
         pacing=Pacing(
-            selection_timeout_s=max(_SELECTION_MIN_S, stage_s),
+            selection_timeout_s=arguments.selection_timeout,
             advertise_timeout_s=stage_s,
             share_timeout_s=stage_s,
             report_timeout_s=arguments.report_timeout,

@@ -52,7 +52,7 @@ _TABLES: Final = (
     "CREATE INDEX by_age ON examples (held_out, at)",
 )
 _COUNT: Final = "SELECT held_out, count(*), min(at) FROM examples WHERE held_out IN (0, 1) AND at > ? GROUP BY held_out"
-_LIST: Final = "SELECT row FROM examples WHERE held_out = ? ORDER BY at"
+_LIST: Final = "SELECT row FROM examples WHERE held_out = ? ORDER BY at, row"
 
 
 class ExampleStore:

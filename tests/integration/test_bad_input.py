@@ -245,6 +245,7 @@ def test_a_bundle_of_another_signer(folders: FleetFolders, tmp_path: Path, refus
         ("--devices 30 --proximal 0.1", "--proximal 0.1 needs a bundle whose gradients can be corrected"),
         ("--devices 30 --server-optimizer banana", "unknown server optimizer 'banana'"),
         ("--devices 30 --stage-timeout 0", "advertise_timeout_s is 0"),
+        ("--devices 30 --selection-timeout -1", "selection_timeout_s is -1"),
         ("--devices 30 --evaluation nothing.npz", "cannot read examples from nothing.npz"),
     ],
 )
