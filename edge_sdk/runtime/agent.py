@@ -325,9 +325,7 @@ class DeviceAgent:
         """A job ended well."""
         if session.round_id(self._state) == job.plan.rid:
             # There may be more examples than when the plan came.
-            refusal = self._example_objection(update.sampling)
-            if refusal is not None:
-                self._apply(session.Failed(refusal.reason, refusal.detail), now)
+            if self._declined(self._example_objection(update.sampling), now):
                 return self.tick(now)
             if update.sampling is not None:
                 self.store.count_examples(job.plan.rid, update.sampling)

@@ -1,7 +1,9 @@
-"""Brokers for integration tests: each test that takes `broker` runs on mosquitto and on amqtt."""
+"""Brokers, each test that takes `broker` on mosquitto and on amqtt; folders of a small fleet for commands."""
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.service.broker import BrokerKind, RunningBroker, start_broker
+from device_sim.fleet import FleetFolders, device_ids
+from edge_sdk.cli import main
 from tests.simulation import world
 
 
@@ -32,3 +36,33 @@ def now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "START", time.time())
     world.authority.cache_clear()
     world.identity.cache_clear()
+
+
+@pytest.fixture
+def quiet_log() -> Iterator[None]:
+    """A command sets up the log of its process, which here is that of all tests."""
+    level = logging.getLogger("edge").level
+    yield
+    logging.getLogger("edge").setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> FleetFolders:
+    """Two devices, a coordinator without a run, and a signed bundle; not to be changed."""
+    folders = FleetFolders(tmp_path_factory.mktemp("prepared") / "hand")
+    assert main(["sim", "prepare", "--devices", "2", "--work", str(folders.work)]) == 0
+    assert main(["export", "--signer", str(folders.signer_key), "--out", str(folders.bundle)]) == 0
+    return folders
+
+
+@pytest.fixture
+def folders(prepared: FleetFolders, tmp_path: Path) -> FleetFolders:
+    """The same, to be changed."""
+    shutil.copytree(prepared.work, tmp_path / "hand")
+    return FleetFolders(tmp_path / "hand")
+
+
+@pytest.fixture
+def home(folders: FleetFolders) -> Path:
+    """A device's folder, of a device that has never run."""
+    return folders.device(device_ids(1)[0])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -34,35 +33,7 @@ Refused = Callable[..., str]
 DAY_S = 86_400.0
 NOWHERE = "mqtt://127.0.0.1:1"
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """A command sets up the log of its process, which here is that of all tests."""
-    level = logging.getLogger("edge").level
-    yield
-    logging.getLogger("edge").setLevel(level)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> FleetFolders:
-    """Two devices, a coordinator without a run, and a signed bundle; not to be changed."""
-    folders = FleetFolders(tmp_path_factory.mktemp("prepared") / "hand")
-    assert main(["sim", "prepare", "--devices", "2", "--work", str(folders.work)]) == 0
-    assert main(["export", "--signer", str(folders.signer_key), "--out", str(folders.bundle)]) == 0
-    return folders
-
-
-@pytest.fixture
-def folders(prepared: FleetFolders, tmp_path: Path) -> FleetFolders:
-    """The same, to be changed."""
-    shutil.copytree(prepared.work, tmp_path / "hand")
-    return FleetFolders(tmp_path / "hand")
-
-
-@pytest.fixture
-def home(folders: FleetFolders) -> Path:
-    """A device's folder, of a device that has never run."""
-    return folders.device(device_ids(1)[0])
+pytestmark = pytest.mark.usefixtures("quiet_log")
 
 
 @pytest.fixture

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from coordinator.registrar.folder import issue_logged, open_folder
 from coordinator.service.broker import start_broker
-from device_sim.fleet import FleetFolders, device_ids
+from device_sim.fleet import FleetFolders
 from edge_sdk.cli import EXIT_FAILED, main
 from edge_sdk.client import EdgeClient
 from edge_sdk.clock import SystemClock
@@ -38,33 +37,7 @@ from tests.unit.test_device_store_files import entry, participation
 DAY_S = 86_400.0
 NOWHERE = "mqtt://127.0.0.1:1"
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    level = logging.getLogger("edge").level
-    yield
-    logging.getLogger("edge").setLevel(level)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> FleetFolders:
-    """Two devices and a signed bundle; not to be changed."""
-    folders = FleetFolders(tmp_path_factory.mktemp("prepared") / "hand")
-    assert main(["sim", "prepare", "--devices", "2", "--work", str(folders.work)]) == 0
-    assert main(["export", "--signer", str(folders.signer_key), "--out", str(folders.bundle)]) == 0
-    return folders
-
-
-@pytest.fixture
-def folders(prepared: FleetFolders, tmp_path: Path) -> FleetFolders:
-    """The same, to be changed."""
-    shutil.copytree(prepared.work, tmp_path / "hand")
-    return FleetFolders(tmp_path / "hand")
-
-
-@pytest.fixture
-def home(folders: FleetFolders) -> Path:
-    return folders.device(device_ids(1)[0])
+pytestmark = pytest.mark.usefixtures("quiet_log")
 
 
 Say = Callable[..., tuple[int, str]]
