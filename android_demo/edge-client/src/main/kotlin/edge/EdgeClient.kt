@@ -254,7 +254,7 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
     public suspend fun trainNow(): DeviceEvent? {
         val begun = begin()
         val last = AtomicReference<DeviceEvent?>()
-        begun.listener = { event -> if (event !is Deferred) last.set(event) }
+        begun.listener = { event -> if (event !is Deferred && event !is Training) last.set(event) }
         return suspendCancellableCoroutine { continuation ->
             thread(name = "edge", isDaemon = true) {
                 try {
@@ -324,7 +324,7 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
             },
             log = settings.log,
         )
-        val driver = Driver(agent, join.learner, transport(broker), settings.now, join.objections)
+        val driver = Driver(agent, transport(broker), settings.now, join.objections)
         begun = Running(agent, driver)
         if (!running.compareAndSet(null, begun)) throw ConfigError("this client runs already", "stop it first")
         return begun

@@ -10,6 +10,15 @@ public sealed interface DeviceEvent {
     public val at: Double
 }
 
+/** A round's training is under way, and this many of its [steps] are done: about a hundred times in each at most. */
+public data class Training(
+    override val population: String,
+    override val at: Double,
+    val roundNumber: Long,
+    val done: Int,
+    val steps: Int,
+) : DeviceEvent
+
 /** A round's training ended well; nothing left the device yet. */
 public data class Trained(
     override val population: String,

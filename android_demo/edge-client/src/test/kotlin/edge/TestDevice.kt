@@ -54,7 +54,7 @@ fun main(arguments: Array<String>) {
     val url = BrokerUrl.parse(broker)
     val mqtt = MqttTransport(url, identity.id, if (url.tls) Tls.socketFactory(identity) else null, log = { say("log $it") })
     val transport = HeldTransport(mqtt, arguments.getOrNull(3)?.toInt())
-    Driver(agent, KnownLearner(update), transport, now).run { agent.isDone }
+    Driver(agent, transport, now).run { agent.isDone }
     say("done ${agent.installedVersion}")
 }
 
@@ -95,7 +95,7 @@ private class KnownLearner(private val update: Bytes) : Learner {
 
     override fun check(bundle: Bundle, checkpoint: ByteArray): Long = checkpoint.size / 4L
 
-    override fun train(job: TrainingJob, shouldStop: () -> Boolean) = edge.runtime.Update(update)
+    override fun train(job: TrainingJob, progress: (Int, Int) -> Unit, shouldStop: () -> Boolean) = edge.runtime.Update(update)
 
     override fun install(version: Long, bundle: Bundle, checkpoint: ByteArray) = Unit
 }

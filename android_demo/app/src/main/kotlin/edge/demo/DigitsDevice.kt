@@ -8,6 +8,7 @@ import edge.Installed
 import edge.Refused
 import edge.Signing
 import edge.Trained
+import edge.Training
 import edge.Uploaded
 import edge.inference.InstalledModels
 import edge.protocol.DevicePolicy
@@ -167,7 +168,7 @@ class DigitsDevice(
         val scope = CoroutineScope(Dispatchers.Unconfined)
         scope.launch {
             running.events.collect { event ->
-                open = event is Trained || (open && event is Deferred)
+                open = event is Training || event is Trained || (open && event is Deferred)
                 tell(event)
             }
         }
@@ -189,6 +190,7 @@ class DigitsDevice(
 
     private fun tell(event: DeviceEvent) {
         when (event) {
+            is Training -> Unit
             is Trained -> listener(Learned.RoundChanged(Round(event.roundNumber.toInt(), Stage.Trained(event.examples))))
             is Uploaded -> tellHistory()
             is Installed -> {

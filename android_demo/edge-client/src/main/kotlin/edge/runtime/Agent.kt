@@ -16,6 +16,7 @@ import edge.Role
 import edge.Signing
 import edge.StoreError
 import edge.Trained
+import edge.Training
 import edge.TrainingError
 import edge.Uploaded
 import edge.fromHex
@@ -106,8 +107,12 @@ public interface Learner {
      */
     public fun sampling(bundle: Bundle, plan: Plan): Sampling? = null
 
-    /** The update; null where [shouldStop], asked before every step, said so. Raises TrainingError. */
-    public fun train(job: TrainingJob, shouldStop: () -> Boolean): Update?
+    /**
+     * The update; null where [shouldStop], asked before every step, said so. Raises TrainingError.
+     *
+     * [progress] is told before every step how many are done, and how many there will be.
+     */
+    public fun train(job: TrainingJob, progress: (done: Int, steps: Int) -> Unit, shouldStop: () -> Boolean): Update?
 
     /** Serves predictions from this model from now on; raises ArtifactError or StoreError, and the last one stays. */
     public fun install(version: Long, bundle: Bundle, checkpoint: ByteArray)
@@ -122,7 +127,7 @@ public interface Learner {
  *
  * [randomBytes] is secret randomness from the operating system; a message that brought no answer is repeated after
  * [resendS] seconds, up to twice as long by jitter; [consented] is asked before a round is joined and while it lasts;
- * [onEvent] is told what happened once it is durable, and [log] what a developer may want to know.
+ * [onEvent] is told what happened once it is durable, from the training thread too, and [log] what a developer may want to know.
  */
 public class DeviceAgent(
     private val identity: Identity,
@@ -264,6 +269,18 @@ public class DeviceAgent(
 
     /** The training to run beside the loop, once. */
     public fun takeJob(): TrainingJob? = job.also { job = null }
+
+    /** Carries a job out, on whichever thread; see [Learner.train]. The result goes to [trained] or [failed]. */
+    public fun train(job: TrainingJob, now: () -> Double, shouldStop: () -> Boolean): Update? {
+        var told = -1L
+        val progress = { done: Int, steps: Int ->
+            val percent = 100L * done / maxOf(1, steps)
+            // A collector must not lose what matters more because steps are many.
+            if (percent != told) onEvent(Training(population, now(), job.plan.roundNumber, done, steps))
+            told = percent
+        }
+        return learner.train(job, progress, shouldStop)
+    }
 
     /** A job ended well. */
     public fun trained(job: TrainingJob, update: Update, now: Double): List<Outgoing> {

@@ -19,7 +19,6 @@ import java.util.concurrent.TimeUnit
  */
 public class Driver(
     private val agent: DeviceAgent,
-    private val learner: Learner,
     private val transport: Transport,
     private val now: () -> Double = { System.currentTimeMillis() / 1e3 },
     private val objections: () -> List<String> = { emptyList() },
@@ -95,7 +94,7 @@ public class Driver(
             isOver()
         }
         try {
-            val update = learner.train(job, shouldStop) ?: return
+            val update = agent.train(job, now, shouldStop) ?: return
             inbox.add { send(agent.trained(job, update, now()), training) }
         } catch (error: EdgeError) {
             inbox.add { send(agent.failed(job, error, now()), training) }

@@ -52,18 +52,23 @@ public class LocalLearner(
         return artifact(bundle).manifest.privacy?.sampling(TrainingPlan.of(plan), count)
     }
 
-    override fun train(job: TrainingJob, shouldStop: () -> Boolean): Update? {
+    override fun train(job: TrainingJob, progress: (Int, Int) -> Unit, shouldStop: () -> Boolean): Update? {
         val store = examples ?: throw TrainingError("this device holds no examples", "add some, or let it only serve")
         val (artifact, trainer) = open(job.bundle)
         val layout = artifact.manifest.layout
         val plan = TrainingPlan.of(job.plan)
         val rows = store.snapshot()
+        val sampling = artifact.manifest.privacy?.sampling(plan, rows.count)
+        val steps = sampling?.steps?.toInt() ?: plan.steps(rows.count, artifact.manifest.batch.minimum)
+        var asked = 0
         val result = try {
-            trainer.train(layout.decode(job.checkpoint), rows, plan, job.seed.array, shouldStop)
+            trainer.train(layout.decode(job.checkpoint), rows, plan, job.seed.array) {
+                progress(asked++, steps)
+                shouldStop()
+            }
         } catch (_: TrainingStopped) {
             return null
         }
-        val sampling = artifact.manifest.privacy?.sampling(plan, rows.count)
         return Update(Bytes(Layout.encode(result.update)), sampling)
     }
 

@@ -33,6 +33,13 @@ internal class TrainingPlan(
         }
     }
 
+    /** How many batches there are: the steps of a training in which no example goes meanwhile. */
+    fun steps(examples: Int, smallest: Int): Int {
+        val short = examples % batchSize
+        val each = examples / batchSize + if (short > 0 && short >= smallest) 1 else 0
+        return minOf(maxSteps, epochs * each, Int.MAX_VALUE.toLong()).toInt()
+    }
+
     companion object {
         /** Of a plan that the device accepted. */
         fun of(plan: Plan): TrainingPlan = TrainingPlan(
