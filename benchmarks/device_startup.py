@@ -2,14 +2,17 @@
 
     python -m benchmarks.device_startup
 
-A fresh process opens a device's folder and trains once; its peer is a fresh process that imports torch and takes the
-same steps in eager mode, as a client does that embeds the training framework. Medians of interleaved runs; memory is
-the process's peak resident set.
+A fresh process opens a device's folder, whence it can collect and predict; joins a population, up to where it would
+connect; and trains once. Its peer is a fresh process that imports torch and takes the same steps in eager mode, as a
+client does that embeds the training framework; what such a client needs to take part comes on top of that. Medians of
+interleaved runs; memory is the process's peak resident set. PYTHONDONTWRITEBYTECODE is ignored: an installed SDK is
+compiled.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +34,10 @@ from edge_sdk import EdgeClient
 from edge_sdk.credentials import load_public_key
 client = EdgeClient(sys.argv[1])
 opened = time.time()
+client.join("bench", examples=client.examples("digits"))
+import edge_sdk.runtime.driver
+client.make_agent()
+joined = time.time()
 from edge_sdk.training.artifact import read_artifact
 from edge_sdk.training.bundle_trainer import BundleTrainer
 from edge_sdk.training.plan import TrainingPlan
@@ -39,7 +46,7 @@ plan = TrainingPlan(epochs=100, batch_size=32, learning_rate=0.1, max_steps=int(
 trainer = BundleTrainer(artifact)
 trainer.train(artifact.checkpoint(), client.examples("digits").arrays(), plan, seed=bytes(32))
 status = open('/proc/self/status').read()
-print(json.dumps([opened, time.time(), int(status.split('VmHWM:')[1].split()[0])]))
+print(json.dumps([opened, joined, time.time(), int(status.split('VmHWM:')[1].split()[0])]))
 """
 
 _TORCH = """
@@ -55,7 +62,7 @@ for _ in range(int(sys.argv[3])):
         for parameter, gradient in zip(model.parameters(), gradients):
             parameter -= 0.1 * gradient
 status = open('/proc/self/status').read()
-print(json.dumps([opened, time.time(), int(status.split('VmHWM:')[1].split()[0])]))
+print(json.dumps([opened, opened, time.time(), int(status.split('VmHWM:')[1].split()[0])]))
 """
 
 
@@ -63,25 +70,29 @@ def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         home, bundle = _prepare(Path(folder))
-        rows: dict[str, list[tuple[float, float, float]]] = {"device": [], "torch": []}
+        rows: dict[str, list[list[float]]] = {"device": [], "torch": []}
         for _ in range(RUNS):
             for name, program in (("device", _DEVICE), ("torch", _TORCH)):
                 rows[name].append(_run(program, [str(home), str(bundle), str(STEPS)]))
     print(f"{FEATURES * HIDDEN + HIDDEN + HIDDEN * CLASSES + CLASSES:,} parameters, {STEPS} steps of batch 32")
-    print(f"medians of {RUNS} fresh processes        ready s   trained s   peak MB")
+    print(f"medians of {RUNS} fresh processes        ready s    joined s   trained s     peak MB")
     found = {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in rows.items()}
     for name, label in (("device", "edge-sdk device"), ("torch", "eager PyTorch (peer)")):
-        print(f"  {label:34s}{found[name][0]:8.2f}{found[name][1]:12.2f}{found[name][2]:10.0f}")
+        *seconds, peak = found[name]
+        print(f"  {label:30s}{''.join(f'{value:12.2f}' for value in seconds)}{peak:12.0f}")
     ratios = [d / t for d, t in zip(found["device"], found["torch"], strict=True)]
-    print(f"  {'ratio':34s}{ratios[0]:8.2f}{ratios[1]:12.2f}{ratios[2]:10.2f}")
+    print(f"  {'ratio':30s}{''.join(f'{ratio:12.2f}' for ratio in ratios)}")
 
 
-def _run(program: str, arguments: Sequence[str]) -> tuple[float, float, float]:
-    """Seconds until ready, seconds until trained, peak MB, of a fresh process."""
+def _run(program: str, arguments: Sequence[str]) -> list[float]:
+    """Seconds until ready, joined and trained, and peak MB, of a fresh process."""
     start = time.time()
-    done = subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True)
-    opened, trained, peak_kib = json.loads(done.stdout)
-    return opened - start, trained - start, peak_kib / 1024
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True, env=environment
+    )
+    *moments, peak_kib = json.loads(done.stdout)
+    return [moment - start for moment in moments] + [peak_kib / 1024]
 
 
 def _prepare(work: Path) -> tuple[Path, Path]:

@@ -43,7 +43,6 @@ from edge_sdk.inference.installed import InstalledModels
 from edge_sdk.inference.model import Model
 from edge_sdk.inference.personal import PersonalModel
 from edge_sdk.protocol.policy import DevicePolicy
-from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.broker_url import BrokerUrl, parse_broker_url
 from edge_sdk.runtime.budget import Budget
@@ -52,7 +51,6 @@ from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.eligibility import Eligibility, SystemConditions
-from edge_sdk.runtime.enrolment import Renewal, enrol, registrar_url, usable_identity
 from edge_sdk.runtime.event_stream import EventStream
 from edge_sdk.runtime.home import (
     BLOBS_FOLDER,
@@ -73,7 +71,9 @@ from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import Runtime
 
 if TYPE_CHECKING:
+    from edge_sdk.runtime.agent import DeviceAgent, Pace
     from edge_sdk.runtime.driver import SpareWork
+    from edge_sdk.runtime.enrolment import Renewal
     from edge_sdk.runtime.membership import Membership
 
 log = logging.getLogger("edge.device")
@@ -151,7 +151,7 @@ class EdgeClient:
         self._identity_folder = self.home / IDENTITY_FOLDER
         _finish_withdrawal(self.home)
         if not enrol_token and not (self._identity_folder / CERTIFICATE_FILE).exists():
-            usable_identity(self._identity_folder, now=self._clock.now())  # says what is missing
+            self._usable_identity()  # says what is missing
         self._signer = load_public_key(Path(signer or self.home / SIGNER_FILE))
         self._events = EventStream(on_event)
         with suppress(OSError):  # the store says what is wrong
@@ -463,10 +463,18 @@ class EdgeClient:
         return None
 
     def _identify(self) -> Identity:
-        folder, now = self._identity_folder, self._clock.now()
+        from edge_sdk.runtime.enrolment import enrol
+
+        folder = self._identity_folder
         if (folder / CERTIFICATE_FILE).exists() or not self._token:
-            return usable_identity(folder, now=now)
-        return enrol(folder, self._enrol_url, token=self._token, ca=load_ca(self._registrar), now=now)
+            return self._usable_identity()
+        ca = load_ca(self._registrar)
+        return enrol(folder, self._enrol_url, token=self._token, ca=ca, now=self._clock.now())
+
+    def _usable_identity(self) -> Identity:
+        from edge_sdk.runtime.enrolment import usable_identity
+
+        return usable_identity(self._identity_folder, now=self._clock.now())
 
     # ---- how it is wired, for those who drive many devices themselves
 
@@ -476,7 +484,7 @@ class EdgeClient:
         Raises:
             IdentityError: key or certificate are missing, wrong or expired.
         """
-        return self._make_agent(usable_identity(self._identity_folder, now=self._clock.now()))
+        return self._make_agent(self._usable_identity())
 
     @property
     def tls_files(self) -> TlsFiles:
@@ -486,6 +494,8 @@ class EdgeClient:
 
     def renewals(self) -> dict[str, Renewal]:
         """What renews this device's certificate while it runs; nothing where no registrar enrolled it."""
+        from edge_sdk.runtime.enrolment import Renewal, registrar_url
+
         url = registrar_url(self._identity_folder)
         return {self.device_id: Renewal(self._identity_folder, url)} if url else {}
 
@@ -496,6 +506,9 @@ class EdgeClient:
             except (ArtifactError, StoreError) as error:
                 log.warning("the model of %s is fetched again: %s", name, error)
                 self._store.drop(f"installed_version/{name}")
+        # What takes part is imported when it does: an app that collects or predicts opens sooner without it.
+        from edge_sdk.runtime.agent import DeviceAgent
+
         return DeviceAgent(
             identity,
             {name: join.learner for name, join in self._joins.items()},

@@ -1,4 +1,4 @@
-"""One SQLite file of a device: how it is opened, read and written, and what its failures are called.
+"""One SQLite file of a device or a registrar: how it is opened, read and written, and what its failures are called.
 
 Knows no table but `meta`, in which each file keeps small facts about itself. sqlite3's exceptions end here.
 """

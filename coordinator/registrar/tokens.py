@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import secrets
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from edge_sdk.errors import IdentityError
+from edge_sdk.errors import IdentityError, StoreError
+from edge_sdk.sqlite_file import SqliteFile
 
 TOKENS_FILE: Final = "tokens.sqlite"
 _TOKEN_BYTES: Final = 24
-
-T = TypeVar("T")
+_IF_DAMAGED: Final = f"move {TOKENS_FILE} away and make new tokens: those that were handed out are lost"
 
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS tokens (
@@ -35,12 +35,9 @@ def make_tokens(folder: Path, count: int, *, expires_at: float, identity_id: str
         IdentityError: they cannot be written.
     """
     tokens = [secrets.token_urlsafe(_TOKEN_BYTES) for _ in range(count)]
-    rows = [(_digest(token), identity_id, expires_at) for token in tokens]
-
-    def write(connection: sqlite3.Connection) -> None:
-        connection.executemany("INSERT INTO tokens (sha256, id, expires_at) VALUES (?, ?, ?)", rows)
-
-    _run(folder, write)
+    insert = "INSERT INTO tokens (sha256, id, expires_at) VALUES (?, ?, ?)"
+    with _writing(folder) as connection:
+        connection.executemany(insert, [(_digest(token), identity_id, expires_at) for token in tokens])
     return tokens
 
 
@@ -58,11 +55,10 @@ def redeem(
         issue: makes the certificate; the token is spent only if it does.
 
     Raises:
-        IdentityError: the token is unknown, expired, spent by another key, or for another id.
+        IdentityError: the token is unknown, expired, spent by another key, or for another id; or the tokens cannot be
+            read or written.
     """
-
-    def spend(connection: sqlite3.Connection) -> bytes:
-        connection.execute("BEGIN IMMEDIATE")
+    with _writing(folder) as connection:
         row = connection.execute(
             "SELECT id, expires_at, key_sha256, certificate FROM tokens WHERE sha256 = ?", (_digest(token),)
         ).fetchone()
@@ -84,27 +80,21 @@ def redeem(
         )
         return made
 
-    return _run(folder, spend)
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[sqlite3.Connection]:
+    """One durable transaction on the tokens.
 
-def _run(folder: Path, work: Callable[[sqlite3.Connection], T]) -> T:
-    path = folder / TOKENS_FILE
+    Raises:
+        IdentityError: they cannot be opened or written.
+    """
     try:
-        path.touch(mode=0o600, exist_ok=True)
-        with closing(sqlite3.connect(path, isolation_level=None, timeout=10.0)) as connection:
-            connection.execute("PRAGMA synchronous=FULL")
+        file = SqliteFile(folder / TOKENS_FILE, "the enrolment tokens", if_damaged=_IF_DAMAGED)
+        with closing(file), file.transaction(durable=True) as connection:
             connection.execute(_TABLE)
-            try:
-                result = work(connection)
-                if connection.in_transaction:
-                    connection.execute("COMMIT")
-                return result
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-    except (OSError, sqlite3.Error) as error:
-        raise IdentityError(f"cannot use {path}: {error}", hint="check the disk and the file's permissions") from error
+            yield connection
+    except StoreError as error:
+        raise IdentityError(str(error), hint=error.hint) from error
 
 
 def _digest(token: str) -> bytes:

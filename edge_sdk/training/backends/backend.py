@@ -34,3 +34,10 @@ class Backend:
     load: Callable[[bytes, GraphSpec, int], Run]
     failures: Callable[[], tuple[type[Exception], ...]]
     threads: bool = False
+
+
+def release_of(package: str) -> str:
+    """The installed release of a package; raises ImportError where there is none."""
+    from importlib.metadata import version  # slow to import, and few devices have a backend that asks
+
+    return version(package)

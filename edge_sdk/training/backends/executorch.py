@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.training.backends.backend import Backend, Run
+from edge_sdk.training.backends.backend import Backend, Run, release_of
 from edge_sdk.training.manifest import GraphSpec
 
 
@@ -34,5 +33,5 @@ def _load(content: bytes, spec: GraphSpec, threads: int) -> Run:
 
 
 BACKEND = Backend(
-    "ExecuTorch", "executorch", lambda: version("executorch"), _load, lambda: (RuntimeError, TypeError, ValueError)
+    "ExecuTorch", "executorch", lambda: release_of("executorch"), _load, lambda: (RuntimeError, TypeError, ValueError)
 )

@@ -9,13 +9,12 @@ import importlib
 import io
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.training.backends.backend import Backend, Run
+from edge_sdk.training.backends.backend import Backend, Run, release_of
 from edge_sdk.training.manifest import GraphSpec
 
 
@@ -40,4 +39,4 @@ def _tensor(torch: Any, array: npt.NDArray[Any]) -> Any:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-BACKEND = Backend("torch", "torch", lambda: version("torch"), _load, lambda: (RuntimeError, TypeError, ValueError))
+BACKEND = Backend("torch", "torch", lambda: release_of("torch"), _load, lambda: (RuntimeError, TypeError, ValueError))
