@@ -502,7 +502,7 @@ class EdgeClient:
     def _make_agent(self, identity: Identity) -> DeviceAgent:
         for name in self._joins:
             try:
-                self._models[name].require_whole()
+                self._models[name].require_whole(any_installed=self._store.number(f"installed_version/{name}") > 0)
             except (ArtifactError, StoreError) as error:
                 log.warning("the model of %s is fetched again: %s", name, error)
                 self._store.drop(f"installed_version/{name}")

@@ -195,7 +195,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     from coordinator.registrar.authority import issue_identity
     from coordinator.registrar.folder import open_folder
-    from coordinator.registrar.server import Registrar, serve
+    from coordinator.registrar.server import Registrar, serving
     from edge_sdk.credentials import CERTIFICATE_FILE, KEY_FILE, save_identity
     from edge_sdk.logs import log_to_terminal
 
@@ -214,8 +214,9 @@ def _serve(arguments: argparse.Namespace) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         registrar = Registrar(arguments.registrar, authority, time.time, lifetime_days=arguments.days)
-        print(f"registrar at https://{hosts[0]}:{arguments.port}; Ctrl-C stops it", flush=True)
-        await serve(registrar, arguments.bind, arguments.port, tls, stop)
+        async with serving(registrar, arguments.bind, arguments.port, tls) as port:
+            print(f"registrar at https://{hosts[0]}:{port}; Ctrl-C stops it", flush=True)
+            await stop.wait()
 
     try:
         asyncio.run(main())

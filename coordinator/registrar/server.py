@@ -14,7 +14,8 @@ import json
 import logging
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -160,8 +161,9 @@ class Registrar:
         return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-async def serve(registrar: Registrar, host: str, port: int, tls: ssl.SSLContext, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set.
+@asynccontextmanager
+async def serving(registrar: Registrar, host: str, port: int, tls: ssl.SSLContext) -> AsyncIterator[int]:
+    """Serve in the `with` block, on the port that it gives: the one asked for, or a free one where that is 0.
 
     Raises:
         OSError: the port cannot be used.
@@ -170,7 +172,7 @@ async def serve(registrar: Registrar, host: str, port: int, tls: ssl.SSLContext,
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, ssl_context=tls).start()
-        await stop.wait()
+        yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
 

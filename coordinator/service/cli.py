@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from edge_sdk.cli import Subparsers
@@ -73,7 +74,8 @@ def _run(arguments: argparse.Namespace) -> int:
     ) as broker:
         # A service manager says SIGTERM; ending with the broker is one way out for both.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        print(f"{broker.kind} listens at {broker.url} (log: {broker.folder / 'broker.log'})", flush=True)
+        url = replace(broker.url, host=arguments.host)
+        print(f"{broker.kind} listens at {url} (log: {broker.folder / 'broker.log'})", flush=True)
         try:
             broker.process.wait()
         except KeyboardInterrupt:

@@ -229,13 +229,20 @@ class InstalledModels:
             log.warning("%s", error)
             return None, None
 
-    def require_whole(self) -> None:
-        """See that what is installed can still be served, if anything is.
+    def require_whole(self, *, any_installed: bool = False) -> None:
+        """See that what is installed can still be served.
+
+        Args:
+            any_installed: whether something was installed here, as far as the caller remembers.
 
         Raises:
-            ArtifactError, StoreError: it was damaged.
+            ArtifactError, StoreError: it was damaged, or is gone.
         """
         current, _ = self._state()
+        if current is None and any_installed:
+            raise StoreError(
+                f"{self._folder / _STATE_FILE} is gone", hint="the next model that is installed replaces it"
+            )
         if current is not None:
             self._installed(current)
             self.checkpoint(current)

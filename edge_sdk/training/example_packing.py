@@ -88,6 +88,12 @@ def _converted(name: str, value: ArrayLike, field: Field) -> NDArray[Any]:
 
 
 def _array(name: str, value: ArrayLike, field: Field) -> NDArray[Any]:
+    # Arrays of other classes only: numpy imports what it knows of masks when first asked.
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray and np.ma.is_masked(value):
+        raise StoreError(
+            f"{name} holds masked values, which a store of examples has no place for",
+            hint="leave such examples out, or fill them: value.filled(0)",
+        )
     try:
         return np.asarray(value)
     except ValueError as error:

@@ -17,6 +17,7 @@ from coordinator.service import broker as broker_module
 from coordinator.service.broker import BrokerKind, BrokerTls, RunningBroker, start_broker
 from edge_sdk.errors import ConfigError, TransportError
 from edge_sdk.runtime.broker_url import parse_broker_url
+from tests.integration.commands import Command
 from tests.integration.peers import Peer
 
 PATIENCE_S = 60
@@ -103,6 +104,8 @@ def test_all_addresses_when_it_is_wanted(tmp_path: Path, broker_kind: BrokerKind
     everywhere = "0.0.0.0"  # noqa: S104 - for the time of this test
     with start_broker(tmp_path, kind=broker_kind, host=everywhere, insecure=True) as running:
         assert running.url.host == "127.0.0.1"
+    with Command("broker", "run", "--folder", tmp_path, "--host", everywhere, "--port", "0", "--insecure") as command:
+        command.wait_for(f"listens at mqtt://{everywhere}:")
 
 
 def test_a_broker_that_fails_says_why(tmp_path: Path) -> None:

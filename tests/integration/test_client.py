@@ -354,11 +354,13 @@ def test_devices_take_part_in_two_populations_over_one_connection(folders: Fleet
             for name in ("letters", "numbers"):
                 assert edge.model(name).version == 2
                 assert edge.model(name).predict(X).shape == (4, 10)
-    # A model that a failing disk spoilt is fetched again, though the device heard of its version before.
+    # A model that a failing disk spoilt, or somebody deleted, is fetched again, though the device heard of its version
+    # before.
     (folders.device("phone-0") / "models" / "letters" / "installed.json").write_bytes(b"\xc9" * 300)
+    (folders.device("phone-0") / "models" / "numbers" / "installed.json").unlink()
     with device(0) as spoilt:
-        assert spoilt.model("letters").version == 0
+        assert [spoilt.model(name).version for name in ("letters", "numbers")] == [0, 0]
         spoilt.run(until=lambda: is_over(spoilt))
-        assert spoilt.model("letters").version == 2
+        assert [spoilt.model(name).version for name in ("letters", "numbers")] == [2, 2]
     kinds = {(type(event), event.population) for event in told}
     assert {(kind, name) for kind in (Trained, Uploaded, Installed) for name in ("letters", "numbers")} <= kinds

@@ -165,6 +165,16 @@ def test_a_spoilt_state_keeps_neither_the_bundled_model_nor_the_next_one_away(tm
     InstalledModels(tmp_path, signer=KEY).require_whole()
 
 
+def test_a_record_that_was_deleted_is_told_to_who_remembers_it(tmp_path: Path) -> None:
+    models = InstalledModels(tmp_path, signer=KEY)
+    models.install(small(), 1, checkpoint(1))
+    models.require_whole(any_installed=True)
+    (tmp_path / "installed.json").unlink()
+    models.require_whole()
+    with pytest.raises(StoreError, match=r"installed\.json is gone"):
+        models.require_whole(any_installed=True)
+
+
 def test_what_was_damaged_while_the_device_was_off_is_told(tmp_path: Path) -> None:
     InstalledModels(tmp_path, signer=KEY).require_whole()  # nothing is installed yet
     InstalledModels(tmp_path, signer=KEY).install(small(), 1, checkpoint(1))

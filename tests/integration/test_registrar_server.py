@@ -17,7 +17,7 @@ from cryptography import x509
 
 from coordinator.registrar.authority import DAY_S, create_authority, issue_identity
 from coordinator.registrar.folder import init_folder, read_log, revoke
-from coordinator.registrar.server import RateLimit, Registrar, serve
+from coordinator.registrar.server import RateLimit, Registrar, serving
 from coordinator.registrar.tokens import make_tokens
 from edge_sdk.clock import ManualClock, SystemClock
 from edge_sdk.credentials import CERTIFICATE_FILE, KEY_FILE, load_certificate, load_identity, save_identity
@@ -51,9 +51,6 @@ class Served:
         self.folder = folder / "registrar"
         self.authority = init_folder(self.folder, name="Test Registrar", now=NOW)
         self.now = NOW
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"https://localhost:{self.port}"
         own = issue_identity(self.authority, identity_id="registrar", role="registrar", now=NOW, hosts=["localhost"])
         save_identity(folder / "tls", own)
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -65,19 +62,13 @@ class Served:
         self.thread = threading.Thread(target=self._run, args=(tls,))
         self.thread.start()
         assert self.ready.wait(10)
+        self.url = f"https://localhost:{self.port}"
 
     def _run(self, tls: ssl.SSLContext) -> None:
         async def main() -> None:
-            serving = asyncio.create_task(serve(self.registrar, "127.0.0.1", self.port, tls, self.stop))
-            while not serving.done():
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.close()
-                    break
-                except ConnectionRefusedError:
-                    await asyncio.sleep(0)
-            self.ready.set()
-            await serving
+            async with serving(self.registrar, "127.0.0.1", 0, tls) as self.port:
+                self.ready.set()
+                await self.stop.wait()
 
         self.loop.run_until_complete(main())
         self.loop.close()

@@ -10,7 +10,7 @@ import signal
 import socket
 import sqlite3
 import ssl
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from edge_sdk.runtime.dial import TlsFiles
 from edge_sdk.runtime.driver import Transport, mqtt, run_devices
 from edge_sdk.runtime.enrolment import REGISTRAR_FILE
 from edge_sdk.runtime.home import examples_file
+from edge_sdk.runtime.mqtt import MqttTransport
 from edge_sdk.signing import new_private_key, public_key_to_pem
 from edge_sdk.training.artifact import read_artifact
 from exporters import export
@@ -179,19 +180,25 @@ def test_who_is_not_let_in_is_told_why(strict: tuple[Path, BrokerUrl], who: str,
 
 
 def test_a_device_that_is_not_let_in_keeps_trying_and_says_so_once(
-    strict: tuple[Path, BrokerUrl],
+    strict: tuple[Path, BrokerUrl], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, url = strict
 
     async def scenario() -> str:
         peer = Peer(url, "gone", ["t"], tls=files(folder / "gone"))
+        tries, connect = asyncio.Semaphore(0), MqttTransport._open
+
+        def counted(transport: MqttTransport, timeout_s: float) -> Coroutine[Any, Any, Any]:
+            tries.release()
+            return connect(transport, timeout_s)
+
+        monkeypatch.setattr(MqttTransport, "_open", counted)
         peer.transport.launch()
         reason = await peer.down()
-        # A second failure later it has said nothing more.
-        first = peer.transport.last_error
+        # When it tries a third time, a second failure lies behind it, and it has said nothing more.
         async with asyncio.timeout(30):
-            while peer.transport.last_error is first:  # noqa: ASYNC110  # nobody tells
-                await asyncio.sleep(0)
+            for _ in range(3):
+                await tries.acquire()
         assert peer.downs.empty()
         await peer.stop()
         return reason
@@ -294,13 +301,15 @@ def test_a_clock_that_is_put_back_by_weeks_does_not_silence_a_device(
     clock = Jumping(world.START)
     asked: list[float] = []
     sent: list[str] = []
+    published = asyncio.Semaphore(0)
 
-    class Wire:
+    class Deaf:
         def launch(self) -> None:
             pass
 
         def publish(self, topic: str, payload: bytes, *, expiry_s: float | None = None) -> bool:
             sent.append(topic)
+            published.release()
             return True
 
         async def stop(self) -> None:
@@ -308,11 +317,11 @@ def test_a_clock_that_is_put_back_by_weeks_does_not_silence_a_device(
 
     with World(tmp_path, 1, config=world.task_config(2)) as made:
         agent = made.agent_maker(0)()
-        heard: list[Any] = []
+        heard: asyncio.Queue[Any] = asyncio.Queue()
 
         def wire(_: Any, on_message: Any, on_connected: Any) -> Transport:
-            heard.append(on_message)
-            return Wire()
+            heard.put_nowait(on_message)
+            return Deaf()
 
         def ask() -> dict[str, tuple[str, ...]]:
             asked.append(clock.now())
@@ -329,15 +338,13 @@ def test_a_clock_that_is_put_back_by_weeks_does_not_silence_a_device(
                 running = asyncio.create_task(
                     run_devices([agent], wire, stop=asyncio.Event(), clock=clock, objections=ask, done=done)
                 )
-                while not heard:  # noqa: ASYNC110  # nobody tells
-                    await asyncio.sleep(0)
-                heard[0](announcement.topic, announcement.payload)
-                while not sent:  # noqa: ASYNC110  # nobody tells
-                    await asyncio.sleep(0)
+                hear = await heard.get()
+                hear(announcement.topic, announcement.payload)
+                await published.acquire()
                 assert len(sent) == 1
                 # The certificates of this world are a day back-dated, and so it may be put back by half of one.
                 clock.set(world.START - DAY_S / 2)
-                heard[0]("fl/v1/nothing", b"")
+                hear("fl/v1/nothing", b"")
                 await running
 
         asyncio.run(scenario())

@@ -228,6 +228,8 @@ def test_plain_numbers_and_lists_take_the_fields_types(tmp_path: Path) -> None:
         ({"y": 1.5}, r"y is float64\[\] a row"),
         ({"x": np.zeros(3)}, r"x is float64\[3\] a row"),
         ({"x": [0.5, 0.5]}, r"x is float32\[2\] a row"),
+        ({"x": np.ma.array([1, 2, 3], np.float32, mask=[False, True, False])}, "x holds masked values"),
+        ({"pixels": np.ma.masked_greater([3, 200], 2)}, "pixels holds masked values"),
     ],
 )
 def test_values_that_a_field_cannot_hold_are_named(tmp_path: Path, wrong: dict[str, Any], words: str) -> None:
