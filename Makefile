@@ -20,7 +20,7 @@ android: setup     ## the demo app as a signed APK, and what it takes of its bud
 check: setup       ## generated code, style, types, layers
 	@tools/check.sh
 
-torch-range: setup ## the exporters with the oldest and the newest torch; minutes and gigabytes
+torch-range: setup ## the exporters with the oldest and the newest torch; a quarter of an hour, 12 GB
 	@tools/torch_range.sh
 
 formats:           ## LiteRT and ExecuTorch bundles, in environments of their own; half an hour and gigabytes
