@@ -15,6 +15,8 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from exporters.recurrent import lstm
+
 Tensor = torch.Tensor
 
 
@@ -362,6 +364,7 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.searchsorted: _search,
     F.grid_sample: _grid_sample,
     F.scaled_dot_product_attention: _attention,
+    torch.lstm: lstm,
     F.gaussian_nll_loss: _gaussian_nll,
     F.multi_margin_loss: _multi_margin,
 }

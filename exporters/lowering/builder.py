@@ -154,8 +154,8 @@ class Builder:
         return producer.inputs if producer is not None and producer.operator == operator else None
 
     def attributes_of(self, name: str) -> dict[str, Any]:
-        """The attributes of the node that makes a value."""
-        return dict(self._producers[name].attributes)
+        """The attributes of the node that makes a value; none of what is given."""
+        return dict(self._producers[name].attributes) if name in self._producers else {}
 
     def shape_of(self, name: str) -> Shape | None:
         """A value's shape, if it was noted."""

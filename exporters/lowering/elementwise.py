@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from exporters.graph import Shape
 from exporters.lowering.builder import Builder, Tensor
-from exporters.lowering.linear import minus_scaled_product
+from exporters.lowering.linear import biased_product, joined_products, minus_scaled_product
 from exporters.lowering.site import Rule, Site
 
 
@@ -74,6 +74,10 @@ def _binary(operator: str) -> Rule:
             y = combine(s.b, "Mul", dtype, y, Tensor(s.b.scalar(s.real("alpha"), dtype), (), dtype))
         if operator == "Sub" and (stepped := minus_scaled_product(s.b, x, y)) is not None:
             return stepped
+        if operator == "Add":
+            for join, one, other in ((biased_product, x, y), (biased_product, y, x), (joined_products, x, y)):
+                if (joined := join(s.b, one, other)) is not None:
+                    return joined
         neutral = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}.get(operator)
         if neutral is not None and _is_scalar(s.b, y, neutral):
             return x

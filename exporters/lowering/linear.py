@@ -6,7 +6,7 @@ import math
 
 from exporters.graph import BatchSize, Shape
 from exporters.lowering.builder import Builder, Tensor
-from exporters.lowering.site import Rule, Site
+from exporters.lowering.site import Result, Rule, Site
 
 # How many examples costs are weighed for.
 _USUAL_BATCH = 32
@@ -47,13 +47,70 @@ def minus_scaled_product(b: Builder, x: Tensor, y: Tensor) -> Tensor | None:
     return Tensor(b.op("Gemm", *scaled, x.name, **{**b.attributes_of(product), "alpha": -1.0}), x.shape, x.dtype)
 
 
+def joined_products(b: Builder, x: Tensor, y: Tensor) -> Tensor | None:
+    """A^T B + C^T D as one product of [A, C] and [B, D], if x and y are such and it is cheaper to join the factors.
+
+    The gradient of a weight that is used at every step of time is such a sum. The last summand comes first, since
+    autograd comes to the first step last.
+    """
+    factors = [(b.inputs_of(each.name, "Gemm"), b.attributes_of(each.name)) for each in (y, x)]
+    if x.shape != y.shape:
+        return None
+    pairs = []
+    for operands, attributes in factors:
+        if operands is None or len(operands) != 2 or attributes != {"transA": 1, "transB": 0}:
+            return None
+        pairs.append(operands)
+    if sum(_usual_size(b.shape_of(name)) for name in pairs[0]) > _usual_size(x.shape):
+        return None
+    joined = []
+    for names in zip(*pairs, strict=True):
+        parts = [part for name in names for part in _rows_of(b, name)]
+        joined.append(b.op("Concat", *parts, axis=0))
+    return Tensor(b.op("Gemm", *joined, transA=1, transB=0), x.shape, x.dtype)
+
+
+def _rows_of(b: Builder, name: str) -> tuple[str, ...]:
+    """What a value is put together from, row after row."""
+    parts = b.inputs_of(name, "Concat")
+    return parts if parts and b.attributes_of(name) == {"axis": 0} else (name,)
+
+
+def biased_product(b: Builder, x: Tensor, y: Tensor) -> Tensor | None:
+    """A B + c as one Gemm, if x is such a product, or shape of one with a bias, and y a vector."""
+    product = next(iter(b.inputs_of(x.name, "Reshape") or ()), x.name)
+    operands, shape = b.inputs_of(product, "Gemm"), b.shape_of(product)
+    if operands is None or shape is None or len(y.shape) != 1 or y.shape != x.shape[-1:] or shape[-1:] != y.shape:
+        return None
+    bias = y.name
+    if len(operands) == 3:
+        if b.shape_of(operands[2]) != y.shape:
+            return None
+        bias = b.op("Add", operands[2], bias)
+        b.note(Tensor(bias, y.shape, y.dtype))
+    attributes = b.attributes_of(product)
+    if attributes.get("alpha", 1) != 1 or attributes.get("beta", 1) != 1:
+        return None
+    found = b.op("Gemm", *operands[:2], bias, **attributes)
+    b.note(Tensor(found, shape, x.dtype))
+    return Tensor(b.reshape(found, x.shape), x.shape, x.dtype)
+
+
+def _is_zero(s: Site, name: str) -> bool:
+    """Whether an operand is nothing but zeros, as a recurrent layer's first state is."""
+    constant = s.b.constant_value(s.lazy(name).name)
+    return constant is not None and not constant.any()
+
+
 def _usual_size(shape: Shape | None) -> float:
     if shape is None:
         return math.inf
     return math.prod(dim if isinstance(dim, int) else dim.scale * _USUAL_BATCH + dim.offset for dim in shape)
 
 
-def _mm(s: Site) -> str:
+def _mm(s: Site) -> Result:
+    if _is_zero(s, "self") or _is_zero(s, "mat2"):
+        return Tensor(s.b.scalar(0, s.output().dtype), (), s.output().dtype)
     found = _by_weight(s, "self", "mat2")
     if found is not None:
         return found
@@ -63,8 +120,10 @@ def _mm(s: Site) -> str:
     return s.b.op("Gemm", a, b, transA=int(turn_a), transB=int(turn_b))
 
 
-def _addmm(s: Site) -> str:
+def _addmm(s: Site) -> Result:
     if s.real("alpha") == s.real("beta") == 1:
+        if _is_zero(s, "mat1"):
+            return s.lazy("self")
         found = _by_weight(s, "mat1", "mat2")
         if found is not None:
             return s.b.op("Add", found, s.tensor("self"))

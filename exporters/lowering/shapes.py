@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from exporters.graph import Shape
 from exporters.lowering.builder import Tensor
+from exporters.lowering.reductions import scaled
 from exporters.lowering.site import Result, Rule, Site
 
 _END = 2**63 - 1
+
+
+def _moved(rule: Callable[[Site], Result]) -> Rule:
+    """Elements moved; of a tensor of one value there is nothing to move."""
+
+    def moved(s: Site) -> Result:
+        return s.lazy("self") if s.lazy("self").shape == () else rule(s)
+
+    return moved
 
 
 def _view(s: Site) -> str:
@@ -101,8 +113,12 @@ def _cat(s: Site) -> str:
 def _stack(s: Site) -> str:
     shape = s.output().shape
     axis = s.integer("dim") % len(shape)
-    one: Shape = (*shape[:axis], 1, *shape[axis + 1 :])
-    return s.b.op("Concat", *(s.b.reshape(name, one) for name in s.tensors("tensors")), axis=axis)
+    names = s.tensors("tensors")
+    if axis < len(shape) - 1:
+        # Joined along the dimension that follows, and then taken apart: no reshape for each.
+        return s.b.reshape(s.b.op("Concat", *names, axis=axis), shape)
+    one: Shape = (*shape[:axis], 1)
+    return s.b.op("Concat", *(s.b.reshape(name, one) for name in names), axis=axis)
 
 
 def _split(s: Site) -> tuple[Result | None, ...]:
@@ -117,10 +133,19 @@ def _split(s: Site) -> tuple[Result | None, ...]:
 
 
 def _unbind(s: Site) -> tuple[Result | None, ...]:
-    axis = s.integer("dim") % len(s.shape("self"))
-    size = s.shape("self")[axis]
+    shape = s.shape("self")
+    axis = s.integer("dim") % len(shape)
+    size = shape[axis]
     if not isinstance(size, int):
         raise s.refuse("it splits the batch dimension")
+    if s.lazy("self").shape == ():
+        return (s.lazy("self"),) * size
+    if size > 1 and axis < len(shape) - 1:
+        # Split where the dimension that follows has been joined to it: no reshape for each.
+        following = shape[axis + 1]
+        both = following * size if isinstance(following, int) else scaled(following, size)
+        joined = s.b.reshape(s.tensor("self"), (*shape[:axis], both, *shape[axis + 2 :]))
+        return s.b.op_many("Split", size, joined, axis=axis, num_outputs=size)
     return tuple(s.b.op("Gather", s.tensor("self"), s.b.scalar(index, "int64"), axis=axis) for index in range(size))
 
 
@@ -182,16 +207,16 @@ _EMPTY = (
 )
 
 RULES: dict[str, Rule] = {
-    **{f"aten.{name}.default": _view for name in _VIEWS},
+    **{f"aten.{name}.default": _moved(_view) for name in _VIEWS},
     "aten.squeeze.dim": _view,
     "aten.squeeze.dims": _view,
-    "aten.permute.default": _permute,
-    "aten.transpose.int": _transpose,
-    "aten.t.default": _t,
+    "aten.permute.default": _moved(_permute),
+    "aten.transpose.int": _moved(_transpose),
+    "aten.t.default": _moved(_t),
     "aten.expand.default": _expand,
     "aten.slice.Tensor": _slice,
     "aten.slice_backward.default": _slice_backward,
-    "aten.select.int": _select,
+    "aten.select.int": _moved(_select),
     "aten.select_backward.default": _select_backward,
     "aten.cat.default": _cat,
     "aten.stack.default": _stack,
