@@ -26,11 +26,19 @@ android {
         }
         getByName("test").kotlin.srcDir("src/test/kotlin")
     }
-    testOptions.unitTests.all { it.useJUnitPlatform() }
+    testOptions.unitTests {
+        isIncludeAndroidResources = true
+        all {
+            it.useJUnitPlatform()
+            it.systemProperty("edge.screens", file("../build/screens").path)
+        }
+    }
 }
 
 dependencies {
     implementation(project(":edge-android"))
     implementation(libs.onnxruntime.android)
     testImplementation(libs.junit)
+    testImplementation(libs.junit.vintage)
+    testImplementation(libs.robolectric)
 }

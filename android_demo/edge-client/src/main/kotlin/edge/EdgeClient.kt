@@ -254,7 +254,7 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
     public suspend fun trainNow(): DeviceEvent? {
         val begun = begin()
         val last = AtomicReference<DeviceEvent?>()
-        begun.listener = { event -> if (event !is Deferred && event !is Training) last.set(event) }
+        begun.listener = { event -> if (event !is Deferred && event !is Training && event !is Connected && event !is Unreachable) last.set(event) }
         return suspendCancellableCoroutine { continuation ->
             thread(name = "edge", isDaemon = true) {
                 try {
@@ -324,15 +324,19 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
             },
             log = settings.log,
         )
-        val driver = Driver(agent, transport(broker), settings.now, join.objections)
+        val transport = transport(broker) { error ->
+            val (reason, detail) = Tls.whyUnreachable(error)
+            emitted.tryEmit(Unreachable(join.population, settings.now(), reason, detail))
+        }
+        val driver = Driver(agent, transport, settings.now, join.objections)
         begun = Running(agent, driver)
         if (!running.compareAndSet(null, begun)) throw ConfigError("this client runs already", "stop it first")
         return begun
     }
 
-    private fun transport(broker: BrokerUrl): Transport {
+    private fun transport(broker: BrokerUrl, failed: (IOException) -> Unit): Transport {
         val tls = if (broker.tls) Tls.socketFactory(identity) else null
-        return MqttTransport(broker, identity.id, tls, settings.password, log = settings.log)
+        return MqttTransport(broker, identity.id, tls, settings.password, log = settings.log, failed = failed)
     }
 
     private fun end(begun: Running) {

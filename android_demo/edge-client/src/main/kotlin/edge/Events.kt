@@ -63,3 +63,28 @@ public data class Deferred(
     override val at: Double,
     val reason: String,
 ) : DeviceEvent
+
+/**
+ * An attempt to reach the broker failed; the device keeps trying.
+ *
+ * [reason] is "network", or what the broker says of this device's certificate: [CERTIFICATE_REVOKED], after which only another
+ * identity helps, or [CERTIFICATE_EXPIRED], which a wrong clock looks like too; [detail] a sentence.
+ */
+public data class Unreachable(
+    override val population: String,
+    override val at: Double,
+    val reason: String,
+    val detail: String,
+) : DeviceEvent {
+    public companion object {
+        public const val NETWORK: String = "network"
+        public const val CERTIFICATE_REVOKED: String = "certificate_revoked"
+        public const val CERTIFICATE_EXPIRED: String = "certificate_expired"
+    }
+}
+
+/** The broker answers, at first or again. */
+public data class Connected(
+    override val population: String,
+    override val at: Double,
+) : DeviceEvent

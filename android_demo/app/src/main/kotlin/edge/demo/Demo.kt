@@ -1,6 +1,7 @@
 package edge.demo
 
 import edge.EdgeError
+import edge.IdentityError
 import edge.android.Conditions
 import edge.android.Eligibility
 
@@ -11,6 +12,9 @@ interface DigitModel {
 
     /** Why none can; null where one does. */
     val problem: ModelProblem?
+
+    /** What had to be repaired when the model was opened; null where nothing. */
+    val notice: Notice?
 
     /** The logits for [Drawing.SIDE] x [Drawing.SIDE] pixels; null where there is a [problem]. */
     fun predict(pixels: FloatArray): FloatArray?
@@ -39,7 +43,11 @@ interface Choices {
 
 /** The learning side: what a person can ask of it. It answers with [Learned]. */
 interface Learning {
-    /** Look now and then whether the coordinator wants this phone. Throws EdgeError where the invitation is no good. */
+    /**
+     * Look now and then whether the coordinator wants this phone; with another invitation than before, by that one from now on.
+     *
+     * Throws EdgeError where the invitation is no good.
+     */
     fun join(invitation: Invitation)
 
     /** Look once, soon. */
@@ -73,13 +81,20 @@ class Demo(
 
     /** Read what is stored, and show it. */
     fun start() {
-        val begun = DemoState(modelVersion = model.version, modelProblem = model.problem)
+        val begun = DemoState(modelVersion = model.version, modelProblem = model.problem, notice = model.notice)
         state = begun
         guarded {
             val invitation = choices.invitation?.let(Invitation::parse)
             state = state.copy(consenting = choices.consenting, coordinator = invitation?.coordinator.orEmpty())
             // First, since it opens the examples for itself.
-            if (invitation != null && state.consenting) learning.join(invitation)
+            if (invitation != null && state.consenting) {
+                try {
+                    learning.join(invitation)
+                } catch (error: IdentityError) {
+                    // It was good when it was opened.
+                    state = state.copy(trouble = Trouble(Trouble.Kind.EXPIRED, words(error)))
+                }
+            }
             state = state.copy(examples = shelf.all())
         }
         refreshConditions()
@@ -134,13 +149,19 @@ class Demo(
         }
     }
 
-    /** The person opened an invitation; nothing is sent before [consent]. */
+    /** The person opened an invitation; nothing is sent before [consent]. Who takes part already goes on with the new one. */
     fun invite(text: String) {
         guarded {
             val invitation = Invitation.parse(text)
+            if (state.consenting) learning.join(invitation)
             choices.invitation = text
-            state = state.copy(coordinator = invitation.coordinator)
+            state = state.copy(coordinator = invitation.coordinator, trouble = null)
         }
+    }
+
+    /** The person has read the problem or the notice. */
+    fun dismiss() {
+        state = if (state.problem != null) state.copy(problem = null) else state.copy(notice = null)
     }
 
     /** The person takes part from now on. */
@@ -189,7 +210,10 @@ class Demo(
             action()
             state.copy(problem = null)
         } catch (error: EdgeError) {
-            state.copy(problem = listOf(error.message, error.hint).filter { !it.isNullOrEmpty() }.joinToString(". ", postfix = "."))
+            state.copy(problem = words(error))
         }
     }
+
+    private fun words(error: EdgeError): String = listOf(error.message, error.hint).filter { !it.isNullOrEmpty() }
+        .joinToString(". ", postfix = ".") { it.orEmpty().replaceFirstChar(Char::uppercaseChar) }
 }

@@ -2,6 +2,7 @@ package edge.demo
 
 import android.app.Application
 import android.net.Uri
+import edge.IdentityError
 import edge.android.Eligibility
 import edge.android.JobPlans
 import edge.android.JobScheduling
@@ -42,7 +43,9 @@ class DemoApplication : Application(), TrainingApp {
     override val trainingWork: TrainingWork = TrainingWork(::train)
 
     override fun trainingFailed(error: Exception) {
-        device.listener(Learned.RunChanged(false, error.message ?: error.toString()))
+        // The identity was good when the invitation was opened.
+        val kind = if (error is IdentityError) Trouble.Kind.EXPIRED else Trouble.Kind.FAILED
+        device.listener(Learned.RunChanged(false, Trouble(kind, error.message ?: error.toString())))
     }
 
     /** The app's state, for a window that shows it. */

@@ -28,17 +28,62 @@ sealed interface Stage {
     /** The round's new model is here. */
     data class Finished(val version: Int, val receipt: String?, val epsilon: Double) : Stage
 
-    /** The phone did not take part, or the round was given up; [reason] in words. */
-    data class Refused(val reason: String) : Stage
+    /** The phone did not take part, or gave the round up; [reason] is the protocol's word for it, [detail] a sentence. */
+    data class Refused(val reason: String, val detail: String) : Stage
 }
 
 /** One round as the person sees it. */
 data class Round(val number: Int, val stage: Stage)
 
+/** How far a round's training is: [done] of [steps]. */
+data class Progress(val round: Int, val done: Int, val steps: Int) {
+    /** 0 to 1. */
+    val share: Float get() = (done.toFloat() / steps.coerceAtLeast(1)).coerceIn(0f, 1f)
+}
+
+/** What keeps the phone from taking part; [detail] in the words of whoever noticed. */
+data class Trouble(val kind: Kind, val detail: String) {
+    /** What can be done about it. */
+    enum class Kind {
+        /** It goes away by itself: another try follows. */
+        FAILED,
+
+        /** The broker does not answer; the phone keeps trying. */
+        UNREACHABLE,
+
+        /** The broker says that this phone's certificate was revoked: it takes a new invitation. */
+        REVOKED,
+
+        /** The certificate's time is over, or the phone's clock is wrong. */
+        EXPIRED,
+    }
+
+    /** Whether only a new invitation helps. */
+    val needsInvitation: Boolean get() = kind == Kind.REVOKED || kind == Kind.EXPIRED
+}
+
+/** What the app repaired by itself, and the person should know. */
+enum class Notice {
+    /** The process ended in the middle of an installation; the model before it serves. */
+    CUT_OFF,
+
+    /** What was installed was damaged; the model that the app came with serves. */
+    REPLACED,
+}
+
 /** What happened on the learning side. */
 sealed interface Learned {
     /** A round's stage changed; a round that is not known yet begins. */
     data class RoundChanged(val round: Round) : Learned
+
+    /** A round's training is under way. */
+    data class ProgressChanged(val progress: Progress) : Learned
+
+    /** The phone cannot take part. */
+    data class TroubleChanged(val trouble: Trouble) : Learned
+
+    /** The broker answers again. */
+    object Connected : Learned
 
     /** A model is installed: its version, and whether it predicts. */
     data class ModelChanged(val version: Int?, val problem: ModelProblem?) : Learned
@@ -49,8 +94,8 @@ sealed interface Learned {
     /** The phone would take part, but not now; [reason] in words. */
     data class Waiting(val reason: String) : Learned
 
-    /** A training job runs, or has ended; [problem] says what went wrong. */
-    data class RunChanged(val running: Boolean, val problem: String?) : Learned
+    /** A training job runs, or has ended; [trouble] says what went wrong. */
+    data class RunChanged(val running: Boolean, val trouble: Trouble?) : Learned
 }
 
 /**
@@ -61,6 +106,9 @@ sealed interface Learned {
  * @property consenting whether the person takes part.
  * @property coordinator of the invitation that is open; empty for none.
  * @property waiting why a running job does not train yet.
+ * @property progress of the training that runs; null where none does.
+ * @property trouble what keeps the phone from taking part.
+ * @property notice what the app repaired by itself, until the person has read it.
  * @property problem what went wrong with the last thing that the person did.
  * @property objections why the phone would not train now.
  * @property rounds newest first.
@@ -77,8 +125,10 @@ data class DemoState(
     val objections: List<Objection> = emptyList(),
     val coordinator: String = "",
     val running: Boolean = false,
-    val runProblem: String? = null,
+    val trouble: Trouble? = null,
     val waiting: String? = null,
+    val progress: Progress? = null,
+    val notice: Notice? = null,
     val rounds: List<Round> = emptyList(),
     val epsilonSpent: Double = 0.0,
     val epsilonLimit: Double = DEFAULT_EPSILON,
@@ -90,7 +140,8 @@ data class DemoState(
 
     /** Whether the person can have the phone train now. */
     val canTrainNow: Boolean
-        get() = consenting && !running && examples.size >= FEWEST_EXAMPLES && objections.isEmpty()
+        get() = consenting && !running && modelProblem != ModelProblem.NO_RUNTIME && trouble?.needsInvitation != true &&
+            examples.size >= FEWEST_EXAMPLES && objections.isEmpty()
 
     /** How much of the privacy budget is spent, 0 to 1. */
     val budgetShare: Float get() = (epsilonSpent / epsilonLimit).coerceIn(0.0, 1.0).toFloat()
@@ -98,6 +149,7 @@ data class DemoState(
     /** The state after something happened on the learning side. */
     fun after(learned: Learned): DemoState = when (learned) {
         is Learned.RoundChanged -> copy(
+            progress = null,
             rounds = (listOf(learned.round) + rounds.filter { it.number != learned.round.number })
                 .sortedByDescending { it.number }
                 .take(ROUNDS_SHOWN),
@@ -105,8 +157,19 @@ data class DemoState(
         is Learned.ModelChanged -> copy(modelVersion = learned.version, modelProblem = learned.problem)
         is Learned.PrivacyChanged ->
             copy(epsilonSpent = learned.spent, epsilonLimit = learned.limit, delta = learned.delta)
+        is Learned.ProgressChanged -> copy(progress = learned.progress, waiting = null, trouble = null)
+        // A refused connection looks like a broken one now and then: the first is the one to act upon.
+        is Learned.TroubleChanged ->
+            if (trouble?.needsInvitation == true && !learned.trouble.needsInvitation) this else copy(trouble = learned.trouble)
+        is Learned.Connected -> copy(trouble = null)
         is Learned.Waiting -> copy(waiting = learned.reason)
-        is Learned.RunChanged -> copy(running = learned.running, runProblem = learned.problem, waiting = null)
+        is Learned.RunChanged -> copy(
+            running = learned.running,
+            // A run that begins does not know yet whether what was in the way is gone: a connection does.
+            trouble = learned.trouble ?: trouble?.takeIf { !learned.running || it.kind != Trouble.Kind.FAILED },
+            waiting = null,
+            progress = null,
+        )
     }
 
     /** What is left when the person withdraws: nothing of theirs. The app, its page and its model stay. */

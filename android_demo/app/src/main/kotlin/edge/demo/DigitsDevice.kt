@@ -1,5 +1,6 @@
 package edge.demo
 
+import edge.Connected
 import edge.Deferred
 import edge.DeviceEvent
 import edge.EdgeClient
@@ -9,6 +10,7 @@ import edge.Refused
 import edge.Signing
 import edge.Trained
 import edge.Training
+import edge.Unreachable
 import edge.Uploaded
 import edge.inference.InstalledModels
 import edge.protocol.DevicePolicy
@@ -49,6 +51,8 @@ class DigitsDevice(
     private var store: ExampleStore? = null
     private var models: InstalledModels? = null
     private var found: ModelProblem? = null
+    private var repaired: Notice? = null
+    private var joinedBy: Invitation? = null
 
     /** Told what happens, on any thread. */
     @Volatile
@@ -66,10 +70,17 @@ class DigitsDevice(
             return found
         }
 
+    @get:Synchronized
+    override val notice: Notice?
+        get() {
+            problem // Opens the models.
+            return repaired
+        }
+
     @Synchronized
     override fun predict(pixels: FloatArray): FloatArray? {
         if (problem != null) return null
-        val image = "x" to Tensor.of(pixels, listOf(1, 1, Drawing.SIDE, Drawing.SIDE))
+        val image = "x" to Tensor.of(pixels, IMAGE)
         return try {
             (client?.model(population)?.predict(image) ?: models?.predict(mapOf(image)))?.floats()
         } catch (error: EdgeError) {
@@ -82,6 +93,11 @@ class DigitsDevice(
     private fun open(): ModelProblem? = try {
         val opened = InstalledModels(File(home, "models/$population"), Signing.publicKeyFromPem(signer, "signer.pub"))
         models = opened
+        if (opened.wasCutOff) repaired = Notice.CUT_OFF
+        if (!serves(opened)) {
+            opened.erase()
+            repaired = Notice.REPLACED
+        }
         opened.installFirst(startingModel())
         null
     } catch (error: EdgeError) {
@@ -90,6 +106,15 @@ class DigitsDevice(
     } catch (_: LinkageError) {
         // The native library is not in this build, or not for this processor.
         ModelProblem.NO_RUNTIME
+    }
+
+    /** Whether what is installed can predict, or nothing is. */
+    private fun serves(opened: InstalledModels): Boolean = try {
+        if (opened.current() != null) opened.predict(mapOf("x" to Tensor.of(FloatArray(PIXELS), IMAGE)))
+        true
+    } catch (error: EdgeError) {
+        log("the installed model cannot be used: ${error.message}")
+        false
     }
 
     private fun installedVersion(): Long? = client?.model(population)?.installed?.version ?: models?.current()?.version
@@ -102,7 +127,7 @@ class DigitsDevice(
         val count = rows.count
         if (count == 0) return emptyList()
         val found = rows.take((0 until count).toList())
-        val pixels = found.getValue("x").floats().toList().chunked(Drawing.SIDE * Drawing.SIDE)
+        val pixels = found.getValue("x").floats().toList().chunked(PIXELS)
         return pixels.zip(found.getValue("y").longs().toList()) { image, digit -> Example(image, digit.toInt()) }
     }
 
@@ -129,14 +154,18 @@ class DigitsDevice(
     // ---- taking part
 
     /**
-     * Take part from now on. Raises EdgeError: the invitation's identity is not good, or the folder cannot be used.
+     * Take part from now on; with another invitation than before, by that one. What is stored stays, and so does the ledger.
+     *
+     * Raises EdgeError: the invitation's identity is not good, or the folder cannot be used.
      *
      * @param objections what is against training now, in words; asked while it runs.
      */
     @Synchronized
     fun join(invitation: Invitation, objections: () -> List<String>) {
-        if (client != null) return
+        if (client != null && joinedBy?.isSame(invitation) == true) return
         val invited = invitation.identity(now())
+        client?.close()
+        client = null
         closeShelf()
         val made = EdgeClient(home) {
             identity = invited
@@ -148,6 +177,7 @@ class DigitsDevice(
             policy(this@DigitsDevice.policy)
         }
         client = made
+        joinedBy = invitation
         made.join(population, examples(), objections)
         if (!made.consent.granted) made.consent.grant("improve the recognition of digits", CONSENT_TEXT)
     }
@@ -168,7 +198,11 @@ class DigitsDevice(
         val scope = CoroutineScope(Dispatchers.Unconfined)
         scope.launch {
             running.events.collect { event ->
-                open = event is Training || event is Trained || (open && event is Deferred)
+                open = when (event) {
+                    is Training, is Trained -> true
+                    is Deferred, is Unreachable, is Connected -> open
+                    is Uploaded, is Installed, is Refused -> false
+                }
                 tell(event)
             }
         }
@@ -190,7 +224,7 @@ class DigitsDevice(
 
     private fun tell(event: DeviceEvent) {
         when (event) {
-            is Training -> Unit
+            is Training -> listener(Learned.ProgressChanged(Progress(event.roundNumber.toInt(), event.done, event.steps)))
             is Trained -> listener(Learned.RoundChanged(Round(event.roundNumber.toInt(), Stage.Trained(event.examples))))
             is Uploaded -> tellHistory()
             is Installed -> {
@@ -200,9 +234,20 @@ class DigitsDevice(
                 }
                 listener(Learned.ModelChanged(event.version.toInt(), null))
             }
-            is Refused -> listener(Learned.RoundChanged(Round(event.roundNumber.toInt(), Stage.Refused(event.detail))))
+            is Refused -> listener(Learned.RoundChanged(Round(event.roundNumber.toInt(), Stage.Refused(event.reason, event.detail))))
             is Deferred -> listener(Learned.Waiting(event.reason))
+            is Unreachable -> listener(Learned.TroubleChanged(trouble(event)))
+            is Connected -> listener(Learned.Connected)
         }
+    }
+
+    private fun trouble(event: Unreachable): Trouble {
+        val kind = when (event.reason) {
+            Unreachable.CERTIFICATE_REVOKED -> Trouble.Kind.REVOKED
+            Unreachable.CERTIFICATE_EXPIRED -> Trouble.Kind.EXPIRED
+            else -> Trouble.Kind.UNREACHABLE
+        }
+        return Trouble(kind, event.detail)
     }
 
     /** Stop, and erase what is the person's: examples, keys, pending updates, models that came from rounds. */
@@ -244,6 +289,8 @@ class DigitsDevice(
         private const val EXAMPLES = "digits"
         private const val MOST_EXAMPLES = 500
         private const val RECEIPT_DIGITS = 16
+        private const val PIXELS = Drawing.SIDE * Drawing.SIDE
+        private val IMAGE = listOf(1, 1, Drawing.SIDE, Drawing.SIDE)
         private val SCHEMA = mapOf("x" to f32(1, Drawing.SIDE, Drawing.SIDE), "y" to i64())
     }
 }

@@ -11,7 +11,7 @@ import android.view.MotionEvent
 import android.view.View
 import kotlin.math.min
 
-/** A square to draw on with one finger. Shows a [Drawing], and tells where the finger is. */
+/** A place to draw on with one finger. Shows a [Drawing], and tells where the finger is. */
 class DrawingPad(context: Context, attributes: AttributeSet?) : View(context, attributes) {
     /** Told where the finger came down. */
     var onBegin: (Point) -> Unit = {}
@@ -44,24 +44,24 @@ class DrawingPad(context: Context, attributes: AttributeSet?) : View(context, at
     }
 
     override fun onMeasure(widthMeasureSpec: Int, heightMeasureSpec: Int) {
-        // A square; half of a small screen's height leaves room for the answer below it.
+        // Less than half of a small screen's height leaves room for the answer below it.
         val most = (resources.displayMetrics.heightPixels * HEIGHT_SHARE).toInt()
-        val side = min(MeasureSpec.getSize(widthMeasureSpec), most)
-        setMeasuredDimension(side, side)
+        val width = MeasureSpec.getSize(widthMeasureSpec)
+        setMeasuredDimension(width, min(width, most))
     }
 
     override fun onDraw(canvas: Canvas) {
-        val side = width.toFloat()
-        frame.set(0f, 0f, side, side)
-        frame.inset(density, density)
+        val side = height.toFloat()
+        frame.set(0f, 0f, width.toFloat(), side)
+        frame.inset(density / 2, density / 2)
         canvas.drawRoundRect(frame, CORNER_DP * density, CORNER_DP * density, paper)
         canvas.drawRoundRect(frame, CORNER_DP * density, CORNER_DP * density, edge)
         ink.strokeWidth = side * PEN_SHARE
         path.rewind()
         for (stroke in drawing.strokes) {
-            path.moveTo(stroke[0].x * side, stroke[0].y * side)
+            path.moveTo(stroke[0].x * side + offset, stroke[0].y * side)
             // A line to its own beginning makes a dot of a tap.
-            stroke.forEach { path.lineTo(it.x * side, it.y * side) }
+            stroke.forEach { path.lineTo(it.x * side + offset, it.y * side) }
         }
         canvas.drawPath(path, ink)
     }
@@ -85,11 +85,14 @@ class DrawingPad(context: Context, attributes: AttributeSet?) : View(context, at
         return true
     }
 
-    private fun point(x: Float, y: Float) = Point((x / width).coerceIn(0f, 1f), (y / height).coerceIn(0f, 1f))
+    /** Where the square begins in a pad that is wider than high. */
+    private val offset: Float get() = (width - height) / 2f
+
+    private fun point(x: Float, y: Float) = Point((x.coerceIn(0f, width.toFloat()) - offset) / height, (y / height).coerceIn(0f, 1f))
 
     private companion object {
         const val PEN_SHARE = 0.07f
         const val CORNER_DP = 16f
-        const val HEIGHT_SHARE = 0.42f
+        const val HEIGHT_SHARE = 0.4f
     }
 }

@@ -15,6 +15,10 @@ import edge.runtime.BrokerUrl
  * @property coordinator the broker's address, mqtts only: an identity is not shown to whoever listens.
  */
 class Invitation private constructor(val coordinator: String, private val key: String, private val certificates: List<String>) {
+    /** Whether it is the same as [other]. */
+    fun isSame(other: Invitation): Boolean =
+        coordinator == other.coordinator && key == other.key && certificates == other.certificates
+
     /** The identity in it, checked at [now], seconds since the epoch. Raises IdentityError. */
     fun identity(now: Double): Identity = Identity.fromPem(key, certificates[0], certificates[1], now)
 

@@ -25,6 +25,8 @@ class MainActivity : Activity() {
         clicked(R.id.tab_draw) { demo.open(Page.DRAW) }
         clicked(R.id.tab_stored) { demo.open(Page.STORED) }
         clicked(R.id.tab_learn) { demo.open(Page.LEARN) }
+        clicked(R.id.draw_one) { demo.open(Page.DRAW) }
+        clicked(R.id.dismiss) { demo.dismiss() }
         clicked(R.id.wipe) { demo.wipe() }
         clicked(R.id.erase) { ask(R.string.erase_question, R.string.erase_yes) { demo.eraseExamples() } }
         clicked(R.id.invite) { openInvitation() }

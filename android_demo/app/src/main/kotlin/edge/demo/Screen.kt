@@ -1,9 +1,13 @@
 package edge.demo
 
+import android.content.res.ColorStateList
+import android.text.format.Formatter
+import android.view.Gravity
 import android.view.LayoutInflater
 import android.view.View
 import android.view.ViewGroup
 import android.widget.Button
+import android.widget.ImageView
 import android.widget.LinearLayout
 import android.widget.ProgressBar
 import android.widget.TextView
@@ -13,6 +17,7 @@ import kotlin.math.roundToInt
 
 /** Puts a [DemoState] into the views of `layout/main`. It decides nothing but words and looks. */
 class Screen(private val root: View) {
+    private val context = root.context
     private val resources = root.resources
 
     /** The pad to draw on. */
@@ -21,56 +26,92 @@ class Screen(private val root: View) {
     /** The buttons "It is a 0" to "It is a 9". */
     val teach: List<Button> = (0 until Guess.DIGITS).map { addTeachButton(it) }
 
+    init {
+        if (resources.configuration.fontScale > LARGE) {
+            // Large text leaves no room for the version beside the title.
+            root.find<LinearLayout>(R.id.header).apply {
+                orientation = LinearLayout.VERTICAL
+                gravity = Gravity.START
+            }
+            view(R.id.page_title).layoutParams =
+                LinearLayout.LayoutParams(ViewGroup.LayoutParams.MATCH_PARENT, ViewGroup.LayoutParams.WRAP_CONTENT)
+        }
+    }
+
     /** Show this. */
     fun show(state: DemoState) {
+        showFrame(state)
+        showDrawing(state)
+        showStored(state)
+        showStanding(state)
+        showChoice(state)
+        showPrivacy(state)
+        showRounds(state)
+    }
+
+    // ---- what every page has
+
+    private fun showFrame(state: DemoState) {
         view(R.id.page_draw).visible(state.page == Page.DRAW)
         view(R.id.page_stored).visible(state.page == Page.STORED)
         view(R.id.page_learn).visible(state.page == Page.LEARN)
         view(R.id.tab_draw).isSelected = state.page == Page.DRAW
         view(R.id.tab_stored).isSelected = state.page == Page.STORED
         view(R.id.tab_learn).isSelected = state.page == Page.LEARN
-        text(R.id.problem, state.problem.orEmpty())
-        view(R.id.problem).visible(state.problem != null)
-        showDrawing(state)
-        showStored(state)
-        showLearning(state)
+        text(
+            R.id.page_title,
+            when (state.page) {
+                Page.DRAW -> string(R.string.title_draw)
+                Page.STORED -> string(R.string.title_stored)
+                Page.LEARN -> string(R.string.title_learn)
+            },
+        )
+        val version = state.modelVersion ?: 0
+        val (name, description) = when {
+            state.modelProblem != null -> string(R.string.model_none) to string(R.string.model_none_description)
+            version == 0 -> string(R.string.model_starting) to string(R.string.model_starting_description)
+            else -> string(R.string.model_version, version) to string(R.string.model_version_description, version)
+        }
+        text(R.id.model, name)
+        view(R.id.model).contentDescription = description
+        // What the person just did comes first.
+        val news = state.problem ?: when (state.notice) {
+            Notice.CUT_OFF -> string(R.string.notice_cut_off)
+            Notice.REPLACED -> string(R.string.notice_replaced)
+            null -> null
+        }
+        text(R.id.problem, news.orEmpty())
+        view(R.id.banner).visible(news != null)
     }
+
+    // ---- drawing
 
     private fun showDrawing(state: DemoState) {
         pad.drawing = state.drawing
         view(R.id.pad_hint).visible(state.drawing.isEmpty)
         view(R.id.wipe).visible(!state.drawing.isEmpty)
         val guess = state.guess
-        text(R.id.guess, guess?.digit?.toString() ?: "?")
-        text(
-            R.id.guess_words,
-            when {
-                guess == null -> string(R.string.guess_none)
-                guess.confidence < SURE -> string(R.string.guess_unsure, guess.digit)
-                else -> string(R.string.guess_words, guess.digit, percent(guess.confidence))
-            },
-        )
-        text(
-            R.id.model,
-            when (state.modelProblem) {
-                ModelProblem.NO_RUNTIME -> string(R.string.model_no_runtime)
-                ModelProblem.BAD_MODEL -> string(R.string.model_bad)
-                null -> if (state.modelVersion == null || state.modelVersion == 0) {
-                    string(R.string.model_starting)
-                } else {
-                    string(R.string.model_version, state.modelVersion)
-                }
-            },
-        )
-        val bars = root.find<Bars>(R.id.probabilities)
-        bars.shares = guess?.probabilities ?: List(Guess.DIGITS) { 0f }
-        bars.contentDescription = guess?.let {
-            string(
-                R.string.probabilities_description,
-                it.probabilities.mapIndexed { digit, share -> string(R.string.probability, digit, percent(share)) }
-                    .joinToString(),
-            )
+        val (words, more) = when {
+            state.modelProblem == ModelProblem.NO_RUNTIME ->
+                string(R.string.guess_no_runtime) to string(R.string.model_no_runtime)
+            state.modelProblem == ModelProblem.BAD_MODEL -> string(R.string.guess_bad) to string(R.string.model_bad)
+            guess == null -> string(R.string.guess_none) to string(R.string.guess_none_more)
+            guess.confidence < SURE ->
+                string(R.string.guess_unsure, guess.digit) to string(R.string.guess_unsure_more, percent(guess.confidence))
+            else -> string(R.string.guess_words, guess.digit) to string(R.string.guess_more, percent(guess.confidence))
         }
+        text(R.id.guess, guess?.digit?.toString() ?: "?")
+        view(R.id.guess).visible(state.modelProblem == null)
+        text(R.id.guess_words, words)
+        text(R.id.guess_more, more)
+        val bars = root.find<Bars>(R.id.probabilities)
+        bars.visible(state.modelProblem == null)
+        val shares = guess?.probabilities ?: List(Guess.DIGITS) { 0f }
+        bars.shares = shares
+        bars.contentDescription = string(
+            R.string.probabilities_description,
+            shares.mapIndexed { digit, share -> string(R.string.probability, digit, percent(share)) }.joinToString(),
+        )
         val canTeach = !state.drawing.isEmpty && state.taught == null
         teach.forEach { it.isEnabled = canTeach }
         text(
@@ -78,10 +119,28 @@ class Screen(private val root: View) {
             when {
                 state.taught != null -> string(R.string.taught, state.taught)
                 state.drawing.isEmpty -> string(R.string.teach_empty)
-                else -> ""
+                else -> string(R.string.teach_words)
             },
         )
     }
+
+    private fun addTeachButton(digit: Int): Button {
+        val row = root.find<ViewGroup>(if (digit < Guess.DIGITS / 2) R.id.teach_first else R.id.teach_second)
+        val button = Button(context, null, 0, R.style.Action)
+        button.text = digit.toString()
+        button.textSize = DIGIT_SP
+        button.contentDescription = string(R.string.teach_description, digit)
+        button.setBackgroundResource(R.drawable.digit_button)
+        button.setTextColor(context.getColorStateList(R.color.action))
+        button.setPadding(0, 0, 0, 0)
+        button.minHeight = resources.getDimensionPixelSize(R.dimen.digit)
+        val place = LinearLayout.LayoutParams(0, ViewGroup.LayoutParams.WRAP_CONTENT, 1f)
+        if (row.childCount > 0) place.marginStart = resources.getDimensionPixelSize(R.dimen.gap)
+        row.addView(button, place)
+        return button
+    }
+
+    // ---- what is stored
 
     private fun showStored(state: DemoState) {
         val number = state.examples.size
@@ -93,10 +152,13 @@ class Screen(private val root: View) {
                 resources.getQuantityString(R.plurals.stored_title, number, number)
             },
         )
+        for (id in listOf(R.id.stored_none, R.id.draw_one)) view(id).visible(number == 0)
+        for (id in listOf(R.id.counts, R.id.seen, R.id.erase)) view(id).visible(number > 0)
         val counts = state.counts
         val bars = root.find<Bars>(R.id.counts)
         val most = counts.max().coerceAtLeast(1)
         bars.shares = counts.map { it / most.toFloat() }
+        bars.values = counts.map { if (it == 0) "" else it.toString() }
         bars.contentDescription = string(
             R.string.counts_description,
             counts.mapIndexed { digit, count -> string(R.string.count, digit, count) }.joinToString(),
@@ -104,96 +166,83 @@ class Screen(private val root: View) {
         val newest = state.examples.asReversed().toList()
         val thumbnails = root.find<Thumbnails>(R.id.thumbnails)
         thumbnails.examples = newest
-        thumbnails.contentDescription = if (number == 0) {
-            string(R.string.thumbnails_none)
-        } else {
+        thumbnails.contentDescription =
             string(R.string.thumbnails_description, newest.take(NAMED_EXAMPLES).joinToString { it.digit.toString() })
-        }
-        view(R.id.erase).isEnabled = number > 0
     }
 
-    private fun showLearning(state: DemoState) {
-        text(R.id.learn_title, string(if (state.consenting) R.string.learn_title_in else R.string.learn_title_out))
-        text(
-            R.id.learn_words,
-            when {
-                !state.consenting -> string(R.string.learn_words_out)
-                state.runProblem != null -> string(R.string.learn_words_problem, state.runProblem)
-                state.waiting != null -> string(R.string.learn_words_waiting, state.waiting)
-                state.running -> string(R.string.learn_words_running, state.coordinator)
-                else -> string(R.string.learn_words_in)
-            },
-        )
-        val invited = state.coordinator.isNotEmpty()
-        text(
-            R.id.invitation,
-            if (invited) string(R.string.invitation, state.coordinator) else string(R.string.invitation_none),
-        )
-        view(R.id.invitation).visible(!state.consenting)
-        view(R.id.invite).visible(!state.consenting)
-        view(R.id.consent).visible(!state.consenting)
-        view(R.id.consent).isEnabled = invited
-        view(R.id.train_now).visible(state.consenting)
+    // ---- taking part
+
+    private class Standing(val icon: Int, val title: String, val words: String, val isGood: Boolean = true)
+
+    private fun showStanding(state: DemoState) {
+        val standing = standing(state)
+        badge(root.find(R.id.learn_badge), standing.icon, standing.isGood)
+        text(R.id.learn_title, standing.title)
+        text(R.id.learn_words, standing.words)
+        val progress = state.progress
+        view(R.id.progress_row).visible(progress != null)
+        if (progress != null) {
+            root.find<ProgressBar>(R.id.progress).progress = (progress.share * BAR_STEPS).roundToInt()
+            text(
+                R.id.progress_words,
+                string(R.string.progress_words, progress.done, progress.steps, percent(progress.share)),
+            )
+        }
+        val mayAsk = state.consenting && state.trouble?.needsInvitation != true && state.modelProblem != ModelProblem.NO_RUNTIME
+        val conditions = if (mayAsk && !state.running) conditions(state) else ""
+        text(R.id.conditions, conditions)
+        view(R.id.conditions).visible(conditions.isNotEmpty())
+        view(R.id.train_now).visible(mayAsk && !state.running)
         view(R.id.train_now).isEnabled = state.canTrainNow
-        view(R.id.withdraw).visible(state.consenting)
-        text(R.id.conditions, conditions(state))
-        view(R.id.conditions).visible(state.consenting)
-        root.find<ProgressBar>(R.id.budget).progress = (state.budgetShare * BUDGET_STEPS).roundToInt()
-        text(
-            R.id.budget_words,
-            string(
-                R.string.budget_words,
-                number(state.epsilonSpent),
-                number(state.epsilonLimit),
-                String.format(locale, "%.0e", state.delta),
-            ),
-        )
-        showRounds(state.rounds)
+    }
+
+    private fun standing(state: DemoState): Standing {
+        val trouble = state.trouble
+        return when {
+            state.modelProblem == ModelProblem.NO_RUNTIME ->
+                Standing(R.drawable.ic_warning, string(R.string.learn_title_no_runtime), string(R.string.model_no_runtime), false)
+            !state.consenting ->
+                Standing(R.drawable.ic_together, string(R.string.learn_title_out), string(R.string.learn_words_out))
+            trouble != null -> Standing(R.drawable.ic_warning, title(trouble.kind), words(trouble, state.coordinator), false)
+            state.progress != null -> Standing(
+                R.drawable.ic_phone,
+                string(R.string.learn_title_training),
+                string(R.string.learn_words_training, state.progress.round),
+            )
+            state.running -> Standing(
+                R.drawable.ic_wait,
+                string(R.string.learn_title_connected),
+                state.waiting?.let { string(R.string.learn_words_deferred, it) }
+                    ?: string(R.string.learn_words_connected, host(state.coordinator)),
+            )
+            else -> Standing(R.drawable.ic_wait, string(R.string.learn_title_waiting), string(R.string.learn_words_waiting))
+        }
+    }
+
+    private fun title(kind: Trouble.Kind): String = string(
+        when (kind) {
+            Trouble.Kind.FAILED -> R.string.learn_title_failed
+            Trouble.Kind.UNREACHABLE -> R.string.learn_title_unreachable
+            Trouble.Kind.REVOKED -> R.string.learn_title_revoked
+            Trouble.Kind.EXPIRED -> R.string.learn_title_expired
+        },
+    )
+
+    private fun words(trouble: Trouble, coordinator: String): String = when (trouble.kind) {
+        Trouble.Kind.FAILED -> string(R.string.learn_words_failed, trouble.detail.trimEnd('.'))
+        Trouble.Kind.UNREACHABLE -> string(R.string.learn_words_unreachable, host(coordinator), trouble.detail)
+        Trouble.Kind.REVOKED -> string(R.string.learn_words_revoked)
+        Trouble.Kind.EXPIRED -> string(R.string.learn_words_expired)
     }
 
     private fun conditions(state: DemoState): String {
         val missing = DemoState.FEWEST_EXAMPLES - state.examples.size
         return when {
+            missing > 0 -> resources.getQuantityString(R.plurals.conditions_few, missing, missing)
             state.objections.isNotEmpty() ->
                 string(R.string.conditions_not, state.objections.joinToString { string(words(it)) })
-            state.running -> ""
-            missing > 0 -> resources.getQuantityString(R.plurals.conditions_few, missing, missing)
             else -> string(R.string.conditions_good)
         }
-    }
-
-    private fun showRounds(rounds: List<Round>) {
-        val list = root.find<LinearLayout>(R.id.rounds)
-        list.removeAllViews()
-        val inflater = LayoutInflater.from(root.context)
-        if (rounds.isEmpty()) {
-            val none = inflater.inflate(R.layout.round, list, false)
-            none.find<TextView>(R.id.round_number).visible(false)
-            none.find<TextView>(R.id.round_stage).text = string(R.string.rounds_none)
-            none.find<TextView>(R.id.round_receipt).visible(false)
-            list.addView(none)
-        }
-        for (round in rounds) {
-            val row = inflater.inflate(R.layout.round, list, false)
-            row.find<TextView>(R.id.round_number).text = string(R.string.round_number, round.number)
-            row.find<TextView>(R.id.round_stage).text = words(round.stage)
-            val receipt = row.find<TextView>(R.id.round_receipt)
-            val id = when (val stage = round.stage) {
-                is Stage.Shared -> stage.receipt
-                is Stage.Finished -> stage.receipt
-                else -> null
-            }
-            receipt.visible(id != null)
-            receipt.text = string(R.string.round_receipt, id.orEmpty())
-            list.addView(row)
-        }
-    }
-
-    private fun words(stage: Stage): String = when (stage) {
-        is Stage.Trained -> resources.getQuantityString(R.plurals.round_trained, stage.examples, stage.examples)
-        is Stage.Shared -> string(R.string.round_shared, stage.bytes, number(stage.epsilon))
-        is Stage.Finished -> string(R.string.round_finished, stage.version, number(stage.epsilon))
-        is Stage.Refused -> string(R.string.round_refused, stage.reason)
     }
 
     private fun words(objection: Objection): Int = when (objection) {
@@ -208,21 +257,97 @@ class Screen(private val root: View) {
         Objection.LITTLE_DISK -> R.string.objection_little_disk
     }
 
-    private fun addTeachButton(digit: Int): Button {
-        val row = root.find<ViewGroup>(if (digit < Guess.DIGITS / 2) R.id.teach_first else R.id.teach_second)
-        val button = Button(root.context, null, 0, R.style.Action)
-        button.text = digit.toString()
-        button.textSize = DIGIT_SP
-        button.contentDescription = string(R.string.teach_description, digit)
-        button.setBackgroundResource(R.drawable.digit_button)
-        button.setTextColor(root.context.getColorStateList(R.color.action))
-        val size = resources.getDimensionPixelSize(R.dimen.digit)
-        val gap = resources.getDimensionPixelSize(R.dimen.page) / 4
-        row.addView(button, LinearLayout.LayoutParams(0, size, 1f).apply { setMargins(gap / 2, 0, gap / 2, 0) })
-        return button
+    private fun showChoice(state: DemoState) {
+        val invited = state.coordinator.isNotEmpty()
+        text(R.id.choice_title, string(if (state.consenting) R.string.choice_title_in else R.string.choice_title_out))
+        view(R.id.facts).visible(!state.consenting)
+        text(
+            R.id.invitation,
+            when {
+                state.consenting -> string(R.string.invitation_in, host(state.coordinator))
+                invited -> string(R.string.invitation, host(state.coordinator))
+                else -> string(R.string.invitation_none)
+            },
+        )
+        view(R.id.consent).visible(!state.consenting && invited)
+        view(R.id.invite).visible(!state.consenting || state.trouble?.needsInvitation == true)
+        val invite = root.find<Button>(R.id.invite)
+        text(R.id.invite, string(if (invited) R.string.invite_new else R.string.invite))
+        // The next thing to do stands out.
+        val isNext = !invited || state.trouble?.needsInvitation == true
+        invite.setBackgroundResource(if (isNext) R.drawable.main_button else R.drawable.outlined_button)
+        invite.setTextColor(context.getColorStateList(if (isNext) R.color.main_text else R.color.action))
+        view(R.id.withdraw).visible(state.consenting)
     }
 
+    private fun showPrivacy(state: DemoState) {
+        view(R.id.privacy).visible(state.consenting)
+        text(R.id.budget_title, string(R.string.budget_title, number(state.epsilonSpent), number(state.epsilonLimit)))
+        root.find<ProgressBar>(R.id.budget).progress = (state.budgetShare * BAR_STEPS).roundToInt()
+        text(R.id.budget_words, string(R.string.budget_words, String.format(locale, "%.0e", state.delta)))
+    }
+
+    private fun showRounds(state: DemoState) {
+        view(R.id.rounds_card).visible(state.consenting)
+        view(R.id.rounds_none).visible(state.rounds.isEmpty())
+        val list = root.find<LinearLayout>(R.id.rounds)
+        list.removeAllViews()
+        val inflater = LayoutInflater.from(context)
+        for (round in state.rounds) {
+            val row = inflater.inflate(R.layout.round, list, false)
+            val stage = round.stage
+            val (icon, title) = when (stage) {
+                is Stage.Trained -> R.drawable.ic_phone to R.string.round_trained_title
+                is Stage.Shared -> R.drawable.ic_send to R.string.round_shared_title
+                is Stage.Finished -> R.drawable.ic_check to R.string.round_finished_title
+                is Stage.Refused -> R.drawable.ic_stop to R.string.round_refused_title
+            }
+            badge(row.find(R.id.round_badge), icon, stage !is Stage.Refused)
+            row.find<TextView>(R.id.round_title).text = string(title, round.number)
+            row.find<TextView>(R.id.round_words).text = words(stage)
+            val receipt = row.find<TextView>(R.id.round_receipt)
+            val id = when (stage) {
+                is Stage.Shared -> stage.receipt
+                is Stage.Finished -> stage.receipt
+                else -> null
+            }
+            receipt.visible(id != null)
+            receipt.text = string(R.string.round_receipt, id.orEmpty())
+            list.addView(row)
+        }
+    }
+
+    private fun words(stage: Stage): String = when (stage) {
+        is Stage.Trained -> resources.getQuantityString(R.plurals.round_trained, stage.examples, stage.examples)
+        is Stage.Shared ->
+            string(R.string.round_shared, Formatter.formatShortFileSize(context, stage.bytes.toLong()), number(stage.epsilon))
+        is Stage.Finished -> string(R.string.round_finished, stage.version, number(stage.epsilon))
+        is Stage.Refused -> string(R.string.refused_detail, string(meaning(stage.reason)), stage.detail)
+    }
+
+    /** What the protocol's word for a refusal means to a person. */
+    private fun meaning(reason: String): Int = when (reason) {
+        "bundle_invalid", "suite_unsupported" -> R.string.refused_bundle
+        "over_memory_budget" -> R.string.refused_memory
+        "epsilon_too_large", "participation_cap" -> R.string.refused_budget
+        "cohort_too_small", "noise_too_small" -> R.string.refused_weak
+        "training_failed" -> R.string.refused_training
+        "not_enough_examples" -> R.string.refused_examples
+        else -> R.string.refused_other
+    }
+
+    // ---- helpers
+
     private val locale: Locale get() = resources.configuration.locales[0]
+
+    private fun badge(view: ImageView, icon: Int, isGood: Boolean) {
+        view.setImageResource(icon)
+        view.imageTintList = ColorStateList.valueOf(context.getColor(if (isGood) R.color.accent else R.color.warning))
+        view.backgroundTintList = ColorStateList.valueOf(context.getColor(if (isGood) R.color.soft else R.color.warning_soft))
+    }
+
+    /** A broker's address without what a person does not care about. */
+    private fun host(coordinator: String): String = coordinator.substringAfter("://").substringBefore(':').substringAfter('@')
 
     private fun view(id: Int): View = root.find(id)
 
@@ -244,8 +369,9 @@ class Screen(private val root: View) {
 
     private companion object {
         const val SURE = 0.5f
+        const val LARGE = 1.3f
         const val NAMED_EXAMPLES = 12
-        const val BUDGET_STEPS = 1000
+        const val BAR_STEPS = 1000
         const val DIGIT_SP = 20f
     }
 }

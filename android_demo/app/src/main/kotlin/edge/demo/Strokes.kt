@@ -5,7 +5,7 @@ import kotlin.math.floor
 import kotlin.math.max
 import kotlin.math.min
 
-/** A place on the drawing pad: 0 to 1 from its left and from its top. */
+/** A place on the drawing pad: 0 to 1 from the top, and as large a unit from the left of the square in its middle. */
 data class Point(val x: Float, val y: Float)
 
 /** What a finger has drawn: strokes of points, in order. Immutable. */

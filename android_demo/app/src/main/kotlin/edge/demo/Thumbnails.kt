@@ -25,7 +25,7 @@ class Thumbnails(context: Context, attributes: AttributeSet?) : View(context, at
     private val label = Paint(Paint.ANTI_ALIAS_FLAG).apply {
         color = context.getColor(R.color.text_secondary)
         textAlign = Paint.Align.CENTER
-        textSize = LABEL_SP * density * resources.configuration.fontScale
+        textSize = sp(LABEL_SP)
     }
 
     private val cellHeight: Float get() = (SIDE_DP + GAP_DP) * density + label.textSize * 1.3f

@@ -1,5 +1,6 @@
 package edge.demo
 
+import edge.IdentityError
 import edge.StoreError
 import edge.android.Conditions
 import edge.android.Eligibility
@@ -15,6 +16,7 @@ import org.junit.jupiter.api.Test
 class DemoTest {
     private class FakeModel(override var problem: ModelProblem? = null, var favourite: Int = 3) : DigitModel {
         override val version: Int? get() = if (problem == null) 0 else null
+        override var notice: Notice? = null
         override fun predict(pixels: FloatArray): FloatArray? =
             if (problem != null) null else FloatArray(10) { if (it == favourite) 5f else 0f }
     }
@@ -106,7 +108,7 @@ class DemoTest {
         draw()
         shelf.full = true
         demo.teach(7)
-        assertEquals("cannot write example-1: no space left. free some storage.", demo.state.problem)
+        assertEquals("Cannot write example-1: no space left. Free some storage.", demo.state.problem)
         assertNull(demo.state.taught)
         shelf.full = false
         demo.teach(7)
@@ -118,7 +120,7 @@ class DemoTest {
         demo.start()
         demo.invite("a shopping list")
         assertEquals(
-            "this file does not say where the coordinator is. ask whoever invited you for the file again.",
+            "This file does not say where the coordinator is. Ask whoever invited you for the file again.",
             demo.state.problem,
         )
         assertNull(choices.invitation)
@@ -198,10 +200,86 @@ class DemoTest {
         demo.learned(Learned.Waiting("not charging"))
         assertEquals("not charging", demo.state.waiting)
         assertFalse(demo.state.canTrainNow)
-        demo.learned(Learned.RunChanged(false, "no route to host"))
+        val failed = Trouble(Trouble.Kind.FAILED, "no space left")
+        demo.learned(Learned.RunChanged(false, failed))
         assertNull(demo.state.waiting)
-        assertEquals("no route to host", demo.state.runProblem)
+        assertEquals(failed, demo.state.trouble)
         assertTrue(demo.state.canTrainNow)
+        demo.learned(Learned.RunChanged(true, null))
+        assertNull(demo.state.trouble)
+    }
+
+    @Test
+    fun `training is shown step by step, and not when it is over`() {
+        consentWithExamples()
+        demo.learned(Learned.RunChanged(true, null))
+        demo.learned(Learned.ProgressChanged(Progress(4, 10, 40)))
+        assertEquals(0.25f, demo.state.progress?.share)
+        demo.learned(Learned.RoundChanged(Round(4, Stage.Trained(8))))
+        assertNull(demo.state.progress)
+        demo.learned(Learned.ProgressChanged(Progress(5, 0, 40)))
+        demo.learned(Learned.RunChanged(false, null))
+        assertNull(demo.state.progress)
+    }
+
+    @Test
+    fun `a revoked certificate stays said until a new invitation is opened, and what is stored stays`() {
+        consentWithExamples()
+        val revoked = Trouble(Trouble.Kind.REVOKED, "the broker says that this device's certificate was revoked")
+        demo.learned(Learned.RunChanged(true, null))
+        demo.learned(Learned.TroubleChanged(revoked))
+        // What comes after it, and the next run, know less.
+        demo.learned(Learned.TroubleChanged(Trouble(Trouble.Kind.UNREACHABLE, "connection reset")))
+        demo.learned(Learned.RunChanged(false, null))
+        demo.learned(Learned.RunChanged(true, null))
+        demo.learned(Learned.RunChanged(false, null))
+        assertEquals(revoked, demo.state.trouble)
+        assertFalse(demo.state.canTrainNow)
+        asked.clear()
+        val other = invitation.replace("fl.example.com", "new.example.com")
+        demo.invite(other)
+        assertEquals(listOf("join mqtts://new.example.com:8883"), asked)
+        assertEquals(other, choices.invitation)
+        assertNull(demo.state.trouble)
+        assertTrue(demo.state.canTrainNow)
+        assertEquals(DemoState.FEWEST_EXAMPLES, demo.state.examples.size)
+    }
+
+    @Test
+    fun `a broker that answers again is no trouble any more`() {
+        consentWithExamples()
+        demo.learned(Learned.TroubleChanged(Trouble(Trouble.Kind.UNREACHABLE, "no route to host")))
+        demo.learned(Learned.RunChanged(false, null))
+        assertEquals(Trouble.Kind.UNREACHABLE, demo.state.trouble?.kind)
+        demo.learned(Learned.Connected)
+        assertNull(demo.state.trouble)
+    }
+
+    @Test
+    fun `an identity that ran out is said, and the examples are there all the same`() {
+        consentWithExamples()
+        val expired = object : Learning {
+            override fun join(invitation: Invitation) = throw IdentityError("the certificate expired in May", "ask for another")
+            override fun trainNow() = Unit
+            override fun withdraw() = Unit
+        }
+        val again = Demo(model, shelf, choices, expired, Eligibility(), { phone }, {})
+        again.start()
+        assertEquals(Trouble(Trouble.Kind.EXPIRED, "The certificate expired in May. Ask for another."), again.state.trouble)
+        assertEquals(DemoState.FEWEST_EXAMPLES, again.state.examples.size)
+        assertNull(again.state.problem)
+    }
+
+    @Test
+    fun `what the app repaired is said until it was read`() {
+        model.notice = Notice.CUT_OFF
+        demo.start()
+        demo.invite("a shopping list")
+        demo.dismiss()
+        assertNull(demo.state.problem)
+        assertEquals(Notice.CUT_OFF, demo.state.notice)
+        demo.dismiss()
+        assertNull(demo.state.notice)
     }
 
     @Test

@@ -75,6 +75,12 @@ internal class Predictor(artifact: Artifact, checkpoint: FloatArray) : Closeable
 public class InstalledModels(private val folder: File, private val signer: ECPublicKey) : Closeable {
     private var serving: Pair<InstalledModel, Predictor>? = null
 
+    /**
+     * Whether a process ended in the middle of an installation, when this was made: its remains are removed then, and what
+     * served before goes on.
+     */
+    public val wasCutOff: Boolean = tidy()
+
     /** Serves this model from now on; raises ArtifactError or StoreError, and what served before still does. */
     @Synchronized
     internal fun install(artifact: Artifact, version: Long, checkpoint: FloatArray): InstalledModel {
@@ -85,12 +91,14 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
         guarded {
             val bundle = bundleFolder(model)
             if (!bundle.isDirectory && !bundle.mkdirs()) throw IOException("$bundle cannot be made")
+            File(folder, INSTALLING).writeText(named(model))
             for (name in partNames(artifact)) {
                 put(File(bundle, artifact.manifest.part(name).sha256), artifact.part(name))
             }
             put(File(bundle, HEAD), artifact.head)
             put(checkpointFile(model), data)
             if (current != model) writeState(model, current)
+            File(folder, INSTALLING).delete()
         }
         serving?.second?.close()
         serving = model to predictor
@@ -198,10 +206,25 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
     }
 
     private fun writeState(vararg models: InstalledModel?) {
-        val text = models.filterNotNull().joinToString("") {
-            "${it.version} ${it.bundleSha256.hex()} ${it.checkpointSha256.hex()}\n"
+        replace(File(folder, STATE), models.filterNotNull().joinToString("", transform = ::named).toByteArray())
+    }
+
+    private fun named(model: InstalledModel) = "${model.version} ${model.bundleSha256.hex()} ${model.checkpointSha256.hex()}\n"
+
+    /** Removes what an installation left that was cut off; whether there was one that did not come to its end. */
+    private fun tidy(): Boolean {
+        val mark = File(folder, INSTALLING)
+        if (!mark.isFile) return false
+        // A state that cannot be read is told by whoever needs it.
+        val current = try {
+            state().first
+        } catch (_: StoreError) {
+            null
         }
-        replace(File(folder, STATE), text.toByteArray())
+        val ended = current != null && guarded { mark.readText() } == named(current)
+        if (current != null) removeUnused()
+        mark.delete()
+        return !ended
     }
 
     private fun put(file: File, data: ByteArray) {
@@ -237,6 +260,9 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
 
     private companion object {
         const val STATE = "installed"
+
+        /** Names the model that is being installed, while it is. */
+        const val INSTALLING = "installing"
         const val HEAD = "head"
     }
 }

@@ -2,6 +2,7 @@ package edge.runtime
 
 import edge.ArtifactError
 import edge.Bytes
+import edge.Connected
 import edge.Deferred
 import edge.DeviceEvent
 import edge.EdgeError
@@ -227,6 +228,7 @@ public class DeviceAgent(
     public fun connected(now: Double): List<Outgoing> {
         downloads.values.forEach { it.assembly.connectionLost() }
         if (awaitingAnswer) resendAt = now
+        onEvent(Connected(population, now))
         return tick(now)
     }
 

@@ -10,6 +10,7 @@ import java.util.ArrayDeque
 import java.util.Random
 import java.util.concurrent.TimeUnit
 import java.util.concurrent.locks.ReentrantLock
+import javax.net.ssl.SSLException
 import javax.net.ssl.SSLSocket
 import javax.net.ssl.SSLSocketFactory
 import kotlin.concurrent.thread
@@ -20,8 +21,8 @@ import kotlin.concurrent.withLock
  *
  * Sessions are clean and there is no will: nothing in the protocol relies on a broker to keep, order or deliver a message
  * (PROTOCOL.md 7), so what was under way when a connection breaks is dropped here and repeated by the agent. [tls] makes
- * the sockets for mqtts URLs; [password] goes with the URL's user; [random] draws the pauses between attempts, and [log]
- * is told why a connection ended.
+ * the sockets for mqtts URLs; [password] goes with the URL's user; [random] draws the pauses between attempts, [log] is told
+ * why a connection ended, and [failed] where none came about.
  */
 public class MqttTransport(
     private val broker: BrokerUrl,
@@ -31,6 +32,7 @@ public class MqttTransport(
     private val keepAliveS: Int = 30,
     private val random: Random = Random(),
     private val log: (String) -> Unit = {},
+    private val failed: (IOException) -> Unit = {},
 ) : Transport {
     private val lock = ReentrantLock()
     private val changed = lock.newCondition()
@@ -51,13 +53,18 @@ public class MqttTransport(
         thread = thread(name = "mqtt-$clientId", isDaemon = true) {
             var failures = 0
             while (!lock.withLock { stopped }) {
+                var connected = false
                 try {
                     connectOnce(subscriptions, onMessage) {
                         failures = 0
+                        connected = true
                         onConnected()
                     }
                 } catch (error: IOException) {
-                    if (!lock.withLock { stopped }) log("$clientId: ${error.message ?: error.javaClass.simpleName}; it keeps trying")
+                    if (!lock.withLock { stopped }) {
+                        log("$clientId: ${error.message ?: error.javaClass.simpleName}; it keeps trying")
+                        if (!connected) failed(error)
+                    }
                 }
                 pause(failures++)
             }
@@ -140,6 +147,8 @@ public class MqttTransport(
         val answer = try {
             packets.readConnAck(packets.read(input))
         } catch (error: IOException) {
+            // With TLS 1.3 a broker says only now what it thinks of this side's certificate.
+            if (error is SSLException) throw IOException("cannot reach ${broker.host}:${broker.port}: ${error.message}", error)
             // An old broker may hang up on a version that it does not know.
             version = other(spoken)
             throw IOException("the broker did not answer as one of MQTT ${spoken.name}", error)

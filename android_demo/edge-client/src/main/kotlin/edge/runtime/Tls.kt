@@ -3,12 +3,14 @@ package edge.runtime
 import edge.ConfigError
 import edge.Identity
 import edge.Registrar
+import edge.Unreachable
 import java.net.Socket
 import java.security.GeneralSecurityException
 import java.security.KeyStore
 import java.security.Principal
 import java.security.PrivateKey
 import java.security.cert.X509Certificate
+import java.util.Locale
 import javax.net.ssl.SSLContext
 import javax.net.ssl.SSLEngine
 import javax.net.ssl.SSLSocketFactory
@@ -34,6 +36,22 @@ public object Tls {
         context.socketFactory
     } catch (error: GeneralSecurityException) {
         throw ConfigError("this platform cannot do TLS with the device's identity", cause = error)
+    }
+
+    /**
+     * Why no connection came about, as [Unreachable] has it: a word, and a sentence.
+     *
+     * What a broker says of this side's certificate is an alert, which platforms have in their message: Java as
+     * "certificate_revoked", Android as "SSLV3_ALERT_CERTIFICATE_REVOKED".
+     */
+    internal fun whyUnreachable(error: Throwable): Pair<String, String> {
+        val said = generateSequence(error) { it.cause }.joinToString { it.message.orEmpty() }.lowercase(Locale.ROOT).replace(' ', '_')
+        val word = listOf(Unreachable.CERTIFICATE_REVOKED, Unreachable.CERTIFICATE_EXPIRED).find { "alert" in said && it in said }
+        return when (word) {
+            Unreachable.CERTIFICATE_REVOKED -> word to "the broker says that this device's certificate was revoked"
+            Unreachable.CERTIFICATE_EXPIRED -> word to "the broker says that this device's certificate has expired"
+            else -> Unreachable.NETWORK to (error.message ?: error.javaClass.simpleName)
+        }
     }
 
     /** One key with its certificate. The platform's own managers want keys that can be read. */
