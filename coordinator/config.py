@@ -108,7 +108,8 @@ class TaskConfig:
         evaluation: an .npz with x and y, held out, at the coordinator's side; empty for none.
         parts: what else belongs to the bundle; devices fetch of it what they need and lack.
         query: what the fleet is asked instead of training a model, as a person writes it; empty for training.
-        max_abandoned: this many rounds abandoned in a row pause the task.
+        max_abandoned: this many rounds abandoned in a row pause the task; those to which too few came do not count,
+            unless devices were sent away from them.
     """
 
     task: str

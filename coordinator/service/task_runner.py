@@ -28,6 +28,7 @@ from coordinator.rounds.states import (
     Committed,
     Releasing,
     RoundConfig,
+    Selecting,
     State,
     Unmasking,
     config_of,
@@ -36,7 +37,7 @@ from coordinator.rounds.states import (
     survivors_fixed,
 )
 from coordinator.service import journal
-from coordinator.service.bench import Bench, backoff_s
+from coordinator.service.bench import Bench, Standing, backoff_s
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult
 from coordinator.store import tables
 from coordinator.store.blobs import Blobs
@@ -116,6 +117,7 @@ class TaskRunner:
         self.grouped: set[str] = set()
         self._opens_at = 0.0
         self._abandoned_in_a_row = 0
+        self._failed_in_a_row = 0
         self._committed = 0
         self._ledger: list[ReleaseEvent] = []
         self._writes: list[Write] = []
@@ -172,9 +174,15 @@ class TaskRunner:
         ]
         grouped = sa.select(tables.grouped.c.device_id).where(tables.grouped.c.task == name)
         self.grouped = set(connection.execute(grouped).scalars())
-        ended = sa.select(r.phase, r.closed_at).where(r.task == name, r.closed_at.is_not(None)).order_by(r.closed_at)
-        for phase_name, closed_at in connection.execute(ended):
-            self._count_end(phase_name == "committed", closed_at)
+        b = tables.benched.c
+        for row in connection.execute(sa.select(b.device_id, b.times, b.until).where(b.task == name)):
+            self.bench.restore(row.device_id, Standing(row.times, row.until))
+        columns = r.phase, r.closed_at, r.reason
+        ended = sa.select(*columns).where(r.task == name, r.closed_at.is_not(None)).order_by(r.closed_at)
+        for phase_name, closed_at, reason in connection.execute(ended):
+            # Whether anybody was turned away is not kept: such rounds count again from here on.
+            empty = reason == AbandonReason.TOO_FEW_CHECK_INS
+            self._count_end(phase_name == "committed", closed_at, empty=empty)
 
     def _read_open_round(
         self, connection: sa.Connection
@@ -259,7 +267,7 @@ class TaskRunner:
         if isinstance(event, events.From) and isinstance(event.message, Decline) and self.state is not before:
             _count_one(self.statistics.declined, event.message.reason.name.lower())
             if event.message.reason not in _NOT_ITS_OWN:
-                self.bench.send(event.device_id, now)
+                self._sit_out(event.device_id, now)
         left: list[Effect] = []
         for effect in effects:
             match effect:
@@ -300,7 +308,11 @@ class TaskRunner:
             and reason is AbandonReason.TOO_FEW_ANSWERS
         ):
             self._spoiled(state.last.cohort.names(closing.spoilers(state.last)), now)
-        self._count_end(isinstance(state, Committed), now)
+        selecting = state.last if isinstance(state, Abandoned) else None
+        empty = (
+            reason is AbandonReason.TOO_FEW_CHECK_INS and isinstance(selecting, Selecting) and not selecting.turned_away
+        )
+        self._count_end(isinstance(state, Committed), now, empty=empty)
         self._write_round(state, closed_at=now, reason=reason)
         rid = config_of(state).plan.rid
         # The journal has served; what it held of devices goes with it. Their ids were never tied to a value.
@@ -312,7 +324,7 @@ class TaskRunner:
             return
         said = f"{self._abandoned_in_a_row} rounds in a row were abandoned: {reason.name.lower()}"
         # Every so many: a task that was resumed has as many tries again.
-        if self._abandoned_in_a_row % self.config.max_abandoned == 0:
+        if not empty and self._failed_in_a_row % self.config.max_abandoned == 0:
             self._end_task(TaskState.PAUSED, said)
         else:
             log.info("%s opens its next round in %.0f s: %s", self.config.task, self._opens_at - now, said)
@@ -323,7 +335,22 @@ class TaskRunner:
         for device_id in device_ids:
             log.warning("%s shared what is of no use, and sits out", device_id)
             self.count(Fault.BAD_SHARES)
-            self.bench.send(device_id, now)
+            self._sit_out(device_id, now)
+
+    def _sit_out(self, device_id: str, now: float) -> None:
+        standing = self.bench.send(device_id, now)
+        b, key = tables.benched.c, {"task": self.config.task, "device_id": device_id}
+        self._writes += [
+            lambda c: c.execute(tables.benched.delete().where(b.task == self.config.task, b.device_id == device_id)),
+            lambda c: c.execute(tables.benched.insert().values(**key, times=standing.times, until=standing.until)),
+        ]
+
+    def _forgive(self, device_ids: tuple[str, ...]) -> None:
+        forgiven = [device_id for device_id in device_ids if self.bench.forgive(device_id)]
+        if forgiven:
+            b = tables.benched.c
+            gone = tables.benched.delete().where(b.task == self.config.task, b.device_id.in_(forgiven))
+            self._writes.append(lambda c: c.execute(gone))
 
     def _say_closed(self, state: Committed | Abandoned) -> None:
         reached, statistics = counts(state), self.statistics
@@ -341,13 +368,22 @@ class TaskRunner:
         number = config_of(state).plan.round_number
         log.info("%s round %d of %d %s: %s", self.config.task, number, self.config.rounds, ended, ", ".join(words))
 
-    def _count_end(self, committed: bool, now: float) -> None:
+    def _count_end(self, committed: bool, now: float, *, empty: bool) -> None:
+        """Count a round's end.
+
+        Args:
+            committed: or abandoned.
+            now: seconds since the epoch.
+            empty: too few came, and nobody was turned away: no failure, but a fleet that is asleep, or has spent what
+                it may send today.
+        """
         if committed:
             self._committed += 1
-            self._abandoned_in_a_row = 0
+            self._abandoned_in_a_row = self._failed_in_a_row = 0
             self._opens_at = now
         else:
             self._abandoned_in_a_row += 1
+            self._failed_in_a_row += not empty
             pacing = self.config.pacing
             self._opens_at = now + backoff_s(self._abandoned_in_a_row, pacing.backoff_s, pacing.backoff_limit_s)
 
@@ -379,8 +415,7 @@ class TaskRunner:
             return self.apply(events.Stopped(result.reason), now)
         plan, cohort = config_of(self.state).plan, self.state.unmasking.cohort
         reported = cohort.names(self.state.unmasking.reported)
-        for device_id in reported:
-            self.bench.forgive(device_id)
+        self._forgive(reported)
         self._group(reported)
         checkpoint = self._blobs.put(result.parameters.astype("<f4").tobytes())
         optimizer = self._blobs.put(result.optimizer_state)

@@ -94,13 +94,13 @@ def _create(connection: sa.Connection) -> None:
     meta.create(connection, checkfirst=True)
     found = connection.execute(sa.select(meta.c.value).where(meta.c.key == "schema")).scalar()
     if found is None:
-        metadata.create_all(connection)
         connection.execute(meta.insert().values(key="schema", value=str(SCHEMA_VERSION)))
     elif found != str(SCHEMA_VERSION):
         raise StoreError(
             f"the coordinator's store has schema {found}; this version of edge-sdk reads {SCHEMA_VERSION}",
             hint="use the version that wrote it, or another work folder",
         )
+    metadata.create_all(connection)  # also tables that an older release of the same schema did not have
 
 
 def _is_conflict(error: DBAPIError) -> bool:

@@ -100,6 +100,16 @@ grouped = Table(
     Column("device_id", String(63), primary_key=True),
 )
 
+# Who sits out, having declined a plan or spoilt a round. A row goes with the device's next committed round.
+benched = Table(
+    "benched",
+    metadata,
+    Column("task", String(63), ForeignKey("tasks.task"), primary_key=True),
+    Column("device_id", String(63), primary_key=True),
+    Column("times", Integer, nullable=False),
+    Column("until", Float, nullable=False),
+)
+
 devices = Table(
     "devices",
     metadata,

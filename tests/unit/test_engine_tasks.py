@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from coordinator.service.bench import LONGEST_S, Bench
 from coordinator.service.engine import Publication
 from coordinator.service.tasks import create_task, list_rounds, list_tasks, newest_model
 from coordinator.store import tables
+from coordinator.store.database import Database
 from device_sim.script import CrashCoordinator, Reboot, Vanish
 from device_sim.virtual import VirtualFleet
 from edge_sdk.protocol import chunks, codec, topics
@@ -134,19 +136,50 @@ def test_too_many_abandoned_rounds_in_a_row_pause_the_task(desk: Desk) -> None:
         assert not desk.coordinator.idle
         if number:
             reopen(desk)
-        last = abandon(desk)
+        desk.check_in_all()
+        desk.now += 10_000
+        last = desk.coordinator.tick(desk.now)
     assert desk.coordinator.idle
     assert desk.coordinator.next_deadline() is None
     (announced,) = announcements(last)
     assert (announced.state, announced.rid) == (TaskState.PAUSED, NO_ROUND)
     (task,) = list_tasks(desk.world.database)
     assert task.state is TaskState.PAUSED
-    assert "too_few_check_ins" in task.reason
+    assert "too_few_keys" in task.reason
     message = CheckIn("task", NO_ROUND, "1", "1")
     answer = only(desk.send(ME, message, certificate=identity(ME).certificate_der), Rejection)
     assert answer.reason is RejectionReason.TASK_CLOSED
     (again,) = announcements(restart(desk))
     assert again == announced
+
+
+def test_a_fleet_that_is_asleep_does_not_pause_the_task(desk: Desk) -> None:
+    """Its devices may have spent what they may send today."""
+    for _ in range(2 * desk.world.config.max_abandoned):
+        abandon(desk)
+        assert "too_few_check_ins" in list_tasks(desk.world.database)[0].reason
+        reopen(desk)
+    restart(desk)
+    desk.check_in_all()
+
+
+def test_a_fleet_that_is_there_and_declines_pauses_the_task(desk: Desk) -> None:
+    """It sits out in between, and from most of these rounds it was sent away."""
+    for number in range(desk.world.config.max_abandoned):
+        assert list_tasks(desk.world.database)[0].state is TaskState.OPEN
+        if number:
+            reopen(desk)
+        said = [answer for name in desk.members for answer in desk.check_in(name)]
+        planned = [answer.device_id for answer in said if isinstance(answer.message, Plan)]
+        for name in planned:
+            desk.send(name, Decline(desk.rid, DeclineReason.PARTICIPATION_CAP, ""))
+        if not planned:
+            abandon(desk)
+    assert {view.reason for view in list_rounds(desk.world.database, "task")} == {
+        AbandonReason.TOO_FEW_KEYS,
+        AbandonReason.TOO_FEW_CHECK_INS,
+    }
+    assert list_tasks(desk.world.database)[0].state is TaskState.PAUSED
 
 
 @pytest.mark.parametrize(
@@ -177,6 +210,9 @@ def test_a_device_that_declined_waits_unless_others_may_have_caused_it(
     left_s = pacing.sit_out_s - pacing.backoff_s
     assert answer.reason is RejectionReason.SITTING_OUT
     assert answer.retry_after_s == pytest.approx(left_s, abs=1e-3)
+    restart(desk)
+    answer = only(desk.check_in(ME), Rejection)
+    assert answer.retry_after_s == pytest.approx(left_s, abs=1e-3)
     desk.now += answer.retry_after_s
     assert desk.check_in(ME) == []
     assert desk.view.checked_in == 1
@@ -199,6 +235,13 @@ def test_who_sits_out_is_not_waited_for(desk: Desk) -> None:
     assert {answer.device_id for answer in said if isinstance(answer.message, Plan)} == set(rest)
 
 
+def test_a_store_of_an_older_release_gets_the_tables_that_it_lacks(desk: Desk) -> None:
+    desk.world.database.run_tx("forget a table", lambda c: c.execute(sa.schema.DropTable(tables.benched)))
+    again = Database.in_folder(desk.world.folder)
+    again.run_tx("read who sits out", lambda c: c.execute(tables.benched.select()).all())
+    again.close()
+
+
 def test_the_bench_doubles_up_to_a_day_and_forgives() -> None:
     bench = Bench(300.0)
     assert bench.wait_s(ME, START) == 0
@@ -210,7 +253,11 @@ def test_the_bench_doubles_up_to_a_day_and_forgives() -> None:
         bench.send(ME, START)
     assert bench.wait_s(ME, START) == LONGEST_S
     assert bench.wait_s(device_name(1), START) == 0
-    bench.forgive(ME)
+    again = Bench(300.0)
+    again.restore(ME, bench.send(ME, START))
+    assert again.wait_s(ME, START) == LONGEST_S
+    assert bench.forgive(ME)
+    assert not bench.forgive(ME)
     assert bench.wait_s(ME, START) == 0
     bench.send(ME, START)
     assert bench.wait_s(ME, START) == 300.0
