@@ -11,7 +11,7 @@ demo: setup        ## 200 devices, ten private rounds, with dropouts and a crash
 test: setup check  ## everything that must pass
 	@tools/setup_android.sh
 	@tools/test_kotlin.sh
-	@.venv/bin/python -m pytest --cov
+	@.venv/bin/python -m pytest --cov -n logical --maxprocesses 4 --dist worksteal
 
 android: setup     ## the demo app as a signed APK, and what it takes of its budgets
 	@tools/setup_android.sh

@@ -35,7 +35,7 @@ def from_dex(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_golden_files_on_the_code_of_the_apk(from_dex: Path, tmp_path: Path) -> None:
     needed = jvm.classpath().split(":")
     stdlib = next(path for path in needed if Path(path).name.startswith("kotlin-stdlib-"))
-    tests = str(jvm.MODULE / "target" / "test-classes")
+    tests = next(path for path in needed if path.endswith("test-classes"))
     tools = (build_apk.DEMO / "tools/target/classpath.txt").read_text().strip().split(":")
     console = next(path for path in tools if "junit-platform-console-standalone" in path)
     log = tmp_path / "loaded.txt"

@@ -39,10 +39,12 @@ def classpath() -> str:
         "app",
         "--also-make",
     ]
-    run("compile", [*maven, "process-test-classes"])
     target = DEMO / "app" / "target"
-    listed = (target / "classpath.txt").read_text()
-    return f"{target / 'classes'}:{target / 'test-classes'}:{listed}:{jvm.classpath()}"
+    client = jvm.classpath()
+    with jvm.maven():
+        run("compile", [*maven, "process-test-classes"])
+        own = jvm.copied(target / "classes", target / "test-classes")
+        return ":".join([*own, (target / "classpath.txt").read_text(), client])
 
 
 @pytest.mark.usefixtures("now")

@@ -26,8 +26,9 @@ from edge_sdk.training.layout import Vector
 from edge_sdk.training.learner import LocalLearner
 from edge_sdk.training.manifest import Runtime
 from edge_sdk.training.plan import TrainingPlan
-from tests.integration.commands import Command, free_port
+from tests.integration.commands import Command
 from tests.integration.exported import SIGNER, exported, images, labels, rows
+from tests.shared import free_port
 from tests.simulation import world
 from tests.simulation.world import World
 

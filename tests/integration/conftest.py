@@ -13,6 +13,7 @@ import pytest
 from coordinator.service.broker import BrokerKind, RunningBroker, start_broker
 from device_sim.fleet import FleetFolders, device_ids
 from edge_sdk.cli import main
+from tests.shared import made_once
 from tests.simulation import world
 
 
@@ -49,7 +50,11 @@ def quiet_log() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> FleetFolders:
     """Two devices, a coordinator without a run, and a signed bundle; not to be changed."""
-    folders = FleetFolders(tmp_path_factory.mktemp("prepared") / "hand")
+    return made_once(tmp_path_factory, "prepared", _prepare)
+
+
+def _prepare(folder: Path) -> FleetFolders:
+    folders = FleetFolders(folder / "hand")
     assert main(["sim", "prepare", "--devices", "2", "--work", str(folders.work)]) == 0
     assert main(["export", "--signer", str(folders.signer_key), "--out", str(folders.bundle)]) == 0
     return folders

@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.shared import one_at_a_time
 
 MODULE = Path(__file__).parents[2] / "android_demo" / "edge-client"
 _SOURCES = ("pom.xml", "src")
 
 
+def maven() -> AbstractContextManager[None]:
+    """Of all test processes, one at a time runs Maven: it rewrites the modules' folders."""
+    folder = MODULE.parent / "build"
+    folder.mkdir(exist_ok=True)
+    return one_at_a_time(folder / "maven.lock")
+
+
+@cache
 def classpath() -> str:
-    """The compiled client with its tests and what they need; built with Maven where it is not there or is old."""
-    listed = MODULE / "target" / "test.classpath"
-    if not listed.exists() or listed.stat().st_mtime < _newest():
-        maven = shutil.which("mvn")
-        if maven is None:
-            raise AssertionError("Maven and a JDK are needed for the Kotlin client: make setup, or see CONTRIBUTING.md")
-        pom = str(MODULE.parent / "pom.xml")
-        subprocess.run([maven, "-q", "-B", "-f", pom, "-pl", "edge-client", "process-test-classes"], check=True)
-        listed.touch()
-    return ":".join([str(MODULE / "target" / "classes"), str(MODULE / "target" / "test-classes"), listed.read_text()])
+    """The compiled client with its tests and what they need; built with Maven where it is not there or is old.
+
+    It is this process's own copy: what another process builds meanwhile changes nothing under a running client.
+    """
+    target = MODULE / "target"
+    listed = target / "test.classpath"
+    with maven():
+        if not listed.exists() or listed.stat().st_mtime < _newest():
+            program = shutil.which("mvn")
+            if program is None:
+                raise AssertionError(
+                    "Maven and a JDK are needed for the Kotlin client: make setup, or see CONTRIBUTING.md"
+                )
+            pom = str(MODULE.parent / "pom.xml")
+            subprocess.run([program, "-q", "-B", "-f", pom, "-pl", "edge-client", "process-test-classes"], check=True)
+            listed.touch()
+        return ":".join([*copied(target / "classes", target / "test-classes"), listed.read_text()])
+
+
+def copied(*folders: Path) -> list[str]:
+    """Copies of folders, which go when this process ends."""
+    place = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, place)
+    return [str(shutil.copytree(folder, place / folder.name)) for folder in folders]
 
 
 def _newest() -> float:

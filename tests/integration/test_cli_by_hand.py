@@ -17,7 +17,8 @@ from device_sim.fleet import FleetFolders, device_ids
 from device_sim.host import HostSettings
 from device_sim.script import Vanish
 from edge_sdk.cli import main
-from tests.integration.commands import Command, free_port, until
+from tests.integration.commands import Command, until
+from tests.shared import free_port
 
 DEVICES = device_ids(5)
 ROUNDS = 2

@@ -25,10 +25,11 @@ from edge_sdk.runtime import eligibility
 from edge_sdk.runtime.eligibility import Conditions
 from edge_sdk.signing import new_private_key, public_key_to_pem
 from edge_sdk.training.trainer import Rows
-from tests.integration.commands import Command, free_port
+from tests.integration.commands import Command
 from tests.integration.exported import images, small
 from tests.integration.test_inference_models import KEY, checkpoint
 from tests.integration.test_registrar_server import Served
+from tests.shared import free_port
 
 LIMIT_S = 100.0
 NOWHERE = "mqtt://127.0.0.1:9"

@@ -11,9 +11,9 @@ from coordinator.registrar.authority import DAY_S
 from coordinator.registrar.folder import read_log
 from edge_sdk.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, load_certificate, load_identity
 from edge_sdk.signing import new_private_key, public_key_to_pem
-from tests.integration.commands import free_port
 from tests.integration.jvm import Jvm, classpath
 from tests.integration.test_registrar_server import NOW, Served
+from tests.shared import free_port
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 

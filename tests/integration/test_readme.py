@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from device_sim.fleet import FleetFolders, make_authorities, make_devices
 from edge_sdk import EdgeClient
 from edge_sdk.clock import SystemClock
+from tests.shared import free_port
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 LIMIT_S = 120
@@ -37,9 +37,7 @@ def code_blocks() -> list[str]:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def test_the_walk_by_hand(tmp_path: Path, port: int) -> None:

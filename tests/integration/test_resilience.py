@@ -50,10 +50,11 @@ from edge_sdk.runtime.mqtt import MqttTransport
 from edge_sdk.signing import new_private_key, public_key_to_pem
 from edge_sdk.training.artifact import read_artifact
 from exporters import export
-from tests.integration.commands import Command, free_port
+from tests.integration.commands import Command
 from tests.integration.peers import Peer
 from tests.integration.test_broker_tls import revocation_list
 from tests.integration.test_registrar_server import Served
+from tests.shared import free_port
 from tests.simulation import world
 from tests.simulation.world import World
 

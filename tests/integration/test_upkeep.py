@@ -30,8 +30,9 @@ from edge_sdk.runtime.home_lock import only_process_in
 from edge_sdk.runtime.service_unit import ServiceUnit
 from edge_sdk.signing import new_private_key
 from edge_sdk.training.artifact import Artifact, read_artifact
-from tests.integration.commands import Command, free_port
+from tests.integration.commands import Command
 from tests.integration.test_registrar_server import Served
+from tests.shared import free_port
 from tests.unit.test_device_store_files import entry, participation
 
 DAY_S = 86_400.0

@@ -33,6 +33,8 @@ from edge_sdk.training.evaluation import evaluate
 from exporters import export
 from exporters.examples.digits import build
 
+DEVICES, ROUNDS, DROPOUT = 200, 10, 0.1
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> FleetFolders:
@@ -61,16 +63,19 @@ def artifact(folders: FleetFolders) -> Artifact:
     return read_artifact(folders.bundle, signer=load_public_key(folders.signer_public))
 
 
-def test_central_training_reads_digits(artifact: Artifact) -> None:
-    accuracies = train_centrally(artifact, *digits(seed=1), seed=1)
-    assert len(accuracies) == baselines.CENTRAL_EPOCHS
-    assert accuracies[-1] > 0.97
+@pytest.fixture(scope="module")
+def compared(artifact: Artifact) -> Baselines:
+    return baselines.compare(artifact, devices=DEVICES, rounds=ROUNDS, dropout=DROPOUT, seed=1)
 
 
-def test_the_jobs_settings_come_close_to_central_training_without_noise(artifact: Artifact) -> None:
-    found = baselines.compare(artifact, devices=200, rounds=10, dropout=0.1, seed=1)
-    assert len(found.noise_free) == 10
-    assert found.centralised[-1] - found.noise_free[-1] < 0.03
+def test_central_training_reads_digits(compared: Baselines) -> None:
+    assert len(compared.centralised) == baselines.CENTRAL_EPOCHS
+    assert compared.centralised[-1] > 0.97
+
+
+def test_the_jobs_settings_come_close_to_central_training_without_noise(compared: Baselines) -> None:
+    assert len(compared.noise_free) == ROUNDS
+    assert compared.centralised[-1] - compared.noise_free[-1] < 0.03
 
 
 def test_a_trusted_servers_noise_is_added_once() -> None:
@@ -90,33 +95,27 @@ def test_generated_devices_hold_examples_of_their_own() -> None:
     assert np.abs(shares[0] - shares[1]).sum() > 0.3
 
 
-def test_noise_for_the_jobs_epsilon_costs_less_than_ten_points(artifact: Artifact) -> None:
-    devices, rounds = 200, 10
+def test_noise_for_the_jobs_epsilon_costs_less_than_ten_points(artifact: Artifact, compared: Baselines) -> None:
     plan = calibrate(
         clip_norm=job.CLIP_NORM,
         dimension=artifact.layout.size,
-        min_reports=job.min_reports(devices),
-        max_devices=devices,
-        rounds=rounds + 1,
+        min_reports=job.min_reports(DEVICES),
+        max_devices=DEVICES,
+        rounds=ROUNDS + 1,
         epsilon=job.EPSILON,
         delta=job.DELTA,
         corrupt_share=0.05,
     )
-
-    def accuracy(aggregate: baselines.Aggregate) -> float:
-        return train_federated(
-            artifact,
-            federated_digits(devices, seed=1),
-            plan=demo_plan(),
-            optimizer=server_optimizer(job.SERVER_OPTIMIZER),
-            reporters=drawn_reporters(devices, rounds, 0.1, seed=1),
-            aggregate=aggregate,
-            seed=1,
-        )[-1]
-
-    without = accuracy(mean_of_clipped(job.CLIP_NORM))
-    private = accuracy(private_mean(plan, artifact.layout.size, job.CLIP_NORM, seed=1))
-    assert without - private < 0.1
+    private = train_federated(
+        artifact,
+        federated_digits(DEVICES, seed=1),
+        plan=demo_plan(),
+        optimizer=server_optimizer(job.SERVER_OPTIMIZER),
+        reporters=drawn_reporters(DEVICES, ROUNDS, DROPOUT, seed=1),
+        aggregate=private_mean(plan, artifact.layout.size, job.CLIP_NORM, seed=1),
+        seed=1,
+    )
+    assert compared.noise_free[-1] - private[-1] < 0.1
 
 
 def test_the_mean_is_of_clipped_updates() -> None:
