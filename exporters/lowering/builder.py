@@ -197,10 +197,15 @@ class Builder:
                 return self.is_product(node.inputs[0])
             case "Mul":
                 factor, other = sorted(node.inputs, key=self.is_product)
-                masks = factor in self._constants or self.inputs_of(factor, "HardSigmoid") is not None
-                return masks and self.is_product(other)
+                return (factor in self._constants or self._is_mask(factor)) and self.is_product(other)
             case _:
                 return False
+
+    def _is_mask(self, name: str) -> bool:
+        cast = self.inputs_of(name, "Cast")
+        return self.inputs_of(name, "HardSigmoid") is not None or (
+            cast is not None and self.inputs_of(cast[0], "And") is not None
+        )
 
     def expand(self, tensor: Tensor, shape: Shape) -> str:
         """Repeat a tensor along its dimensions of size one until it has that shape."""

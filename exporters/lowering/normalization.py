@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporters.graph import BatchSize, Call, Dim, Graph, Ref, Shape
-from exporters.lowering.builder import Builder
+from exporters.lowering.builder import Builder, Tensor
 from exporters.lowering.reductions import scaled
 from exporters.lowering.site import Result, Rule, Site
 
@@ -96,16 +96,42 @@ def _layer_norm_backward(s: Site) -> tuple[Result | None, ...]:
     return flat(found, shape) if wants_input else None, weight, bias
 
 
+# From this length on, products are summed by a matrix product, which writes none of them to memory.
+_LONG = 512
+
+
+def _dot(b: Builder, x: str, y: str, rows: Shape) -> str:
+    """Sums of products over the last axis, which becomes one; the axis before it is one."""
+    x, y = b.reshape(x, rows), b.reshape(y, rows)
+    if isinstance(rows[-1], int) and rows[-1] < _LONG:
+        return b.op("ReduceSum", b.op("Mul", x, y), b.int64s([3]), keepdims=1)
+    return b.op("MatMul", x, b.transpose(y, [0, 1, 3, 2]))
+
+
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """A group norm's input as [batch, groups, channels of a group, positions], and less the mean of each group."""
+    """The sizes of a group norm's input, and that less the mean of each group, as `rows`."""
 
-    shape: Shape
     batch: BatchSize
     groups: int
     channels: int
-    elements: int
+    positions: int
     centred: str
+
+    @property
+    def elements(self) -> int:
+        """How many numbers there are in a group."""
+        return self.channels // self.groups * self.positions
+
+    @property
+    def rows(self) -> Shape:
+        """A row for each group."""
+        return self.batch, self.groups, 1, self.elements
+
+    @property
+    def maps(self) -> Shape:
+        """A row for each channel."""
+        return self.batch, self.channels, 1, self.positions
 
     @property
     def one(self) -> Shape:
@@ -113,71 +139,78 @@ class _Groups:
         return self.batch, self.groups, 1, 1
 
     @property
-    def per_channel(self) -> Shape:
-        """One number for each channel."""
-        return self.groups, self.channels // self.groups, 1
+    def each(self) -> Shape:
+        """One number for each channel of each example, by group."""
+        return self.batch, self.groups, self.channels // self.groups, 1
+
+    def by_group(self, b: Builder, factors: str) -> str:
+        """One number for each channel, by group."""
+        return b.reshape(factors, self.each[1:])
 
     def affine(self, b: Builder, scale: str, shift: str, parts: int) -> str:
-        """The centred input, each of that many parts of each example times its scale plus its shift."""
+        """The centred input, each of that many parts of each example times its scale plus its shift, as `maps`."""
         rows = scaled(self.batch, parts)
         flat = b.reshape(self.centred, (1, rows, self.groups * self.elements // parts))
-        return b.reshape(_affine(b, flat, rows, b.reshape(scale, (rows,)), b.reshape(shift, (rows,))), self.shape)
+        return b.reshape(_affine(b, flat, rows, b.reshape(scale, (rows,)), b.reshape(shift, (rows,))), self.maps)
 
 
 def _groups(s: Site) -> _Groups:
-    batch, *rest = s.shape("input")
+    b, (batch, *rest) = s.b, s.shape("input")
     if not isinstance(batch, BatchSize):
         raise s.refuse("its input has no batch dimension")
-    groups, channels, elements = s.integer("group"), s.integer("C"), math.prod(s.fixed(tuple(rest)))
-    shape: Shape = (batch, groups, channels // groups, elements // channels)
-    x = s.b.reshape(s.tensor("input"), shape)
+    groups, channels = s.integer("group"), s.integer("C")
+    positions = math.prod(s.fixed(tuple(rest))) // channels
     # The backward rule finds forward's nodes again, and makes none.
-    centred = s.b.op("Sub", x, s.b.op("ReduceMean", x, s.b.int64s([2, 3]), keepdims=1))
-    return _Groups(shape, batch, groups, channels, elements // groups, centred)
+    x = b.reshape(s.tensor("input"), (batch, groups, 1, channels // groups * positions))
+    centred = b.op("Sub", x, b.op("ReduceMean", x, b.int64s([3]), keepdims=1))
+    found = _Groups(batch, groups, channels, positions, centred)
+    b.note(Tensor(centred, found.rows, "float32"))
+    return found
 
 
 def _group_norm(s: Site) -> tuple[Result | None, ...]:
     b, g = s.b, _groups(s)
-    variance = b.op("ReduceMean", b.op("Mul", g.centred, g.centred), b.int64s([2, 3]), keepdims=1)
-    reciprocal = _reciprocal_deviation(b, variance, s.real("eps"))
-    scale = b.op("Mul", reciprocal, b.reshape(s.tensor("weight"), g.per_channel)) if s.has("weight") else reciprocal
+    # The reciprocal deviation from a sum instead of a mean.
+    squares = b.op("Add", _dot(b, g.centred, g.centred, g.rows), b.scalar(s.real("eps") * g.elements, "float32"))
+    reciprocal = b.op("Div", b.scalar(math.sqrt(g.elements), "float32"), b.op("Sqrt", squares))
+    b.note(Tensor(reciprocal, g.one, "float32"))
+    scale = b.op("Mul", reciprocal, g.by_group(b, s.tensor("weight"))) if s.has("weight") else reciprocal
     if s.has("weight") and s.has("bias"):
-        shift = b.op("Expand", s.tensor("bias"), b.sizes((g.batch, g.channels)))
-        y = g.affine(b, scale, shift, g.channels)
+        y = g.affine(b, scale, b.op("Tile", s.tensor("bias"), b.sizes((g.batch,))), g.channels)
     else:
-        y = b.op("Mul", g.centred, scale)
+        whole = (g.batch, g.groups, g.channels // g.groups, g.positions)
+        y = b.op("Mul", b.reshape(g.centred, whole), scale)
         if s.has("bias"):
-            y = b.op("Add", y, b.reshape(s.tensor("bias"), g.per_channel))
-    mean = b.op("ReduceMean", b.reshape(s.tensor("input"), g.shape), b.int64s([2, 3]), keepdims=1)
-    statistics = s.output(1).shape
+            y = b.op("Add", y, g.by_group(b, s.tensor("bias")))
+    x = b.reshape(s.tensor("input"), g.rows)
+    mean, statistics = b.op("ReduceMean", x, b.int64s([3]), keepdims=1), s.output(1).shape
     return b.reshape(y, s.shape("input")), b.reshape(mean, statistics), b.reshape(reciprocal, statistics)
 
 
 def _group_norm_backward(s: Site) -> tuple[Result | None, ...]:
     """By sums over each channel, from which those over groups and over examples follow."""
     b, g = s.b, _groups(s)
-    gradient = b.reshape(s.tensor("grad_out"), g.shape)
+    gradient = b.reshape(s.tensor("grad_out"), g.maps)
     reciprocal = b.reshape(s.tensor("rstd"), g.one)
-    level = b.op("ReduceSum", gradient, b.int64s([3]), keepdims=1)
-    slope = b.op("ReduceSum", b.op("Mul", gradient, g.centred), b.int64s([3]), keepdims=1)
-    slope = b.op("Mul", slope, reciprocal)
+    level = b.reshape(b.op("ReduceSum", gradient, b.int64s([3]), keepdims=1), g.each)
+    slope = b.op("Mul", b.reshape(_dot(b, gradient, g.centred, g.maps), g.each), reciprocal)
     wants_input, wants_weight, wants_bias = s.flags("output_mask")
-    channels: Shape = (s.integer("C"),)
+    channels: Shape = (g.channels,)
     weight = bias = found = None
     if wants_weight:
         weight = b.reshape(b.op("ReduceSum", slope, b.int64s([0]), keepdims=0), channels)
     if wants_bias:
         bias = b.reshape(b.op("ReduceSum", level, b.int64s([0]), keepdims=0), channels)
     if wants_input:
-        scale = reciprocal
+        scale = b.op("Expand", reciprocal, b.sizes(g.each))
         if s.has("weight"):
-            factors = b.reshape(s.tensor("weight"), g.per_channel)
-            scale, level, slope = (b.op("Mul", value, factors) for value in (scale, level, slope))
+            factors = g.by_group(b, s.tensor("weight"))
+            scale, level, slope = (b.op("Mul", value, factors) for value in (reciprocal, level, slope))
         share = b.op("Mul", reciprocal, b.scalar(1 / g.elements, "float32"))
         level = b.op("Mul", b.op("ReduceSum", level, b.int64s([2]), keepdims=1), share)
         slope = b.op("Mul", b.op("ReduceSum", slope, b.int64s([2]), keepdims=1), b.op("Mul", share, reciprocal))
-        rest = g.affine(b, slope, level, g.groups)
-        found = b.reshape(b.op("Sub", b.op("Mul", gradient, scale), rest), s.shape("input"))
+        straight = b.op("Mul", gradient, b.reshape(scale, (g.batch, g.channels, 1, 1)))
+        found = b.reshape(b.op("Sub", straight, g.affine(b, slope, level, g.groups)), s.shape("input"))
     return found, weight, bias
 
 
