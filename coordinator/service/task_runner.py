@@ -62,8 +62,10 @@ from edge_sdk.secagg import modular, suite
 log = logging.getLogger("edge.coordinator")
 
 Write = Callable[[sa.Connection], object]
-_NOT_ITS_OWN = frozenset({DeclineReason.ROSTER_UNSOUND, DeclineReason.SURVIVORS_UNSOUND})
-"""Declines that others may have caused: nobody sits out for them."""
+_NOT_ITS_OWN = frozenset(
+    {DeclineReason.ROSTER_UNSOUND, DeclineReason.SURVIVORS_UNSOUND, DeclineReason.ROUND_ALREADY_JOINED}
+)
+"""Declines that others may have caused, or another round: nobody sits out for them."""
 
 SOFTWARE = "1"
 """Rises when the transitions change meaning: a round that older code opened is abandoned, not reinterpreted."""

@@ -411,13 +411,17 @@ class DeviceAgent:
         return [m for m in self.memberships.values() if m.coordinator == signer]
 
     def _planned(self, plan: Plan, body: bytes, heard: Sequence[Membership], now: float) -> None:
-        if session.round_id(self._state) not in (None, plan.rid):
-            raise RemoteProtocolError("a plan while another round is under way")
-        if session.round_id(self._state) is None and self.store.has_ended(plan.rid):
+        current = session.round_id(self._state)
+        if current is None and self.store.has_ended(plan.rid):
             raise RemoteProtocolError("a plan of a round that this device already left")
         announced = next((m for m in heard if m.announces(plan.rid, plan.task)), None)
-        if announced is None or (session.round_id(self._state) is not None and announced is not self._current):
+        if announced is None or (current == plan.rid and announced is not self._current):
             raise RemoteProtocolError("a plan of a round that is not announced")
+        if current not in (None, plan.rid):
+            if announced is self._current:
+                raise RemoteProtocolError("a plan while another round is under way")
+            self._decline_beside(announced, plan, now)
+            return
         self._current = announced
         if not self._consented:
             self._decline(plan, DeclineReason.TASK_NOT_ALLOWED, "the device's owner does not agree", now)
@@ -431,6 +435,14 @@ class DeviceAgent:
     def _decline(self, plan: Plan, reason: DeclineReason, detail: str, now: float) -> None:
         """Refuse a plan that the session is not even asked about."""
         self._leave(plan, now, committed=False, declined=reason, detail=detail)
+        self._send(Decline(plan.rid, reason, detail))
+
+    def _decline_beside(self, membership: Membership, plan: Plan, now: float) -> None:
+        """Refuse a plan that comes late, in another population's round: nobody is to wait for the device."""
+        reason, detail = DeclineReason.ROUND_ALREADY_JOINED, "another population's round is under way"
+        log.info("%s declines round %d of %s: %s", self.device_id, plan.round_number, plan.task, detail)
+        membership.leave(plan)
+        self._on_event(Refused(membership.population, now, plan.round_number, reason.name.lower(), detail))
         self._send(Decline(plan.rid, reason, detail))
 
     def _rejected(self, membership: Membership, message: Rejection, now: float) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from coordinator.registrar.authority import DAY_S, issue_identity
+from edge_sdk.events import Refused
 from edge_sdk.identity import Identity
 from edge_sdk.protocol.messages import (
     AbandonReason,
     AdvertiseKeys,
     CheckIn,
     Decline,
+    DeclineReason,
     Message,
     Outcome,
     Pull,
@@ -92,7 +94,6 @@ def test_while_it_is_in_a_round_it_offers_itself_to_nobody(post: Post) -> None:
     assert check_ins(announce_other(post)) == []
     assert check_ins(post.wait(WINDOW_S + 1)) == []
     other = make_plan(**next_round(50), task="second")
-    assert post.tell(other) == []
     assert check_ins(post.tell(Outcome(make_plan().rid, False, AbandonReason.CANCELLED, 0))) == ["second"]
     said = post.tell(other)
     for pull in [message for message in said if isinstance(message, Pull)]:
@@ -101,6 +102,26 @@ def test_while_it_is_in_a_round_it_offers_itself_to_nobody(post: Post) -> None:
     job = post.agent.take_job()
     assert job is not None
     assert (job.population, learner(post, OTHER).checks, learner(post, POPULATION).checks) == (OTHER, 1, 1)
+
+
+def test_a_plan_that_comes_late_is_declined_and_the_round_under_way_goes_on(post: Post) -> None:
+    """It had offered itself there first, heard nothing for long, and joined the other meanwhile."""
+    announce_other(post)
+    post.wait(WINDOW_S + 1)
+    post.follow()
+    late = make_plan(**next_round(50), task="second")
+    declined = one(post.tell(late), Decline)
+    assert (declined.rid, declined.reason) == (late.rid, DeclineReason.ROUND_ALREADY_JOINED)
+    assert stage_of(post) == "Advertised"
+    assert [event.population for event in post.events if isinstance(event, Refused)] == [OTHER]
+    # A restart takes the round up that it was in, and declines the other again.
+    again = post.reboot()
+    assert stage_of(again) == "Advertised"
+    announce_other(again)
+    assert one(again.tell(late), Decline).reason is DeclineReason.ROUND_ALREADY_JOINED
+    # And when that round is over, it offers itself to the next round of the other only.
+    assert check_ins(again.tell(Outcome(make_plan().rid, False, AbandonReason.CANCELLED, 0))) == []
+    again.store.close()
 
 
 def test_a_round_is_taken_up_again_with_the_learner_of_its_population(post: Post) -> None:
