@@ -19,8 +19,8 @@ PERMISSIONS = frozenset(
 )
 """All that the app may ask for. A library cannot add another one unseen."""
 
-DEX_BYTES_MOST = 1_500_000
-DEX_METHODS_MOST = 12_000
+DEX_BYTES_MOST = 1_048_576
+DEX_METHODS_MOST = 10_000
 """Of the whole client, coroutines and ONNX Runtime's classes; a dex file holds 65,536 methods at most."""
 
 DOWNLOAD_BYTES_MOST = 12_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -30,6 +31,14 @@ def test_the_dex_holds_what_the_manifest_and_native_code_name(built: Built) -> N
     for name in ("edge/demo/MainActivity", "edge/demo/DemoApplication", "edge/android/TrainingJobService"):
         assert f"'L{name};'" in listing
     assert "'Lai/onnxruntime/OrtSession;'" in listing
+    # What native code makes by name, the rules for ProGuard name: with their constructors.
+    with zipfile.ZipFile(desktop_runtime()) as jar:
+        native = jar.read("ai/onnxruntime/native/linux-x64/libonnxruntime4j_jni.so")
+    named = {name.decode() for name in re.findall(rb"\0(ai/onnxruntime/\w+)(?=\0)", native)}
+    assert len(named) > 10
+    for name in named - {"ai/onnxruntime/OnnxValue"}:
+        [methods] = re.findall(rf"Class descriptor  : 'L{name};'.*?Direct methods(.*?)Virtual methods", listing, re.DOTALL)
+        assert "'<init>'" in methods, name
 
 
 def test_a_tampered_apk_does_not_verify(built: Built, tmp_path: Path) -> None:
@@ -43,9 +52,7 @@ def test_a_tampered_apk_does_not_verify(built: Built, tmp_path: Path) -> None:
 
 def test_an_apk_with_libraries_of_real_size_is_aligned_and_within_its_budget(built: Built, tmp_path: Path) -> None:
     # Those of the desktop's runtime for the same processor: about the size of the phone's, and not for installing.
-    classpath = (build_apk.TARGET / "classpath.txt").read_text().split(":")
-    runtime = next(path for path in classpath if "onnxruntime-" in Path(path).name)
-    with zipfile.ZipFile(runtime) as jar:
+    with zipfile.ZipFile(desktop_runtime()) as jar:
         folder = "ai/onnxruntime/native/linux-aarch64/"
         libraries = {
             f"lib/arm64-v8a/{Path(name).name}": jar.read(name) for name in jar.namelist() if name.startswith(folder)
@@ -125,6 +132,12 @@ def test_a_package_that_is_none_is_refused(tmp_path: Path) -> None:
         package.writestr("jni/x86/libonnxruntime.so", b"")
     with pytest.raises(BuildError, match="no libraries for arm64-v8a"):
         build_apk.read_runtime(tmp_path / "other.aar", "arm64-v8a")
+
+
+def desktop_runtime() -> Path:
+    """The jar of ONNX Runtime that the build compiles against."""
+    classpath = (build_apk.TARGET / "classpath.txt").read_text().split(":")
+    return next(Path(path) for path in classpath if Path(path).name.startswith("onnxruntime-"))
 
 
 def elf_library(page_bytes: int = 16384) -> bytes:

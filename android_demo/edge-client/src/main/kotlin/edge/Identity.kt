@@ -11,9 +11,6 @@ import java.security.cert.CertificateException
 import java.security.cert.CertificateFactory
 import java.security.cert.X509Certificate
 import java.security.interfaces.ECPublicKey
-import org.bouncycastle.asn1.ASN1ObjectIdentifier
-import org.bouncycastle.asn1.ASN1String
-import org.bouncycastle.asn1.x500.X500Name
 
 /** What a peer's certificate must say that it is. */
 public enum class Role(internal val unit: String) { DEVICE("device"), COORDINATOR("coordinator"), BROKER("broker") }
@@ -87,15 +84,15 @@ public class Registrar(public val certificate: X509Certificate) {
             throw IdentityError("a certificate does not say whether it is a CA's")
         }
         if (found.basicConstraints >= 0) throw IdentityError("a CA certificate stands where a leaf certificate belongs")
-        val subject = X500Name.getInstance(found.subjectX500Principal.encoded)
-        val names = values(subject, COMMON_NAME)
+        val subject = found.subjectX500Principal.encoded
+        val names = Der.valuesOf(subject, Der.COMMON_NAME)
         if (names.size != 1) throw IdentityError("a certificate has ${names.size} common names, not one")
         val id = names.single()
         if (!Topics.isId(id)) {
             throw IdentityError("'${id.take(80)}' cannot be an id", "use 1 to 63 of a-z, 0-9 and '-', not beginning with '-'")
         }
         val key = Signing.onP256(found.publicKey) ?: throw IdentityError("the certificate of '$id' is not for a P-256 key")
-        return Leaf(id, values(subject, ORGANISATIONAL_UNIT), key, found.notBefore.time / 1e3, found.notAfter.time / 1e3)
+        return Leaf(id, Der.valuesOf(subject, Der.ORGANISATIONAL_UNIT), key, found.notBefore.time / 1e3, found.notAfter.time / 1e3)
     }
 
     /** What an authentic certificate says, before the questions that depend on the asker. */
@@ -112,8 +109,6 @@ public class Registrar(public val certificate: X509Certificate) {
         private const val REGISTRAR = "both ends must use certificates of the same registrar"
         private const val ECDSA_WITH_SHA256 = "1.2.840.10045.4.3.2"
         private const val BASIC_CONSTRAINTS = "2.5.29.19"
-        private const val COMMON_NAME = "2.5.4.3"
-        private const val ORGANISATIONAL_UNIT = "2.5.4.11"
         private val UNDERSTOOD_EXTENSIONS =
             setOf(BASIC_CONSTRAINTS, "2.5.29.15", "2.5.29.37", "2.5.29.17", "2.5.29.14", "2.5.29.35")
 
@@ -127,14 +122,9 @@ public class Registrar(public val certificate: X509Certificate) {
 
         /** The id that a certificate names; whether it is to be believed is not asked here. */
         internal fun idOf(der: ByteArray): String {
-            val subject = X500Name.getInstance(parse(der).subjectX500Principal.encoded)
-            return values(subject, COMMON_NAME).singleOrNull() ?: throw IdentityError("a certificate names no one id")
+            val names = Der.valuesOf(parse(der).subjectX500Principal.encoded, Der.COMMON_NAME)
+            return names.singleOrNull() ?: throw IdentityError("a certificate names no one id")
         }
-
-        private fun values(name: X500Name, type: String): List<String> = name.rdNs
-            .flatMap { it.typesAndValues.toList() }
-            .filter { it.type == ASN1ObjectIdentifier(type) }
-            .map { (it.value as? ASN1String)?.string ?: throw IllegalArgumentException("a name that is no text") }
 
         /** Reads the pinned registrar's certificate from PEM; [source] names it in errors. Raises IdentityError. */
         public fun fromPem(pem: String, source: String = "registrar.crt"): Registrar {

@@ -150,10 +150,5 @@ public object Signing {
     internal fun der(raw: ByteArray): ByteArray =
         der(BigInteger(1, raw.copyOfRange(0, COORDINATE_BYTES)), BigInteger(1, raw.copyOfRange(COORDINATE_BYTES, SIGNATURE_BYTES)))
 
-    private fun der(r: BigInteger, s: BigInteger): ByteArray {
-        val integers = listOf(r, s).map { it.toByteArray() }.fold(ByteArray(0)) { all, bytes ->
-            all + byteArrayOf(2, bytes.size.toByte()) + bytes
-        }
-        return byteArrayOf(0x30, integers.size.toByte()) + integers
-    }
+    private fun der(r: BigInteger, s: BigInteger): ByteArray = Der.sequence(Der.integer(r), Der.integer(s))
 }

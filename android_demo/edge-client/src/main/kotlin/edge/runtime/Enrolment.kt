@@ -1,6 +1,7 @@
 package edge.runtime
 
 import edge.ConfigError
+import edge.Der
 import edge.Identity
 import edge.IdentityError
 import edge.JsonError
@@ -26,15 +27,6 @@ import java.security.SecureRandom
 import java.security.spec.ECGenParameterSpec
 import javax.net.ssl.HttpsURLConnection
 import javax.net.ssl.SSLException
-import org.bouncycastle.asn1.ASN1EncodableVector
-import org.bouncycastle.asn1.ASN1Integer
-import org.bouncycastle.asn1.ASN1ObjectIdentifier
-import org.bouncycastle.asn1.DERBitString
-import org.bouncycastle.asn1.DERSequence
-import org.bouncycastle.asn1.DERSet
-import org.bouncycastle.asn1.DERTaggedObject
-import org.bouncycastle.asn1.DERUTF8String
-import org.bouncycastle.asn1.x509.SubjectPublicKeyInfo
 
 /** A device's side of enrolment: a key that never leaves it, a request, and the certificate that comes back. */
 public object Enrolment {
@@ -44,8 +36,6 @@ public object Enrolment {
     private const val NEXT_KEY_FILE = "next.key"
     private const val ID_FILE = "requested.id"
     private const val URL_FILE = "registrar.url"
-    private const val COMMON_NAME = "2.5.4.3"
-    private const val ECDSA_WITH_SHA256 = "1.2.840.10045.4.3.2"
     private val RENEW_DOMAIN = "edge-sdk/renew/1\u0000".toByteArray()
 
     /**
@@ -101,16 +91,11 @@ public object Enrolment {
         if (!Topics.isId(id)) {
             throw IdentityError("'${id.take(80)}' cannot be an id", "use 1 to 63 of a-z, 0-9 and '-', not beginning with '-'")
         }
-        val name = sequence(DERSet(sequence(ASN1ObjectIdentifier(COMMON_NAME), DERUTF8String(id))))
-        val info = sequence(
-            ASN1Integer(BigInteger.ZERO),
-            name,
-            SubjectPublicKeyInfo.getInstance(publicKey),
-            DERTaggedObject(false, 0, DERSet()), // no attributes
-        )
-        val signature = DERBitString(Signing.der(sign(info.encoded)))
-        val algorithm = sequence(ASN1ObjectIdentifier(ECDSA_WITH_SHA256))
-        return Signing.toPem(sequence(info, algorithm, signature).encoded, "CERTIFICATE REQUEST")
+        val name = Der.sequence(Der.set(Der.sequence(Der.COMMON_NAME, Der.text(id))))
+        val noAttributes = Der.element(0xa0)
+        val info = Der.sequence(Der.integer(BigInteger.ZERO), name, publicKey, noAttributes)
+        val signature = Der.bits(Signing.der(sign(info)))
+        return Signing.toPem(Der.sequence(info, Der.sequence(Der.ECDSA_WITH_SHA256), signature), "CERTIFICATE REQUEST")
     }
 
     /**
@@ -160,9 +145,6 @@ public object Enrolment {
         generator.initialize(ECGenParameterSpec("secp256r1"))
         return Signing.toPem(generator.generateKeyPair().private.encoded, "PRIVATE KEY")
     }
-
-    private fun sequence(vararg items: org.bouncycastle.asn1.ASN1Encodable) =
-        DERSequence(ASN1EncodableVector().apply { items.forEach(::add) })
 
     /** One JSON object for another, over TLS with the pinned registrar's certificate; the certificate in the answer. */
     private fun post(url: String, path: String, body: Map<String, String>, registrar: Registrar): String {
