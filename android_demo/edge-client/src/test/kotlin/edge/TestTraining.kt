@@ -4,7 +4,6 @@ import edge.training.Artifact
 import edge.training.Layout
 import edge.training.Npz
 import edge.training.OnnxTrainer
-import edge.training.Tensor
 import edge.training.TrainingPlan
 import java.io.File
 
@@ -20,16 +19,7 @@ fun main(arguments: Array<String>) {
     val (batch, rate, steps, proximal, out) = arguments.drop(5)
     try {
         val artifact = Artifact.parseFile(File(bundle).readBytes(), Signing.publicKeyFromPem(File(signer).readText()))
-        val rows = Npz.read(File(examples))
-        val inMemory = object : edge.training.Examples {
-            override val count = rows.values.first().shape[0]
-
-            override fun take(places: List<Int>) = rows.mapValues { (_, all) ->
-                val size = all.data.size / count
-                val data = places.map { all.data.copyOfRange(it * size, (it + 1) * size) }.fold(ByteArray(0), ByteArray::plus)
-                Tensor(all.dtype, listOf(places.size) + all.shape.drop(1), data)
-            }
-        }
+        val inMemory = InMemory(Npz.read(File(examples)))
         val plan = TrainingPlan(epochs.toLong(), batch.toInt(), rate.toFloat(), steps.toLong(), proximal.toFloat())
         // Random bytes that are anything but secret, as Python's tests make them.
         var drawn = 0
