@@ -7,7 +7,17 @@ import importlib
 import sys
 
 STANDARD = ("masking", "device_startup", "step_memory", "rounds", "transport")
-LONG = ("device", "example_store", "epsilon_tables", "java_step", "personal", "secagg", "step_loop", "train_step", "utility_table")
+LONG = (
+    "device",
+    "example_store",
+    "epsilon_tables",
+    "java_step",
+    "personal",
+    "secagg",
+    "step_loop",
+    "train_step",
+    "utility_table",
+)
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.java_step [MODEL ...]
 
-Each is a process of its own with the whole trainer of its language: batches are drawn, checked, and trained on. Both take
-turns; a ratio is the median of the rounds' ratios. Memory is the growth of the resident set from an open training graph
-to its peak in 20 steps. Needs a JDK and Maven. Linux only.
+Each is a process of its own with the whole trainer of its language: batches are drawn, checked, and trained on. Both
+take turns; a ratio is the median of the rounds' ratios. Memory is the growth of the resident set from an open training
+graph to its peak in 20 steps. Needs a JDK and Maven. Linux only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -67,19 +68,17 @@ class _Side:
     """A process that trains as many steps as it is told to."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+        self._input, self._output = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
         self.growth_bytes = int(float(self._line()))
 
     def step_s(self, steps: int) -> float:
         """CPU seconds of each of so many steps."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
+        self._input.write(f"{steps}\n")
+        self._input.flush()
         return float(self._line())
 
     def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._output.readline()
         if not line:
             raise SystemExit("a process that trains ended; what it said is above")
         return line
@@ -138,7 +137,8 @@ def _files(name: str, batch: int, folder: Path) -> list[str]:
     )
     pem.write_bytes(public_key_to_pem(key.public_key()))
     known = next(decode_parity(artifact.manifest, artifact.part("parity"))).examples
-    np.savez(rows, **{field: np.resize(all_, (2 * batch, *all_.shape[1:])) for field, all_ in known.items()})
+    fields: dict[str, Any] = {name: np.resize(given, (2 * batch, *given.shape[1:])) for name, given in known.items()}
+    np.savez(rows, **fields)
     return [str(bundle), str(pem), str(rows), str(batch)]
 
 

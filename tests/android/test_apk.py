@@ -37,7 +37,8 @@ def test_the_dex_holds_what_the_manifest_and_native_code_name(built: Built) -> N
     named = {name.decode() for name in re.findall(rb"\0(ai/onnxruntime/\w+)(?=\0)", native)}
     assert len(named) > 10
     for name in named - {"ai/onnxruntime/OnnxValue"}:
-        [methods] = re.findall(rf"Class descriptor  : 'L{name};'.*?Direct methods(.*?)Virtual methods", listing, re.DOTALL)
+        pattern = rf"Class descriptor  : 'L{name};'.*?Direct methods(.*?)Virtual methods"
+        [methods] = re.findall(pattern, listing, re.DOTALL)
         assert "'<init>'" in methods, name
 
 
