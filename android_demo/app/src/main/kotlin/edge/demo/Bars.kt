@@ -47,7 +47,7 @@ class Bars(context: Context, attributes: AttributeSet?) : View(context, attribut
         val slot = width.toFloat() / shares.size
         val top = if (values.isEmpty()) 0f else label.textSize * LINE
         val bottom = height - label.textSize * LINE
-        val round = BAR_SHARE * slot / 2
+        val round = minOf(BAR_SHARE * slot, WIDEST_DP * density) / 2
         val highest = shares.max()
         shares.forEachIndexed { index, share ->
             val middle = (index + 0.5f) * slot
@@ -68,6 +68,7 @@ class Bars(context: Context, attributes: AttributeSet?) : View(context, attribut
         const val LABEL_SP = 13f
         const val LINE = 1.4f
         const val BAR_SHARE = 0.4f
+        const val WIDEST_DP = 12f
 
         /** Less is nothing to see. */
         const val LEAST = 0.02f

@@ -166,6 +166,7 @@ class Demo(
 
     /** The person takes part from now on. */
     fun consent() {
+        if (state.notice == Notice.WITHDRAWN) dismiss()
         guarded {
             val invitation = choices.invitation?.let(Invitation::parse) ?: return@guarded
             learning.join(invitation)

@@ -20,7 +20,7 @@ import java.io.IOException
 import java.util.Locale
 
 /** Wires the app: what is pure to what is the phone's. The system starts it for a window, or for a job alone. */
-class DemoApplication : Application(), TrainingApp {
+class DemoApplication : Application(), TrainingApp, DemoHost {
     private val keys by lazy { KeystoreKeys("edge") }
     private val choices by lazy { SealedChoices(SealedFiles(File(noBackupFilesDir, "choices"), keys.storageKey())) }
     private val jobs by lazy { JobScheduling(this) }
@@ -48,18 +48,15 @@ class DemoApplication : Application(), TrainingApp {
         device.listener(Learned.RunChanged(false, Trouble(kind, error.message ?: error.toString())))
     }
 
-    /** The app's state, for a window that shows it. */
-    fun demo(show: (DemoState) -> Unit): Demo =
+    override fun demo(show: (DemoState) -> Unit): Demo =
         Demo(device, device, choices, PhoneLearning(), eligibility, phone::read, show).also { it.start() }
 
-    /** Tell what happens on the learning side to this one, on any thread. */
-    fun listen(listener: (Learned) -> Unit) {
+    override fun listen(listener: (Learned) -> Unit) {
         device.listener = listener
         device.tellHistory()
     }
 
-    /** A document's text; empty where it cannot be read or is longer than any that the app opens. */
-    fun read(document: Uri): String = try {
+    override fun read(document: Uri): String = try {
         contentResolver.openInputStream(document)?.use { stream ->
             val read = ByteArrayOutputStream()
             val piece = ByteArray(PIECE_BYTES)

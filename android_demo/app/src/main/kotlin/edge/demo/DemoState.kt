@@ -29,7 +29,10 @@ sealed interface Stage {
     data class Finished(val version: Int, val receipt: String?, val epsilon: Double) : Stage
 
     /** The phone did not take part, or gave the round up; [reason] is the protocol's word for it, [detail] a sentence. */
-    data class Refused(val reason: String, val detail: String) : Stage
+    data class Refused(val reason: String, val detail: String) : Stage {
+        /** Whether the round's model is nothing for this phone: damaged, of operators it does not know, or too large. */
+        val isUnusable: Boolean get() = reason in setOf("bundle_invalid", "suite_unsupported", "over_memory_budget")
+    }
 }
 
 /** One round as the person sees it. */
@@ -62,13 +65,16 @@ data class Trouble(val kind: Kind, val detail: String) {
     val needsInvitation: Boolean get() = kind == Kind.REVOKED || kind == Kind.EXPIRED
 }
 
-/** What the app repaired by itself, and the person should know. */
+/** What the person should know once. */
 enum class Notice {
     /** The process ended in the middle of an installation; the model before it serves. */
     CUT_OFF,
 
     /** What was installed was damaged; the model that the app came with serves. */
     REPLACED,
+
+    /** The person withdrew, and everything of theirs is erased. */
+    WITHDRAWN,
 }
 
 /** What happened on the learning side. */
@@ -108,7 +114,7 @@ sealed interface Learned {
  * @property waiting why a running job does not train yet.
  * @property progress of the training that runs; null where none does.
  * @property trouble what keeps the phone from taking part.
- * @property notice what the app repaired by itself, until the person has read it.
+ * @property notice what the person should know, until it was read.
  * @property problem what went wrong with the last thing that the person did.
  * @property objections why the phone would not train now.
  * @property rounds newest first.
@@ -180,6 +186,7 @@ data class DemoState(
         objections = objections,
         epsilonLimit = epsilonLimit,
         delta = delta,
+        notice = Notice.WITHDRAWN,
     )
 
     companion object {

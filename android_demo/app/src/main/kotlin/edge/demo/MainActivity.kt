@@ -3,22 +3,35 @@ package edge.demo
 import android.app.Activity
 import android.app.AlertDialog
 import android.content.Intent
+import android.net.Uri
 import android.os.Bundle
 import android.view.LayoutInflater
 import android.view.View
+
+/** What the window needs of the process that it is in. */
+interface DemoHost {
+    /** The app's state, for a window that shows it. */
+    fun demo(show: (DemoState) -> Unit): Demo
+
+    /** Tell what happens on the learning side to this one, on any thread. */
+    fun listen(listener: (Learned) -> Unit)
+
+    /** A document's text; empty where it cannot be read or is longer than any that the app opens. */
+    fun read(document: Uri): String
+}
 
 /** The app's one window: passes on what the person does. */
 class MainActivity : Activity() {
     private lateinit var screen: Screen
     private lateinit var demo: Demo
-    private val application get() = getApplication() as DemoApplication
+    private val host get() = application as DemoHost
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
         val root = LayoutInflater.from(this).inflate(R.layout.main, null)
         setContentView(root)
         screen = Screen(root)
-        demo = application.demo(screen::show)
+        demo = host.demo(screen::show)
         screen.pad.onBegin = demo::begin
         screen.pad.onMove = demo::move
         screen.teach.forEachIndexed { digit, button -> button.setOnClickListener { demo.teach(digit) } }
@@ -38,18 +51,18 @@ class MainActivity : Activity() {
 
     override fun onStart() {
         super.onStart()
-        application.listen { learned -> runOnUiThread { demo.learned(learned) } }
+        host.listen { learned -> runOnUiThread { demo.learned(learned) } }
         demo.refreshConditions()
     }
 
     override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
         super.onActivityResult(requestCode, resultCode, data)
         val uri = data?.data
-        if (requestCode == INVITATION && resultCode == RESULT_OK && uri != null) demo.invite(application.read(uri))
+        if (requestCode == INVITATION && resultCode == RESULT_OK && uri != null) demo.invite(host.read(uri))
     }
 
     override fun onStop() {
-        application.listen {}
+        host.listen {}
         super.onStop()
     }
 

@@ -78,9 +78,19 @@ class Screen(private val root: View) {
         val news = state.problem ?: when (state.notice) {
             Notice.CUT_OFF -> string(R.string.notice_cut_off)
             Notice.REPLACED -> string(R.string.notice_replaced)
+            Notice.WITHDRAWN -> string(R.string.notice_withdrawn)
             null -> null
         }
+        val isGood = state.problem == null && state.notice == Notice.WITHDRAWN
+        val (colour, ground) = if (isGood) R.color.accent to R.color.soft else R.color.warning to R.color.warning_soft
         text(R.id.problem, news.orEmpty())
+        val icon = if (isGood) R.drawable.ic_check else R.drawable.ic_warning
+        root.find<TextView>(R.id.problem).apply {
+            setCompoundDrawablesRelativeWithIntrinsicBounds(icon, 0, 0, 0)
+            compoundDrawableTintList = ColorStateList.valueOf(context.getColor(colour))
+        }
+        root.find<TextView>(R.id.dismiss).setTextColor(context.getColor(colour))
+        view(R.id.banner).backgroundTintList = ColorStateList.valueOf(context.getColor(ground))
         view(R.id.banner).visible(news != null)
     }
 
@@ -198,6 +208,7 @@ class Screen(private val root: View) {
 
     private fun standing(state: DemoState): Standing {
         val trouble = state.trouble
+        val refused = state.rounds.firstOrNull()?.stage as? Stage.Refused
         return when {
             state.modelProblem == ModelProblem.NO_RUNTIME ->
                 Standing(R.drawable.ic_warning, string(R.string.learn_title_no_runtime), string(R.string.model_no_runtime), false)
@@ -215,6 +226,8 @@ class Screen(private val root: View) {
                 state.waiting?.let { string(R.string.learn_words_deferred, it) }
                     ?: string(R.string.learn_words_connected, host(state.coordinator)),
             )
+            refused?.isUnusable == true ->
+                Standing(R.drawable.ic_warning, string(R.string.learn_title_unusable), string(meaning(refused.reason)), false)
             else -> Standing(R.drawable.ic_wait, string(R.string.learn_title_waiting), string(R.string.learn_words_waiting))
         }
     }

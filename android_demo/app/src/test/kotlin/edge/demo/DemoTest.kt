@@ -1,7 +1,6 @@
 package edge.demo
 
 import edge.IdentityError
-import edge.StoreError
 import edge.android.Conditions
 import edge.android.Eligibility
 import edge.android.Objection
@@ -14,35 +13,6 @@ import org.junit.jupiter.api.Assertions.assertTrue
 import org.junit.jupiter.api.Test
 
 class DemoTest {
-    private class FakeModel(override var problem: ModelProblem? = null, var favourite: Int = 3) : DigitModel {
-        override val version: Int? get() = if (problem == null) 0 else null
-        override var notice: Notice? = null
-        override fun predict(pixels: FloatArray): FloatArray? =
-            if (problem != null) null else FloatArray(10) { if (it == favourite) 5f else 0f }
-    }
-
-    private class FakeShelf : ExampleShelf {
-        var full = false
-        val kept = mutableListOf<Example>()
-        override fun all(): List<Example> = kept.toList()
-        override fun add(example: Example) {
-            if (full) throw StoreError("cannot write example-1: no space left", "free some storage")
-            kept += example
-        }
-        override fun clear() = kept.clear()
-    }
-
-    private class FakeChoices : Choices {
-        override var consenting = false
-        override var invitation: String? = null
-    }
-
-    private class FakeLearning(private val log: MutableList<String>) : Learning {
-        override fun join(invitation: Invitation) { log += "join ${invitation.coordinator}" }
-        override fun trainNow() { log += "train now" }
-        override fun withdraw() { log += "withdraw" }
-    }
-
     private val asked = mutableListOf<String>()
     private val shown = mutableListOf<DemoState>()
     private val model = FakeModel()
@@ -52,8 +22,7 @@ class DemoTest {
     private val demo = Demo(model, shelf, choices, FakeLearning(asked), Eligibility(), { phone }, { shown += it })
 
     private val joined = "join mqtts://fl.example.com:8883"
-    private val invitation = "coordinator mqtts://fl.example.com:8883\n" +
-        listOf("PRIVATE KEY", "CERTIFICATE", "CERTIFICATE").joinToString("") { "-----BEGIN $it-----\nAAAA\n-----END $it-----\n" }
+    private val invitation = FakeLearning.INVITATION
 
     private fun draw() {
         demo.begin(Point(0.5f, 0.1f))
@@ -175,6 +144,7 @@ class DemoTest {
         assertFalse(choices.consenting)
         assertNull(choices.invitation)
         assertEquals("", demo.state.coordinator)
+        assertEquals(Notice.WITHDRAWN, demo.state.notice)
         assertEquals(emptyList<Round>(), demo.state.rounds)
         assertEquals(0.0, demo.state.epsilonSpent)
         assertEquals(0, demo.state.modelVersion)

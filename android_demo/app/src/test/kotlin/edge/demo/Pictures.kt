@@ -1,9 +1,9 @@
 package edge.demo
 
-import android.app.Activity
 import android.graphics.Bitmap
 import android.graphics.Canvas
 import android.graphics.Rect
+import android.view.ContextThemeWrapper
 import android.view.LayoutInflater
 import android.view.View
 import android.view.ViewGroup
@@ -13,7 +13,6 @@ import java.io.File
 import kotlin.math.max
 import kotlin.math.min
 import kotlin.math.pow
-import org.robolectric.Robolectric
 import org.robolectric.RuntimeEnvironment
 
 /** A phone to draw on: Robolectric's qualifiers, and how large the person wants text. */
@@ -26,9 +25,10 @@ class Paper(val name: String, private val qualifiers: String, private val fontSc
 
     /** The app showing that state, as long as it must be for nothing to scroll. */
     fun draw(state: DemoState): Picture {
-        val activity = Robolectric.buildActivity(Activity::class.java).get()
-        activity.setTheme(R.style.Demo)
-        val root = LayoutInflater.from(activity).inflate(R.layout.main, null) as ViewGroup
+        val context = ContextThemeWrapper(RuntimeEnvironment.getApplication(), R.style.Demo)
+        val root = LayoutInflater.from(context).inflate(R.layout.main, null) as ViewGroup
+        // Nobody above it says so.
+        root.layoutDirection = context.resources.configuration.layoutDirection
         Screen(root).show(state)
         return Picture(root)
     }
