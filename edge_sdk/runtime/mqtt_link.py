@@ -31,6 +31,9 @@ Version: TypeAlias = Literal["5", "3.1.1"]
 
 PAYLOAD_MAX_BYTES: Final = CHUNK_HEADER_BYTES + CHUNK_MAX_BYTES
 
+# Larger than any message of the protocol: a broker that announces more would have it all kept in memory.
+_PACKET_MAX_BYTES: Final = 1 << 20
+
 # Topic (at most 140 bytes here), properties and fixed header, generously.
 _OVERHEAD_BYTES: Final = 512
 # Messages that may wait for their acknowledgement at a time, where the broker names no smaller number.
@@ -194,10 +197,13 @@ class MqttLink:
     def abort(self) -> None:
         """Reset the connection."""
         if self._client is not None:
-            self._lost = "the connection was aborted on this side"
-            self._unwatch()
-            self._wire.reset()
+            self._give_up("the connection was aborted on this side")
             self._pump()
+
+    def _give_up(self, reason: str) -> None:
+        self._lost = reason
+        self._unwatch()
+        self._wire.reset()
 
     def traffic(self) -> Traffic:
         """What this link moved."""
@@ -248,6 +254,8 @@ class MqttLink:
         client = self._client
         while client is not None and client.socket() is not None and (self._wire.buffered or self._wire.ended):
             client.loop_read()
+            if self._lost is None and client.arriving_bytes > _PACKET_MAX_BYTES:
+                self._give_up(f"the broker sends a packet of {client.arriving_bytes} bytes")
         self._settle()
 
     def _settle(self) -> None:
@@ -304,6 +312,9 @@ class MqttLink:
     def _on_connect(
         self, client: paho.Client, _: Any, __: Any, reason: ReasonCode, properties: Properties | None
     ) -> None:
+        if self._answered:
+            self._lost = "the broker welcomed this client twice"
+            return
         self._answered = True
         if reason.is_failure:
             self.version_refused = reason.value == _UNSUPPORTED_VERSION
@@ -386,6 +397,11 @@ class _PahoClient(paho.Client):
 
     def _create_socket(self) -> Wire:
         return self._wire
+
+    @property
+    def arriving_bytes(self) -> int:
+        """What the packet that is being read says of its size, as far as that is read."""
+        return int(self._in_packet["remaining_length"])
 
 
 @functools.lru_cache(maxsize=256)

@@ -69,6 +69,11 @@ class ChaosProxy:
             self.resets += 1
             pair.reset()
 
+    def inject(self, data: bytes) -> None:
+        """Put bytes among those that the clients read."""
+        for pair in self._pairs:
+            pair.inject(data)
+
     def freeze(self) -> None:
         """Make all connections half-open: bytes vanish, nobody is told, until `thaw`."""
         self._frozen = True
@@ -125,6 +130,9 @@ class _Pair:
     def __init__(self, *writers: asyncio.StreamWriter) -> None:
         self._writers = writers
         self.moved_bytes = 0
+
+    def inject(self, data: bytes) -> None:
+        _write(self._writers[0], data)
 
     def reset(self) -> None:
         for writer in self._writers:

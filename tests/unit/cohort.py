@@ -48,6 +48,7 @@ from edge_sdk.protocol.messages import (
 from edge_sdk.protocol.policy import DevicePolicy, Spending, encoding_of
 from edge_sdk.secagg import client, modular, suite
 from edge_sdk.signing import verify_raw
+from tests.simulation import world
 from tests.simulation.world import START, authority, device_name, identity, known_update
 
 NOW = START
@@ -131,13 +132,14 @@ class Member:
     state: session.State = field(default_factory=session.Waiting)
     steps: int = 0
 
-    def step(self, event: session.Event, now: float = NOW) -> tuple[session.Effect, ...]:
+    def step(self, event: session.Event, now: float | None = None) -> tuple[session.Effect, ...]:
         """Step the session; the state holds where it raises."""
+        now = world.START if now is None else now
         self.state, effects = session.step(self.environment, self.state, event, now, entropy(self.name, self.steps))
         self.steps += 1
         return effects
 
-    def hears(self, message: Any, now: float = NOW) -> tuple[session.Effect, ...]:
+    def hears(self, message: Any, now: float | None = None) -> tuple[session.Effect, ...]:
         return self.step(session.Received(message), now)
 
 
@@ -158,7 +160,8 @@ class Round:
         self.config = round_config(plan)
         self.plan = plan
         self.members = {name: Member(name, make_environment(name, policy)) for name in map(device_name, range(size))}
-        self.state = transitions.open_round(self.config, NOW)
+        self.now = world.START
+        self.state = transitions.open_round(self.config, self.now)
         self.vectors: dict[str, modular.Words] = {}
 
     def __getitem__(self, index: int) -> Member:
@@ -177,8 +180,9 @@ class Round:
         assert isinstance(state, Sharing | Reporting | Endorsing | Unmasking)
         return state.cohort
 
-    def tell(self, name: str, message: events.StageMessage, now: float = NOW) -> tuple[events.Effect, ...]:
+    def tell(self, name: str, message: events.StageMessage, now: float | None = None) -> tuple[events.Effect, ...]:
         """The coordinator hears a stage message."""
+        now = self.now if now is None else now
         self.state, effects = transitions.step(self.state, From(name, message), now, verify_device)
         return effects
 
@@ -189,9 +193,9 @@ class Round:
     def select(self) -> None:
         for name, member in self.members.items():
             event = CheckedIn(name, member.environment.certificate)
-            self.state, _ = transitions.step(self.state, event, NOW, verify_device)
+            self.state, _ = transitions.step(self.state, event, self.now, verify_device)
         if isinstance(self.state, Selecting):
-            self.tick(NOW + self.config.pacing.selection_timeout_s)
+            self.tick(self.now + self.config.pacing.selection_timeout_s)
 
     def advertise(self) -> dict[str, AdvertiseKeys]:
         """Stage 1: every member joins, trains and advertises."""
@@ -269,7 +273,7 @@ class Round:
     # ---- what the honest coordinator says to one member
 
     def roster(self, name: str, cohort: Cohort | None = None) -> Roster:
-        state = Sharing(self.config, NOW, NOW, 0, cohort or self.cohort, frozenset(), {})
+        state = Sharing(self.config, self.now, self.now, 0, cohort or self.cohort, frozenset(), {})
         return outbox.roster_for(state, self.index(name))
 
     def delivery(self, name: str) -> ShareDelivery:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from coordinator.rounds.states import Reporting
 from edge_sdk.clock import ManualClock
 from edge_sdk.events import Event
 from edge_sdk.identity import Identity
@@ -27,7 +28,7 @@ from edge_sdk.protocol.messages import (
     ShareKeys,
     TaskState,
 )
-from edge_sdk.protocol.policy import DevicePolicy
+from edge_sdk.protocol.policy import DevicePolicy, encoding_of
 from edge_sdk.runtime.agent import DeviceAgent, Pace
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.budget import Budget
@@ -35,9 +36,9 @@ from edge_sdk.runtime.consent import Consent
 from edge_sdk.runtime.device_store import DeviceStore
 from edge_sdk.runtime.frames import Outgoing
 from edge_sdk.runtime.learner import Bundle, TrainingJob
-from edge_sdk.secagg import suite
+from edge_sdk.secagg import modular, suite
 from tests.simulation.world import POPULATION, START, KnownLearner, device_name, identity
-from tests.unit.cohort import PLAN, Member, Round
+from tests.unit.cohort import PLAN, Round
 
 M = TypeVar("M", bound=Message)
 ME = device_name(0)
@@ -84,7 +85,74 @@ class Learner(KnownLearner):
         return super().check(bundle, checkpoint)
 
 
-class Post:
+class Correspondent:
+    """A device to which a test delivers message after message; `put` is how, and comes from whoever has the device.
+
+    Attributes:
+        served: what the device may fetch, by SHA-256.
+    """
+
+    def __init__(self) -> None:
+        self.served = {reference(data).sha256: data for data in (BUNDLE, CHECKPOINT)}
+
+    def put(self, topic: str, payload: bytes) -> tuple[Outgoing, ...]:
+        """Deliver one message; all that the device says to it."""
+        raise NotImplementedError
+
+    # ---- bytes and messages
+
+    def read(self, outgoing: Iterable[Outgoing]) -> list[Message]:
+        """The control messages in what the agent sends, each checked as the coordinator would."""
+        found = []
+        for message in outgoing:
+            if isinstance(topics.parse(message.topic), topics.ControlUp):
+                found.append(cast(Message, codec.parse_for_coordinator(codec.read_frame(message.payload))))
+        return found
+
+    def announce(self, message: Announcement | None = None, *, signer: Identity | None = None) -> list[Message]:
+        who = signer or identity("coordinator", "coordinator")
+        message = message or make_announcement()
+        payload = codec.write_frame(message, codec.BROADCAST, who.sign, certificate=who.certificate_der)
+        return self.read(self.put(topics.build(topics.TaskTopic(message.population)), payload))
+
+    def tell(self, message: Message, *, signer: Identity | None = None, addressee: str = ME) -> list[Message]:
+        who = signer or identity("coordinator", "coordinator")
+        payload = codec.write_frame(message, addressee, who.sign)
+        return self.read(self.put(topics.build(topics.ControlDown(DeviceId(ME))), payload))
+
+    def answer(self, message: Message, kind: type[M]) -> M:
+        """Tell something, and return the one answer of a kind."""
+        return one(self.tell(message), kind)
+
+    def give(self, data: bytes, pull: Pull) -> list[Message]:
+        """Answer a pull with the chunks of `data`, whatever was asked for."""
+        said: list[Message] = []
+        ranges = tuple(zip(pull.firsts, pull.counts, strict=True))
+        for frame in chunks.frames(pull.sha256, data, pull.chunk_bytes, ranges):
+            said += self.read(self.put(topics.build(topics.ChunkDown(DeviceId(ME))), frame))
+        return said
+
+    # ---- a round
+
+    def follow(self, plan: Plan | None = None) -> AdvertiseKeys:
+        """Hear of a round, check in, get the plan and its blobs, and advertise."""
+        plan = plan or make_plan()
+        number = plan.round_number
+        self.announce(make_announcement(rid=plan.rid, sequence=number, round_number=number, task=plan.task))
+        said = self.tell(plan)
+        open_pulls = [m for m in said if isinstance(m, Pull)]
+        while open_pulls:
+            pull = open_pulls.pop(0)
+            said = self.give(self.served[pull.sha256], pull)
+            open_pulls += [m for m in said if isinstance(m, Pull)]
+        return one(said, AdvertiseKeys)
+
+    def train(self) -> list[Message]:
+        """Let it train."""
+        raise NotImplementedError
+
+
+class Post(Correspondent):
     """One agent and what it is told.
 
     Args:
@@ -105,6 +173,7 @@ class Post:
         budget: Budget | None = None,
         free_memory: Callable[[], int | None] = lambda: None,
     ) -> None:
+        super().__init__()
         self.others = others
         self.now = now
         self.folder = folder
@@ -142,56 +211,12 @@ class Post:
             budget=budget,
         )
 
-    # ---- bytes and messages
-
-    def read(self, outgoing: Iterable[Outgoing]) -> list[Message]:
-        """The control messages in what the agent sends, each checked as the coordinator would."""
-        found = []
-        for message in outgoing:
-            if isinstance(topics.parse(message.topic), topics.ControlUp):
-                found.append(cast(Message, codec.parse_for_coordinator(codec.read_frame(message.payload))))
-        return found
-
     def put(self, topic: str, payload: bytes) -> tuple[Outgoing, ...]:
         return self.agent.receive(topic, payload, self.now)
-
-    def announce(self, message: Announcement | None = None, *, signer: Identity | None = None) -> list[Message]:
-        who = signer or identity("coordinator", "coordinator")
-        payload = codec.write_frame(
-            message or make_announcement(), codec.BROADCAST, who.sign, certificate=who.certificate_der
-        )
-        population = message.population if message is not None else POPULATION
-        return self.read(self.put(topics.build(topics.TaskTopic(population)), payload))
-
-    def tell(self, message: Message, *, signer: Identity | None = None, addressee: str = ME) -> list[Message]:
-        who = signer or identity("coordinator", "coordinator")
-        payload = codec.write_frame(message, addressee, who.sign)
-        return self.read(self.put(topics.build(topics.ControlDown(DeviceId(ME))), payload))
-
-    def give(self, data: bytes, pull: Pull) -> list[Message]:
-        """Answer a pull with the chunks of `data`, whatever was asked for."""
-        said: list[Message] = []
-        ranges = tuple(zip(pull.firsts, pull.counts, strict=True))
-        for frame in chunks.frames(pull.sha256, data, pull.chunk_bytes, ranges):
-            said += self.read(self.put(topics.build(topics.ChunkDown(DeviceId(ME))), frame))
-        return said
 
     def wait(self, seconds: float) -> list[Message]:
         self.now += seconds
         return self.read(self.agent.tick(self.now))
-
-    # ---- a round
-
-    def follow(self, plan: Plan | None = None) -> AdvertiseKeys:
-        """Hear of a round, check in, get the plan and its blobs, and advertise."""
-        plan = plan or make_plan()
-        number = plan.round_number
-        self.announce(make_announcement(rid=plan.rid, sequence=number, round_number=number, task=plan.task))
-        said = self.tell(plan)
-        for pull in [m for m in said if isinstance(m, Pull)]:
-            data = BUNDLE if pull.sha256 == plan.bundle.sha256 else CHECKPOINT
-            said = self.give(data, pull)
-        return one(said, AdvertiseKeys)
 
     def train(self) -> list[Message]:
         job = self.agent.take_job()
@@ -205,37 +230,51 @@ class Post:
 class Cohort(Round):
     """A cohort in which one member is the agent of a post."""
 
-    def __init__(self, post: Post, plan: Plan | None = None, size: int = 6) -> None:
+    def __init__(self, post: Correspondent, plan: Plan | None = None, size: int = 6) -> None:
         super().__init__(size, plan or make_plan(), DevicePolicy(min_reports=2, epsilon_at_most=math.inf))
         self.post = post
-        del self.members[ME]
+        self._own = self.members.pop(ME)
 
     def index(self, name: str) -> int:
         return int(name.rsplit("-", 1)[1])
 
     def play_until_advertised(self) -> None:
         """Everybody has advertised, and the roster is made."""
-        self.members[ME] = Member(
-            ME, replace(self[1].environment, device_id=ME, certificate=identity(ME).certificate_der)
-        )
+        self.members[ME] = self._own
         self.select()
         del self.members[ME]
-        self.tell(ME, self.post.follow(self.plan))
+        self.advertised = self.post.follow(self.plan)
+        self.tell(ME, self.advertised)
         self.post.train()
         for name, keys in self.advertise().items():
             self.tell(name, keys)
 
+    def play_until_shared(self) -> None:
+        """Everybody has shared, and U2 is known."""
+        self.play_until_advertised()
+        self.share_all()
+
+    def share_all(self) -> None:
+        """Stage 3 of everybody's, after `play_until_advertised`."""
+        self.shared = self.post.answer(self.roster(ME), ShareKeys)
+        for name, shares in {ME: self.shared, **self.share()}.items():
+            self.tell(name, shares)
+        self.delivered = self.delivery(ME)
+
+    def report_all(self, without: str = "") -> MaskedInput:
+        """Stage 4 of everybody's but one's, after `play_until_shared`; returns the agent's masked input."""
+        report = self.post.answer(self.delivered, MaskedInput)
+        for name, message in {ME: report, **self.report(self.members.keys() - {without})}.items():
+            self.vectors[name] = modular.unpack(message.inline, encoding_of(self.plan).length, self.plan.bits)
+            self.tell(name, message)
+        if isinstance(self.state, Reporting):
+            self.tick(self.state.opened_at + self.config.pacing.report_timeout_s)
+        return report
+
     def play_until_reported(self) -> MaskedInput:
         """Everybody goes through the stages; returns the agent's masked input."""
-        self.play_until_advertised()
-        self.tell(ME, one(self.post.tell(self.roster(ME)), ShareKeys))
-        for name, shares in self.share().items():
-            self.tell(name, shares)
-        report = one(self.post.tell(self.delivery(ME)), MaskedInput)
-        self.tell(ME, report)
-        for name, other in self.report().items():
-            self.tell(name, other)
-        return report
+        self.play_until_shared()
+        return self.report_all()
 
 
 def one(said: Iterable[Message], kind: type[M]) -> M:

@@ -32,7 +32,7 @@ def test_every_attack_is_played_where_the_table_says() -> None:
 
 
 def test_every_check_is_held_where_the_table_says() -> None:
-    rows = rows_of((ROOT / "docs" / "checks.md").read_text(encoding="utf-8"))
+    rows = rows_of((ROOT / "docs" / "checks.md").read_text(encoding="utf-8").split("## Attacks on whole devices")[0])
     assert len(rows) >= 35
     for row in rows:
         require_tests(row)
@@ -44,3 +44,22 @@ def test_every_check_is_held_where_the_table_says() -> None:
         headings = (ROOT / "edge_sdk/schema/PROTOCOL.md").read_text(encoding="utf-8")
         for section in sections.split(", "):
             assert re.search(rf"^##+ {re.escape(section)} ", headings, re.MULTILINE), section
+
+
+def test_every_attack_on_whole_devices_was_played_against_the_clients_that_the_table_names() -> None:
+    rows = rows_of((ROOT / "docs" / "checks.md").read_text(encoding="utf-8").split("## Attacks on whole devices")[1])
+    (clients,) = re.findall(
+        r"^CLIENTS.* = \((.*)\)$", (TESTS / "integration/wire.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    named = {}
+    for row in rows:
+        _, _, _, played, test, _ = (cell.strip() for cell in row.split("|"))
+        require_tests(row)
+        named[test.removeprefix("test_hostile_wire::")] = played
+    tests = (TESTS / "integration/test_hostile_wire.py").read_text(encoding="utf-8")
+    # Each of them runs against every client, by the fixture or by its own parameter.
+    defined = re.findall(r"^def (test_\w+)\((?:stand: Stand|client: Client)", tests, re.MULTILINE)
+    assert defined == re.findall(r"^def (test_\w+)", tests, re.MULTILINE)
+    assert named == dict.fromkeys(defined, clients.replace('"', ""))
+    assert "params=CLIENTS" in tests
+    assert tests.count('("client", CLIENTS)') == tests.count("(client: Client, tmp_path")

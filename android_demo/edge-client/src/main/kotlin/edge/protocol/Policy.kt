@@ -136,8 +136,12 @@ public object Policy {
         if (plan.corruptShare < policy.corruptShareAtLeast) {
             return Objection(
                 DeclineReason.COHORT_TOO_SMALL,
-                "the plan assumes a share of ${plan.corruptShare} colluding devices; this device asks for " +
-                    "${policy.corruptShareAtLeast}",
+                String.format(
+                    Locale.ROOT,
+                    "the plan assumes %.0f%% colluding devices; this device asks for %.0f%%",
+                    100 * plan.corruptShare,
+                    100 * policy.corruptShareAtLeast,
+                ),
             )
         }
         val cap = minOf(plan.participationCap, policy.participationsAtMost.toLong())

@@ -8,6 +8,7 @@ import java.util.concurrent.Callable
 import java.util.concurrent.ExecutorService
 import java.util.concurrent.Executors
 import java.util.concurrent.LinkedBlockingQueue
+import java.util.concurrent.Semaphore
 import java.util.concurrent.TimeUnit
 
 /**
@@ -24,6 +25,9 @@ public class Driver(
     private val objections: () -> List<String> = { emptyList() },
 ) {
     private val inbox = LinkedBlockingQueue<() -> Unit>()
+
+    // A broker that sends faster than this device reads waits, instead of filling its memory.
+    private val room = Semaphore(UNREAD_MAX)
     @Volatile private var isStopping = false
     @Volatile private var roundId: Bytes? = null
     @Volatile private var mayTrain = true
@@ -49,7 +53,7 @@ public class Driver(
             send(agent.start(now()), training)
             transport.launch(
                 agent.subscriptions,
-                { topic, payload -> inbox.add { send(agent.receive(topic, payload, now()), training) } },
+                { topic, payload -> came(topic, payload, training) },
                 { inbox.add { send(agent.connected(now()), training) } },
             )
             while (!isStopping && !done()) turn(training)
@@ -58,6 +62,14 @@ public class Driver(
             transport.stop()
             training.shutdown()
             training.awaitTermination(TRAINING_END_S, TimeUnit.SECONDS)
+        }
+    }
+
+    private fun came(topic: String, payload: ByteArray, training: ExecutorService) {
+        while (!room.tryAcquire(1, TimeUnit.SECONDS)) if (isStopping) return
+        inbox.add {
+            room.release()
+            send(agent.receive(topic, payload, now()), training)
         }
     }
 
@@ -108,6 +120,7 @@ public class Driver(
     private companion object {
         const val MAX_WAIT_S = 5.0
         const val ASK_EVERY_S = 10.0
+        const val UNREAD_MAX = 64
         const val PAUSE_MS = 1_000L
         const val TRAINING_END_S = 10L
     }
