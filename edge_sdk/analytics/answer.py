@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,9 @@ def answer(query: Query, rows: Rows) -> NDArray[np.float32]:
         return np.array([1.0, share], np.float32)
     if query.kind == "evaluate":
         raise TrainingError("a model is evaluated by its graph, not by its examples alone")
-    values = rows[query.field][-count:].reshape(count, -1).astype(np.float64)
+    found = rows[query.field]
+    # The last `count`, which may be none: the examples can go between check-in and answer.
+    values = found[len(found) - count :].reshape(count, math.prod(found.shape[1:])).astype(np.float64)
     if not np.isfinite(values).all():
         raise TrainingError(f"field {query.field} holds NaN or infinity", hint="drop or repair those examples")
     unit = (np.clip(values, query.low, query.high) - query.low) / (query.high - query.low)  # into [0, 1]

@@ -46,7 +46,7 @@ def make_home(folder: Path, served: Served) -> Path:
 
 
 def test_a_token_gives_one_kotlin_device_an_identity_that_it_renews(served: Served, tmp_path: Path) -> None:
-    served.now = NOW - 61 * DAY_S
+    served.now = NOW - 75 * DAY_S
     home, token = make_home(tmp_path / "one", served), served.token()
     said = started(home, served, token, "enrolled as")
     identity = load_identity(home / "identity", role="device", now=NOW)
@@ -55,9 +55,9 @@ def test_a_token_gives_one_kotlin_device_an_identity_that_it_renews(served: Serv
     assert "unknown, expired, already used" in started(make_home(tmp_path / "two", served), served, token, "error")
     assert [line.id for line in read_log(served.folder)] == [identity.id]
 
-    # Two thirds of the certificate's life are over: the next start renews it, for a new key.
+    # More than two thirds of the certificate's life are over: it is renewed while the device runs, for a new key.
     served.now = NOW
-    started(home, served, "", "cannot reach")
+    started(home, served, "", f"{identity.id} has a new certificate")
     again = load_identity(home / "identity", role="device", now=NOW)
     assert again.id == identity.id
     assert again.not_after > identity.not_after + 50 * DAY_S

@@ -1,16 +1,16 @@
 package edge
 
 import edge.protocol.DevicePolicy
-import edge.runtime.Enrolment
 import edge.training.Field
 import edge.training.Npz
 import edge.training.Tensor
 import java.io.File
 import kotlin.system.exitProcess
 
-private const val USAGE = """usage: DeviceMain --home DIR --broker URL --population NAME [options]
+private const val USAGE = """usage: DeviceMain --home DIR --broker URL --population NAME[,NAME] [options]
   --enrol URL        get an identity from this registrar first, with the token in EDGE_ENROL_TOKEN and the
                      registrar's certificate in DIR/registrar.crt
+  --analytics        answer signed questions about the examples too
   --examples FILE    .npz with inputs and y, to fill an empty example store with
   --min-reports N    fewest devices in a sum (20)
   --epsilon E        most this device spends on all tasks together, or 'any' to allow no noise (10)
@@ -36,39 +36,42 @@ private class Options(arguments: Array<String>) {
         val rest = ArrayDeque(arguments.toList())
         while (rest.isNotEmpty()) {
             val name = rest.removeFirst()
-            given[name] = if (name == "--until-done") "" else rest.removeFirstOrNull() ?: throw unusable("$name lacks its value")
+            given[name] = if (name in FLAGS) "" else rest.removeFirstOrNull() ?: throw unusable("$name lacks its value")
         }
         untilDone = "--until-done" in given
         val known = setOf(
-            "--home", "--broker", "--population", "--enrol", "--examples", "--min-reports", "--epsilon", "--consent", "--until-done",
+            "--analytics", "--home", "--broker", "--population", "--enrol", "--examples", "--min-reports", "--epsilon", "--consent", "--until-done",
         )
         (given.keys - known).firstOrNull()?.let { throw unusable("there is no option $it") }
     }
+
+    val analytics: Boolean get() = "--analytics" in given
 
     fun needed(name: String): String = given[name] ?: throw unusable("$name is missing")
 
     fun optional(name: String): String? = given[name]
 
     fun unusable(why: String) = ConfigError(why, USAGE)
+
+    private companion object {
+        val FLAGS = setOf("--analytics", "--until-done")
+    }
 }
 
 private fun run(options: Options) {
     val minReports = (options.optional("--min-reports") ?: "20").toIntOrNull()
     val epsilon = (options.optional("--epsilon") ?: "10").let { if (it == "any") Double.POSITIVE_INFINITY else it.toDoubleOrNull() }
     if (minReports == null || epsilon == null) throw options.unusable("--min-reports and --epsilon are numbers")
-    val population = options.needed("--population")
+    val populations = options.needed("--population").split(',')
     val home = File(options.needed("--home"))
-    options.optional("--enrol")?.let { url ->
-        if (!File(home, "identity/identity.crt").exists()) {
-            val token = System.getenv("EDGE_ENROL_TOKEN") ?: throw options.unusable("EDGE_ENROL_TOKEN is not set")
-            val registrar = Identity.read(File(home, "registrar.crt"))
-            val identity = Enrolment.enrol(File(home, "identity"), url, token, registrar, System.currentTimeMillis() / 1e3)
-            say("enrolled as ${identity.id}")
-        }
-    }
     val edge = EdgeClient(home) {
         coordinator(options.needed("--broker"), System.getenv("EDGE_BROKER_PASSWORD"))
         policy(DevicePolicy(minReports = minReports, epsilonAtMost = epsilon))
+        options.optional("--enrol")?.let { url ->
+            if (!File(home, "identity/identity.crt").exists()) {
+                enrol(url, System.getenv("EDGE_ENROL_TOKEN") ?: throw options.unusable("EDGE_ENROL_TOKEN is not set"))
+            }
+        }
         log = ::say
     }
     edge.use {
@@ -79,12 +82,12 @@ private fun run(options: Options) {
             for (row in 0 until count) examples.add(*rows.map { (name, all) -> name to rowOf(all, row) }.toTypedArray())
             say("$count examples")
         }
-        edge.join(population, examples)
+        populations.forEach { edge.join(it, examples, options.analytics) }
         options.optional("--consent")?.let { if (edge.consent.newest == null) edge.consent.grant(it, "command line") }
         Runtime.getRuntime().addShutdownHook(Thread { edge.stop() })
-        edge.run { options.untilDone && edge.isComplete }
-        say("model ${edge.model(population).installed?.version ?: 0}")
-        for (one in edge.participations()) say("round ${one.roundNumber}: ${one.sentBytes} bytes, epsilon ${one.epsilon}")
+        edge.run { options.untilDone && edge.isComplete() }
+        for (population in populations) say("model ${edge.model(population).installed?.version ?: 0}")
+        for (one in edge.privacy.receipts()) say("round ${one.roundNumber}: ${one.sentBytes} bytes, epsilon ${one.epsilon}")
     }
     if (options.untilDone) exitProcess(0)
 }

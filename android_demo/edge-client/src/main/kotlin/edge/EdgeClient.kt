@@ -5,6 +5,7 @@ import edge.inference.InstalledModels
 import edge.protocol.DevicePolicy
 import edge.runtime.BlobCache
 import edge.runtime.BrokerUrl
+import edge.runtime.Budget
 import edge.runtime.Consent
 import edge.runtime.DeviceAgent
 import edge.runtime.DeviceStore
@@ -12,7 +13,8 @@ import edge.runtime.Driver
 import edge.runtime.Enrolment
 import edge.runtime.HomeLock
 import edge.runtime.MqttTransport
-import edge.runtime.Participation
+import edge.runtime.PrivacyAccount
+import edge.runtime.Renewal
 import edge.runtime.Tls
 import edge.runtime.Transport
 import edge.training.ExampleStore
@@ -27,6 +29,7 @@ import java.io.IOException
 import java.security.SecureRandom
 import java.security.interfaces.ECPublicKey
 import java.util.concurrent.CountDownLatch
+import java.util.concurrent.TimeUnit
 import java.util.concurrent.atomic.AtomicReference
 import kotlin.concurrent.thread
 import kotlin.coroutines.resume
@@ -42,6 +45,24 @@ public class EdgeClientSettings internal constructor() {
     internal var broker: BrokerUrl? = null
     internal var password: String? = null
     internal var floors: DevicePolicy = DevicePolicy()
+
+    internal var enrolment: Enrolled? = null
+
+    internal class Enrolled(val url: String, val token: String, val registrar: File?)
+
+    /** What training may take: processor, threads, time, traffic a day, memory. */
+    public var budget: Budget = Budget()
+
+    /** The bytes of memory that the machine has left, or null where that is not known. */
+    public var freeMemory: () -> Long? = { null }
+
+    /**
+     * Where a device that has no identity gets one when it first runs: with a [token] that is good for one, from the
+     * registrar at [url]. [registrar] is its certificate, to pin, shipped in the app; `registrar.crt` in the folder by default.
+     */
+    public fun enrol(url: String, token: String, registrar: File? = null) {
+        enrolment = Enrolled(url, token, registrar)
+    }
 
     /** This device's identity; read from `identity/` in the folder where none is given. */
     public var identity: Identity? = null
@@ -133,12 +154,15 @@ public class Model internal constructor(private val models: InstalledModels) {
  *     edge.model("keyboard").predict("x" to Tensor.of(features, listOf(1, 16)))
  *
  * The folder holds `identity/` (key, certificate, registrar's certificate), `signer.pub` (who may sign models), the example
- * stores, the device's own journal and ledger, fetched blobs and installed models; one client at a time may own it. A
- * client takes part in one population. Raises ConfigError, IdentityError or StoreError.
+ * stores, the device's own journal and ledger, fetched blobs and installed models; one client at a time may own it.
+ * Everything but [run], [start] and [trainNow] works without a network.
+ *
+ * Raises ConfigError; IdentityError: there is neither an identity nor a token, or the signer's key is missing; StoreError:
+ * the folder cannot be used.
  */
 public class EdgeClient(private val home: File, configure: EdgeClientSettings.() -> Unit) : Closeable {
     private val settings = EdgeClientSettings().apply(configure)
-    private val identity: Identity
+    private val identityFolder = File(home, "identity")
     private val signer: ECPublicKey
     private val lock: HomeLock
     private val store: DeviceStore
@@ -146,8 +170,10 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
     private val examples = HashMap<String, ExampleStore>()
     private val models = HashMap<String, InstalledModels>()
     private val emitted = MutableSharedFlow<DeviceEvent>(0, EVENTS_KEPT, BufferOverflow.DROP_OLDEST)
-    private var joined: Joined? = null
+    private val joins = LinkedHashMap<String, Joined>()
     private val running = AtomicReference<Running?>()
+    @Volatile private var failure: EdgeError? = null
+    @Volatile private var withdrawn = false
 
     /** What happens, from when it is collected on; to a slow collector the oldest events are lost. */
     public val events: SharedFlow<DeviceEvent> = emitted.asSharedFlow()
@@ -155,193 +181,327 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
     /** The owner's consent: nothing is trained until it is granted. */
     public val consent: Consent
 
+    /** What left the device, and what it cost. */
+    public val privacy: PrivacyAccount
+
     init {
         if (!home.isDirectory && !home.mkdirs()) throw StoreError("$home cannot be made", "check the path and its permissions")
-        identity = settings.identity ?: ownIdentity(File(home, "identity"))
-        signer = settings.signer ?: readSigner(File(home, "signer.pub"))
         lock = HomeLock(home)
+        var opened: DeviceStore? = null
         try {
-            store = DeviceStore(home)
+            store = DeviceStore(home).also { opened = it }
+            if (store.get(WITHDRAWING) != null) erase()
+            if (settings.identity == null && settings.enrolment == null) Identity.read(certificateFile)
+            signer = settings.signer ?: readSigner(File(home, "signer.pub"))
         } catch (error: EdgeError) {
+            opened?.close()
             lock.close()
             throw error
         }
+        withdrawn = false
         consent = Consent(store, settings.now) { running.get()?.driver?.wake() }
+        privacy = PrivacyAccount(store, settings.floors)
     }
 
-    /** The name in the device's certificate. */
-    public val deviceId: String get() = identity.id
+    /** The name in the device's certificate; empty until it is enrolled. */
+    public val deviceId: String
+        get() = settings.identity?.id ?: if (!certificateFile.isFile) "" else Registrar.idOf(
+            Signing.fromPem(Identity.read(certificateFile), "CERTIFICATE", Identity.CERTIFICATE_FILE),
+        )
+
+    private val certificateFile: File get() = File(identityFolder, Identity.CERTIFICATE_FILE)
 
     // ---- what the app gives and gets
 
-    /** The device's examples of that name, made where there are none; see [ExampleStore]. */
+    /**
+     * The device's examples of that name, made where there are none; of the rows that are added, the share [holdout] is kept
+     * to judge models by and never trained on. See [ExampleStore].
+     */
     @Synchronized
     public fun examples(
         name: String,
         schema: Schema,
         maxRows: Int = 2_000,
         ttlS: Double = Double.POSITIVE_INFINITY,
+        holdout: Double = 0.0,
     ): ExampleStore {
         requireName(name)
         examples[name]?.let {
             if (it.schema != schema) throw StoreError("the examples '$name' are open already, with other fields", "use another name")
             return it
         }
-        val file = File(home, "$name.examples")
-        val key = settings.keyPlace(File(home, "$name.examples.key"))
-        return ExampleStore(file, schema, maxRows, ttlS, key, settings.now).also { examples[name] = it }
+        val file = File(home, "$name$EXAMPLES")
+        return ExampleStore(file, schema, maxRows, ttlS, keyOf(name), settings.now, holdout).also { examples[name] = it }
     }
 
+    private fun keyOf(examples: String): KeyPlace = settings.keyPlace(File(home, "$examples$EXAMPLES.key"))
+
     /**
-     * Takes part in a population's training, and serves its models; once, before the client runs.
+     * Takes part in a population's training, and serves its models; before the client runs, once for each population.
      *
-     * [examples] are what to train on, null only serves; [objections] are asked every few seconds what is against
-     * training now, in words, such as "not charging".
+     * [examples] are what to train on, null only serves; with [analytics] it answers signed questions about them, as it
+     * trains: clipped, noised, masked. [objections] are asked every few seconds what is against training now, in words, such
+     * as "not charging". Raises ConfigError.
      */
     @Synchronized
-    public fun join(population: String, examples: ExampleStore? = null, objections: () -> List<String> = { emptyList() }) {
+    public fun join(
+        population: String,
+        examples: ExampleStore? = null,
+        analytics: Boolean = false,
+        objections: () -> List<String> = { emptyList() },
+    ) {
         requireName(population)
-        if (joined != null) throw ConfigError("this client has joined '${joined?.population}' already", "join one population")
-        val learner = LocalLearner(signer, examples, modelsOf(population))
-        joined = Joined(population, learner, objections)
+        if (population in joins || running.get() != null) {
+            val reason = if (running.get() != null) "runs already" else "has joined '$population' already"
+            throw ConfigError("this client $reason", "join each population once, before run or start")
+        }
+        val learner = LocalLearner(signer, examples, modelsOf(population), analytics, settings.budget)
+        joins[population] = Joined(learner, objections)
     }
 
     /** A population's model, joined or not. */
     public fun model(population: String): Model = Model(modelsOf(population))
 
-    /** What left this device, when, for which task, and what it cost. */
-    public fun participations(): List<Participation> = synchronized(store) { store.participations() }
+    /** What is against training now, in words, by population. */
+    public fun objections(): Map<String, List<String>> = joins.mapValues { it.value.objections() }
+
+    /** Whether a joined population's task is over and its last model serves here; of all where none is named. */
+    public fun isComplete(population: String? = null): Boolean = running.get()?.agent?.isComplete(population) ?: false
 
     // ---- running
 
-    /** Takes part on this thread until [stop], or until [until] holds. Raises ConfigError or StoreError. */
-    public fun run(until: () -> Boolean = { false }) {
-        val begun = begin()
-        try {
-            begun.driver.run { until() }
-        } finally {
-            end(begun)
-        }
-    }
+    /**
+     * Takes part on this thread until [stop], or until [until], asked every few seconds, holds.
+     *
+     * Raises ConfigError; IdentityError: the registrar refused the token, or the certificate cannot be used; StoreError: the
+     * device's store failed, and nothing that it does not hold was sent.
+     */
+    public fun run(until: () -> Boolean = { false }): Unit = carry(begin()) { until() }
 
     /** Takes part on a thread of its own, until [stop]. Raises ConfigError. */
     public fun start() {
         val begun = begin()
         thread(name = "edge", isDaemon = true) {
             try {
-                begun.driver.run()
+                carry(begun) { false }
             } catch (error: EdgeError) {
                 settings.log("the device stopped: ${error.message}")
-            } finally {
-                end(begun)
+                failure = error
             }
         }
     }
 
-    /** Ends [run], [start] or [trainNow], from any other thread; an open round is taken up again by the next one. */
+    /**
+     * Ends [run], [start] or [trainNow]; an open round is taken up again by the next one. It waits for the end, unless it
+     * is called from there, by a collector of events. Raises EdgeError: why what [start] began had ended by itself.
+     */
     public fun stop() {
-        running.get()?.let {
-            it.driver.stop()
-            it.ended.await()
+        end()
+        failure?.let {
+            failure = null
+            throw it
         }
+    }
+
+    /** Whether it has ended; false where it is called from what is to end. */
+    private fun end(): Boolean {
+        val begun = running.get() ?: return true
+        begun.stop()
+        if (begun.thread === Thread.currentThread()) return false
+        begun.ended.await()
+        return true
     }
 
     /**
      * Takes part until one round that this device entered is over, or the task is complete; says how it ended.
      *
-     * Cancelling stops it; an open round is taken up again by the next run. Raises ConfigError or StoreError.
+     * It is a round of [population], of any where none is named. Cancelling ends it before training's next step; an open
+     * round is taken up again by the next run. Raises as [run].
      */
-    public suspend fun trainNow(): DeviceEvent? {
+    public suspend fun trainNow(population: String? = null): DeviceEvent? {
+        if (population != null && population !in joins) {
+            throw ConfigError("this client has not joined '$population'", "call join first")
+        }
         val begun = begin()
         val last = AtomicReference<DeviceEvent?>()
-        begun.listener = { event -> if (event !is Deferred && event !is Training && event !is Connected && event !is Unreachable) last.set(event) }
+        begun.listener = { event ->
+            val says = event !is Deferred && event !is Training && event !is Connected && event !is Unreachable
+            if (says && population in setOf(null, event.population)) last.set(event)
+        }
         return suspendCancellableCoroutine { continuation ->
+            continuation.invokeOnCancellation { begun.stop() }
             thread(name = "edge", isDaemon = true) {
                 try {
-                    begun.driver.run { begun.agent.roundsEnded > 0 || begun.agent.isDone }
-                    end(begun)
+                    carry(begun) { agent ->
+                        agent.ended.any { population == null || it == population } || agent.isComplete(population)
+                    }
                     continuation.resume(last.get())
                 } catch (error: EdgeError) {
-                    end(begun)
                     continuation.resumeWithException(error)
                 }
             }
-            continuation.invokeOnCancellation { begun.driver.stop() }
         }
     }
-
-    /** Whether the population's task is over and its last model serves here; false while the client does not run. */
-    public val isComplete: Boolean get() = running.get()?.agent?.isDone ?: false
 
     /**
-     * Erases examples, their keys, pending updates, fetched blobs and installed models, and revokes the consent.
+     * The owner wants out: stops, and erases what was given to this device, for good.
      *
-     * The ledger and the ids of rounds that were left stay: a device that forgot what it said could say another thing. What
-     * was uploaded before is in sums of many devices and cannot be taken out.
+     * Gone are examples with their keys, the identity in the device's folder, the open round with its update, receipts, and
+     * everything that tells what was done when. What is kept: that consent was revoked; of the ledger what each task cost, so
+     * that budgets hold if the owner ever consents again; the installed models, which still predict. What was uploaded is in
+     * sums of many devices and cannot be taken out.
+     *
+     * This client and its example stores are of no more use then, but for [model]. Killed half way, the next client made in
+     * this folder completes it. Called by a collector of events, on the thread that runs the device, it is carried out when
+     * that ends. Raises StoreError: something cannot be erased; it may be called again.
      */
     public fun withdraw() {
-        stop()
-        consent.revoke()
-        synchronized(this) {
-            examples.values.forEach { it.erase() }
-            home.listFiles()?.forEach { if (it.name.endsWith(".examples") && it.name.removeSuffix(".examples") !in examples) it.delete() }
-            home.listFiles()?.forEach { file ->
-                val name = file.name.removeSuffix(".examples.key")
-                if (name != file.name && name !in examples) settings.keyPlace(file).erase()
-            }
-            store.journalRid?.let { store.endRound(it, settings.now(), committed = false, detail = "the owner withdrew") }
-            models.values.forEach { it.erase() }
-            for (folder in listOf("models", "blobs")) File(home, folder).deleteRecursively()
+        try {
+            store.put(WITHDRAWING, "1", durable = true)
+        } finally {
+            consent.revoke() // also where nothing can be written: no training goes on in this process
         }
+        if (end() && store.get(WITHDRAWING) != null) erase()
     }
 
+    @Synchronized
+    private fun erase() {
+        withdrawn = true
+        try {
+            // The identity first: what is left half erased can never act again.
+            for (name in listOf(Identity.KEY_FILE, Enrolment.NEXT_KEY_FILE)) FileKey(File(identityFolder, name)).erase()
+            remove(identityFolder)
+            examples.values.forEach { it.close() }
+            for (file in home.listFiles().orEmpty()) {
+                val name = file.name.removeSuffix(".key")
+                if (!name.endsWith(EXAMPLES)) continue
+                keyOf(name.removeSuffix(EXAMPLES)).erase()
+                remove(File(home, name))
+            }
+            remove(File(home, BLOBS))
+        } catch (error: IOException) {
+            throw StoreError("the device in $home is not erased: ${error.message}", "check its permissions, and try again", error)
+        }
+        store.strip()
+        store.drop(WITHDRAWING)
+    }
+
+    private fun remove(file: File) {
+        if (!file.deleteRecursively() && file.exists()) throw IOException("$file cannot be removed")
+    }
+
+    /** Stops, and closes the device's files. Raises as [stop]. */
     override fun close() {
-        stop()
-        joined?.learner?.close()
-        examples.values.forEach { it.close() }
-        models.values.forEach { it.close() }
-        store.close()
-        lock.close()
+        try {
+            stop()
+        } finally {
+            joins.values.forEach { it.learner.close() }
+            examples.values.forEach { it.close() }
+            models.values.forEach { it.close() }
+            store.close()
+            lock.close()
+        }
     }
 
     private fun begin(): Running {
-        val join = synchronized(this) { joined } ?: throw ConfigError("this client joined no population", "call join first")
-        val broker = settings.broker ?: throw ConfigError("no coordinator was named", "call coordinator(\"mqtts://...\")")
-        lateinit var begun: Running
-        val agent = DeviceAgent(
-            identity = identity,
-            population = join.population,
-            store = store,
-            blobs = BlobCache(File(home, "blobs")),
-            learner = join.learner,
-            policy = settings.floors,
-            randomBytes = { count -> ByteArray(count).also(random::nextBytes) },
-            resendS = settings.resendS,
-            consented = { consent.granted },
-            onEvent = { event ->
-                emitted.tryEmit(event)
-                begun.listener(event)
-            },
-            log = settings.log,
-        )
-        val transport = transport(broker) { error ->
-            val (reason, detail) = Tls.whyUnreachable(error)
-            emitted.tryEmit(Unreachable(join.population, settings.now(), reason, detail))
-        }
-        val driver = Driver(agent, transport, settings.now, join.objections)
-        begun = Running(agent, driver)
+        if (withdrawn) throw ConfigError("the owner withdrew", "to take part again make another client, with a new identity")
+        if (joins.isEmpty()) throw ConfigError("this client joined no population", "call join first")
+        if (settings.broker == null) throw ConfigError("no coordinator was named", "call coordinator(\"mqtts://...\")")
+        val begun = Running()
         if (!running.compareAndSet(null, begun)) throw ConfigError("this client runs already", "stop it first")
         return begun
     }
 
-    private fun transport(broker: BrokerUrl, failed: (IOException) -> Unit): Transport {
-        val tls = if (broker.tls) Tls.socketFactory(identity) else null
-        return MqttTransport(broker, identity.id, tls, settings.password, log = settings.log, failed = failed)
+    private fun carry(begun: Running, done: (DeviceAgent) -> Boolean) {
+        begun.thread = Thread.currentThread()
+        try {
+            val identity = identified(begun)
+            if (identity != null) {
+                val agent = agent(identity, begun)
+                val driver = Driver(
+                    agent, transport(agent, begun), settings.now, ::objections, renewal(), { null }, settings.log,
+                )
+                begun.launch(agent, driver)
+                driver.run { done(agent) }
+            }
+            if (store.get(WITHDRAWING) != null) erase()
+        } finally {
+            running.set(null)
+            begun.ended.countDown()
+        }
     }
 
-    private fun end(begun: Running) {
-        running.compareAndSet(begun, null)
-        begun.ended.countDown()
+    /** The device's identity, from the registrar where it has none or an expired one; null if stopped meanwhile. */
+    private fun identified(begun: Running): Identity? {
+        var pauseS = RETRY_MIN_S
+        while (!begun.isStopping) {
+            try {
+                return settings.identity ?: identify()
+            } catch (error: TransportError) {
+                settings.log("not enrolled yet: ${error.message} (${error.hint})")
+                for (population in joins.keys) {
+                    tell(Deferred(population, settings.now(), "not enrolled: ${error.message}"), begun)
+                }
+            }
+            // Of many devices that found their registrar gone, each comes back at a time of its own.
+            begun.await(pauseS * (0.5 + random.nextDouble() / 2))
+            pauseS = minOf(RETRY_MAX_S, 2 * pauseS)
+        }
+        return null
+    }
+
+    private fun identify(): Identity {
+        val now = settings.now()
+        val asked = settings.enrolment
+        if (!certificateFile.isFile && asked != null) {
+            val registrar = Identity.read(asked.registrar ?: File(home, Identity.REGISTRAR_FILE))
+            return Enrolment.enrol(identityFolder, asked.url, asked.token, registrar, now)
+                .also { settings.log("enrolled as ${it.id}") }
+        }
+        Enrolment.finishRenewal(identityFolder)
+        if (Enrolment.isExpired(identityFolder, now)) return Enrolment.renew(identityFolder, now)
+        return Identity.load(identityFolder, now)
+    }
+
+    private fun renewal(): Renewal? = if (settings.identity == null) Renewal(identityFolder, settings.log) else null
+
+    private fun agent(identity: Identity, begun: Running): DeviceAgent {
+        for (population in joins.keys) {
+            try {
+                modelsOf(population).requireWhole(store.number("installed_version/$population") > 0)
+            } catch (error: EdgeError) {
+                settings.log("the model of $population is fetched again: ${error.message}")
+                store.drop("installed_version/$population")
+            }
+        }
+        return DeviceAgent(
+            identity = identity,
+            learners = joins.mapValues { it.value.learner },
+            store = store,
+            blobs = BlobCache(File(home, BLOBS)),
+            policy = settings.floors,
+            randomBytes = { count -> ByteArray(count).also(random::nextBytes) },
+            resendS = settings.resendS,
+            consent = consent,
+            budget = settings.budget,
+            freeMemory = settings.freeMemory,
+            onEvent = { tell(it, begun) },
+            log = settings.log,
+        )
+    }
+
+    private fun tell(event: DeviceEvent, begun: Running) {
+        emitted.tryEmit(event)
+        begun.listener(event)
+    }
+
+    private fun transport(agent: DeviceAgent, begun: Running): Transport {
+        val broker = checkNotNull(settings.broker)
+        val tls = if (broker.tls) ({ Tls.socketFactory(agent.identity) }) else null
+        return MqttTransport(broker, agent.deviceId, tls, settings.password, log = settings.log) { error ->
+            val (reason, detail) = Tls.whyUnreachable(error)
+            for (population in joins.keys) tell(Unreachable(population, settings.now(), reason, detail), begun)
+        }
     }
 
     @Synchronized
@@ -356,33 +516,49 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
         }
     }
 
-    /** The identity in the folder, renewed where it is time to and the registrar answers. */
-    private fun ownIdentity(folder: File): Identity {
-        val now = settings.now()
-        if (File(folder, Identity.CERTIFICATE_FILE).isFile) Enrolment.finishRenewal(folder)
-        if (!Enrolment.isRenewalDue(folder, now)) return Identity.load(folder, now)
-        return try {
-            Enrolment.renew(folder, now)
-        } catch (error: EdgeError) {
-            settings.log("the certificate is not renewed: ${error.message}")
-            Identity.load(folder, now)
-        }
-    }
-
     private fun readSigner(file: File): ECPublicKey = try {
         Signing.publicKeyFromPem(file.readText(), file.path)
     } catch (error: IOException) {
         throw IdentityError("cannot read $file", "ship the model signer's public key with the app", error)
     }
 
-    private class Joined(val population: String, val learner: LocalLearner, val objections: () -> List<String>)
+    private class Joined(val learner: LocalLearner, val objections: () -> List<String>)
 
-    private class Running(val agent: DeviceAgent, val driver: Driver) {
+    /** What [run], [start] or [trainNow] began; its agent is there once the device has an identity. */
+    private class Running {
+        private val stopped = CountDownLatch(1)
         val ended = CountDownLatch(1)
-        var listener: (DeviceEvent) -> Unit = {}
+        @Volatile var thread: Thread? = null
+        @Volatile var listener: (DeviceEvent) -> Unit = {}
+        @Volatile var agent: DeviceAgent? = null
+        @Volatile var driver: Driver? = null
+
+        val isStopping: Boolean get() = stopped.count == 0L
+
+        fun launch(agent: DeviceAgent, driver: Driver) {
+            this.agent = agent
+            this.driver = driver
+            if (isStopping) driver.stop()
+        }
+
+        fun stop() {
+            stopped.countDown()
+            driver?.stop()
+        }
+
+        fun await(seconds: Double) {
+            stopped.await((seconds * 1e3).toLong(), TimeUnit.MILLISECONDS)
+        }
     }
 
     private companion object {
         const val EVENTS_KEPT = 1_000
+        const val EXAMPLES = ".examples"
+        const val BLOBS = "blobs"
+        const val RETRY_MIN_S = 5.0
+        const val RETRY_MAX_S = 600.0
+
+        /** Stands in the device's store from the owner's word until all is erased. */
+        const val WITHDRAWING = "withdrawing"
     }
 }

@@ -40,6 +40,10 @@ public class ArtifactError(message: String, hint: String = "", cause: Throwable?
 public class TrainingError(message: String, hint: String = "", cause: Throwable? = null) :
     EdgeError(message, hint, cause)
 
+/** Training took more of the machine than its owner allows. */
+public class BudgetExceeded(message: String, hint: String = "", cause: Throwable? = null) :
+    EdgeError(message, hint, cause)
+
 /** A plan is weaker than the policy, or privacy parameters cannot be met. */
 public class PrivacyError(message: String, hint: String = "", cause: Throwable? = null) :
     EdgeError(message, hint, cause)

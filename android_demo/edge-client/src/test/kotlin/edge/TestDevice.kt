@@ -41,10 +41,9 @@ fun main(arguments: Array<String>) {
     lateinit var agent: DeviceAgent
     agent = DeviceAgent(
         identity = identity,
-        population = population,
+        learners = mapOf(population to KnownLearner(update)),
         store = store,
         blobs = BlobCache(File(folder, "blobs")),
-        learner = KnownLearner(update),
         policy = DevicePolicy(minReports = 2, epsilonAtMost = Double.POSITIVE_INFINITY),
         randomBytes = { count -> ByteArray(count).also(random::nextBytes) },
         resendS = 5.0,
@@ -52,10 +51,10 @@ fun main(arguments: Array<String>) {
         log = { say("log $it") },
     )
     val url = BrokerUrl.parse(broker)
-    val mqtt = MqttTransport(url, identity.id, if (url.tls) Tls.socketFactory(identity) else null, log = { say("log $it") })
+    val mqtt = MqttTransport(url, identity.id, if (url.tls) ({ Tls.socketFactory(identity) }) else null, log = { say("log $it") })
     val transport = HeldTransport(mqtt, arguments.getOrNull(3)?.toInt())
-    Driver(agent, transport, now).run { agent.isDone }
-    say("done ${agent.installedVersion}")
+    Driver(agent, transport, now).run { agent.isComplete() }
+    say("done ${agent.installedVersion(population)}")
 }
 
 private fun hardwareIdentity(folder: File, now: Double): Identity {

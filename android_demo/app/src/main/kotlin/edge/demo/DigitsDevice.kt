@@ -14,7 +14,7 @@ import edge.Unreachable
 import edge.Uploaded
 import edge.inference.InstalledModels
 import edge.protocol.DevicePolicy
-import edge.runtime.Participation
+import edge.runtime.Receipt
 import edge.training.ExampleStore
 import edge.training.KeyPlace
 import edge.training.Tensor
@@ -178,13 +178,13 @@ class DigitsDevice(
         }
         client = made
         joinedBy = invitation
-        made.join(population, examples(), objections)
+        made.join(population, examples(), objections = objections)
         if (!made.consent.granted) made.consent.grant("improve the recognition of digits", CONSENT_TEXT)
     }
 
     /** What left this device, oldest first. */
     @Synchronized
-    fun participations(): List<Participation> = client?.participations().orEmpty()
+    fun participations(): List<Receipt> = client?.privacy?.receipts().orEmpty()
 
     /**
      * Take part on this thread until [until] holds; it is asked every few seconds. Raises EdgeError.
@@ -207,7 +207,7 @@ class DigitsDevice(
             }
         }
         try {
-            running.run { until() || running.isComplete }
+            running.run { until() || running.isComplete(population) }
         } finally {
             scope.cancel()
         }
@@ -256,6 +256,8 @@ class DigitsDevice(
         if (leaving != null) {
             leaving.withdraw()
             leaving.close()
+            // They say nothing of this person, but came from rounds; the app's own serves again.
+            InstalledModels(File(home, "models/$population"), Signing.publicKeyFromPem(signer, "signer.pub")).erase()
         } else {
             synchronized(this) { examples().erase() }
         }
@@ -276,9 +278,9 @@ class DigitsDevice(
         models = null
     }
 
-    private fun shared(one: Participation) = Stage.Shared(one.sentBytes, receipt(one), one.epsilon)
+    private fun shared(one: Receipt) = Stage.Shared(one.sentBytes, receipt(one), one.epsilon)
 
-    private fun receipt(one: Participation) = one.sentSha256.hex().take(RECEIPT_DIGITS)
+    private fun receipt(one: Receipt) = one.sentSha256.hex().take(RECEIPT_DIGITS)
 
     companion object {
         /** Whose rounds this app takes part in. */

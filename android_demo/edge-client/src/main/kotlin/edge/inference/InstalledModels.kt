@@ -87,7 +87,7 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
         val predictor = tried(artifact, checkpoint)
         val data = Layout.encode(checkpoint)
         val model = InstalledModel(version, artifact.sha256, Bytes(Suite.digest(data)))
-        val current = state().first
+        val current = readableState().first
         guarded {
             val bundle = bundleFolder(model)
             if (!bundle.isDirectory && !bundle.mkdirs()) throw IOException("$bundle cannot be made")
@@ -117,8 +117,22 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
         install(artifact, 0, artifact.checkpoint())
     }
 
-    /** The model that is installed, or null. */
-    public fun current(): InstalledModel? = state().first
+    /** The model that is installed, or null; also where a failing disk spoilt the record of it, see [requireWhole]. */
+    public fun current(): InstalledModel? = readableState().first
+
+    /**
+     * Sees that what is installed can still be served; [anyInstalled] where something was, as far as the caller remembers.
+     *
+     * Raises ArtifactError or StoreError: it was damaged, or is gone.
+     */
+    @Synchronized
+    internal fun requireWhole(anyInstalled: Boolean) {
+        val current = state().first
+        if (current != null) read(current)
+        if (current == null && anyInstalled) {
+            throw StoreError("the record of models in $folder is gone", "the next model that is installed replaces it")
+        }
+    }
 
     /** Serves the model before the current one, which is forgotten; raises ArtifactError where there is none. */
     @Synchronized
@@ -163,6 +177,12 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
     }
 
     private fun load(model: InstalledModel): Predictor {
+        val (artifact, data) = read(model)
+        return tried(artifact, artifact.manifest.layout.decode(data))
+    }
+
+    /** Those parts of a model's bundle that predictions need, and its checkpoint. */
+    private fun read(model: InstalledModel): Pair<Artifact, ByteArray> {
         val head = guarded { File(bundleFolder(model), HEAD).readBytes() }
         val data = guarded { checkpointFile(model).readBytes() }
         if (!Suite.digest(data).contentEquals(model.checkpointSha256.array)) {
@@ -172,7 +192,7 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
         val parts = partNames(artifact).map { name ->
             guarded { File(bundleFolder(model), artifact.manifest.part(name).sha256).readBytes() }
         }
-        return tried(artifact.withParts(parts), artifact.manifest.layout.decode(data))
+        return artifact.withParts(parts) to data
     }
 
     /** A predictor that has predicted: zeros in, finite values out. */
@@ -190,6 +210,13 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
     private fun partNames(artifact: Artifact) =
         listOf(artifact.manifest.graph("infer").part) + artifact.manifest.frozenParts
 
+    /** The same as [state], for whoever can do without: nothing where a failing disk spoilt it. */
+    private fun readableState(): Pair<InstalledModel?, InstalledModel?> = try {
+        state()
+    } catch (_: StoreError) {
+        null to null
+    }
+
     /** The current model and the one before it: a line each, the version and the two hashes. */
     private fun state(): Pair<InstalledModel?, InstalledModel?> {
         val file = File(folder, STATE)
@@ -199,10 +226,11 @@ public class InstalledModels(private val folder: File, private val signer: ECPub
             val words = line.split(' ')
             val version = words[0].toLongOrNull()
             val hashes = words.drop(1).mapNotNull { it.fromHex()?.let(::Bytes) }
-            if (version == null || hashes.size != 2) throw StoreError("$file cannot be read", "remove it and install a model anew")
+            if (version == null || hashes.size != 2) throw StoreError("$file cannot be read", "the next model that is installed replaces it")
             InstalledModel(version, hashes[0], hashes[1])
         }
-        return models.getOrNull(0) to models.getOrNull(1)
+        if (models.isEmpty()) throw StoreError("$file cannot be read", "the next model that is installed replaces it")
+        return models[0] to models.getOrNull(1)
     }
 
     private fun writeState(vararg models: InstalledModel?) {

@@ -152,6 +152,9 @@ public class Assembly(
     /** Whether every chunk is here; only [finish] tells whether they are the right ones. */
     public val complete: Boolean get() = missing == 0
 
+    /** How much of it is not here yet, at most. */
+    public val missingBytes: Long get() = minOf(blob.sizeBytes, missing.toLong() * chunkBytes)
+
     /** When to call [requests] again if nothing comes (the past: at once), or null when complete. */
     public val nextDeadline: Double? get() = when {
         complete -> null

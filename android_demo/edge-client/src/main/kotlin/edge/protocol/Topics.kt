@@ -11,8 +11,8 @@ public enum class Incoming { ANNOUNCEMENT, CONTROL, CHUNK }
  * Knows nothing of brokers or of payloads. Who may write to a topic is the broker's business; who really wrote a message
  * is told by its signature alone.
  */
-public class Topics(deviceId: String, population: String) {
-    private val announcements = "$PREFIX/pub/task/${checked(population, "population")}"
+public class Topics(deviceId: String, populations: Collection<String>) {
+    private val announcements = populations.map { "$PREFIX/pub/task/${checked(it, "population")}" }
     private val controlDown = "$PREFIX/d/${checked(deviceId, "device id")}/dn/ctl"
     private val chunksDown = "$PREFIX/d/$deviceId/dn/b"
 
@@ -20,11 +20,11 @@ public class Topics(deviceId: String, population: String) {
     public val chunksUp: String = "$PREFIX/w/$WORKER/$deviceId/c"
 
     /** What the device subscribes to: exact topics only. */
-    public val subscriptions: List<String> = listOf(announcements, controlDown, chunksDown)
+    public val subscriptions: List<String> = announcements + listOf(controlDown, chunksDown)
 
     /** What came on a topic, or null where the device expects nothing on it. */
     public fun incoming(topic: String): Incoming? = when (topic) {
-        announcements -> Incoming.ANNOUNCEMENT
+        in announcements -> Incoming.ANNOUNCEMENT
         controlDown -> Incoming.CONTROL
         chunksDown -> Incoming.CHUNK
         else -> null

@@ -1,33 +1,27 @@
 package edge.runtime
 
 import edge.ArtifactError
+import edge.BudgetExceeded
 import edge.Bytes
 import edge.Connected
-import edge.Deferred
 import edge.DeviceEvent
 import edge.EdgeError
 import edge.Identity
 import edge.IdentityError
-import edge.Installed
 import edge.LocalProtocolError
 import edge.ProtocolError
 import edge.Refused
 import edge.RemoteProtocolError
-import edge.Role
-import edge.Signing
 import edge.StoreError
 import edge.Trained
 import edge.Training
 import edge.TrainingError
 import edge.Uploaded
-import edge.fromHex
 import edge.privacy.Accounting
 import edge.privacy.Sampling
 import edge.protocol.Announcement
-import edge.protocol.Assembly
 import edge.protocol.BlobRef
 import edge.protocol.CheckIn
-import edge.protocol.ChunkRange
 import edge.protocol.Chunks
 import edge.protocol.Codec
 import edge.protocol.Decline
@@ -39,9 +33,7 @@ import edge.protocol.Event
 import edge.protocol.Incoming
 import edge.protocol.Large
 import edge.protocol.Limits
-import edge.protocol.MemoryParts
-import edge.protocol.NO_ROUND
-import edge.protocol.PartStore
+import edge.protocol.Objection
 import edge.protocol.Plan
 import edge.protocol.Policy
 import edge.protocol.Pull
@@ -49,138 +41,75 @@ import edge.protocol.Rejection
 import edge.protocol.RoundMessage
 import edge.protocol.Session
 import edge.protocol.State
-import edge.protocol.TaskState
 import edge.protocol.ToCoordinator
 import edge.protocol.Topics
+import edge.secagg.Modular
 import edge.secagg.Suite
 import java.util.Locale
-
-/** One message for the broker. */
-public class Outgoing internal constructor(
-    public val topic: String,
-    public val payload: ByteArray,
-    public val expiryS: Int,
-)
-
-/**
- * A fetched bundle: its head, and how to read those of its parts that the learner asked for.
- *
- * [read] may be called from any thread; it raises StoreError for a part that is gone or was damaged.
- */
-public class Bundle(public val head: ByteArray, public val read: (BlobRef) -> ByteArray)
-
-/** Train by this plan from this checkpoint; the result goes to [DeviceAgent.trained] or [DeviceAgent.failed]. */
-public class TrainingJob internal constructor(
-    public val plan: Plan,
-    public val bundle: Bundle,
-    public val checkpoint: ByteArray,
-    public val seed: Bytes,
-)
-
-/**
- * What training came to: float32 little-endian in layout order, and what it releases of each example, where the bundle adds
- * noise for each.
- */
-public class Update(public val values: Bytes, public val sampling: Sampling? = null)
-
-/** Training and serving on this device, as the agent needs them. */
-public interface Learner {
-    /** What runs the graphs, such as "onnxruntime 1.29.0". */
-    public val runtimeVersion: String
-
-    /** Examples that could be trained on now. */
-    public val exampleCount: Int
-
-    /**
-     * Authenticates a bundle's head, and names the parts of the bundle that this device needs.
-     *
-     * Raises ArtifactError: not signed by the pinned signer, tampered with, or without something this device needs.
-     */
-    public fun parts(head: ByteArray): List<BlobRef>
-
-    /** Authenticates the bundle, sees that this runtime computes it right; the layout's dimension. Raises as [parts]. */
-    public fun check(bundle: Bundle, checkpoint: ByteArray): Long
-
-    /**
-     * What training by this plan would release of each example now; null where nothing protects each.
-     *
-     * Raises as [parts].
-     */
-    public fun sampling(bundle: Bundle, plan: Plan): Sampling? = null
-
-    /**
-     * The update; null where [shouldStop], asked before every step, said so. Raises TrainingError.
-     *
-     * [progress] is told before every step how many are done, and how many there will be.
-     */
-    public fun train(job: TrainingJob, progress: (done: Int, steps: Int) -> Unit, shouldStop: () -> Boolean): Update?
-
-    /** Serves predictions from this model from now on; raises ArtifactError or StoreError, and the last one stays. */
-    public fun install(version: Long, bundle: Bundle, checkpoint: ByteArray)
-}
 
 /**
  * A device without I/O loops: messages and time in, publications and training jobs out, everything durable in between.
  *
  * The agent carries out what the pure session decides: it authenticates, journals each accepted event before its effects,
  * fetches blobs, repeats what may be lost, installs models. It holds no socket, reads no clock, and never trains inside a
- * call: training is handed out as a job. Not for several threads.
+ * call: training is handed out as a job. Not for several threads, but for [train] and [isPaused].
+ *
+ * [learners] train and serve, by the population whose announcements they follow. While one population's round keeps the
+ * device busy it offers itself to no other; of several that ask, to the one that it offered itself to longest ago. So
+ * budgets are spent by one round at a time, and training never competes.
  *
  * [randomBytes] is secret randomness from the operating system; a message that brought no answer is repeated after
- * [resendS] seconds, up to twice as long by jitter; [consented] is asked before a round is joined and while it lasts;
- * [onEvent] is told what happened once it is durable, from the training thread too, and [log] what a developer may want to know.
+ * [resendS] seconds, up to twice as long by jitter; [consent] is the owner's, null where there is no owner to ask; [budget]
+ * is of traffic and memory, as time and processor are the learner's; [freeMemory] tells the bytes that the machine has
+ * left, null where it cannot tell; [onEvent] is told what happened once it is durable, from the training thread too, and
+ * [log] what a developer may want to know.
  */
 public class DeviceAgent(
-    private val identity: Identity,
-    public val population: String,
+    identity: Identity,
+    learners: Map<String, Learner>,
     public val store: DeviceStore,
     private val blobs: BlobCache,
-    private val learner: Learner,
     private val policy: DevicePolicy,
     private val randomBytes: (Int) -> ByteArray,
     private val resendS: Double = 10.0,
-    private val consented: () -> Boolean = { true },
+    private val consent: Consent? = null,
+    private val budget: Budget = Budget(),
+    private val freeMemory: () -> Long? = { null },
     private val onEvent: (DeviceEvent) -> Unit = {},
     private val log: (String) -> Unit = {},
 ) {
-    private val topics = Topics(identity.id, population)
-    private val session = Session(
-        Environment(identity.id, identity.certificate, ::signOnce, ::verifyPeer, policy),
-    )
-    private var announcement: Announcement? = null
-    private var coordinator: Bytes? = null
-    private var checkedIn = false
-    private var left = false // the announced round, by declining or otherwise
-    private var notBefore = 0.0
-    private var deferred = ""
+    private val memberships = learners.mapValues { (name, learner) -> Membership(name, learner, store, onEvent) }
+    private val topics = Topics(identity.id, learners.keys)
+    private var frames = Frames(identity, topics.controlUp)
+    private var session = sessionOf(identity)
+    private var current: Membership? = null // whose round it is in
+    private var savingUntil = 0.0 // what was to be sent and received was more than today allows
     private var resendAt: Double? = null
-    private val downloads = LinkedHashMap<Bytes, Download>()
+    private val traffic = Traffic(budget, store)
+    private val downloads = Downloads(blobs)
     private var job: TrainingJob? = null
     private var out = ArrayList<Outgoing>()
     private val signatures = HashMap<Bytes, Bytes>() // of the open round, by the SHA-256 of what was signed
     private val newSignatures = ArrayList<Pair<Bytes, Bytes>>() // of this step
 
-    public val deviceId: String get() = identity.id
+    public val deviceId: String get() = frames.identity.id
 
-    /** What is against training now, in words; empty where nothing is. */
-    public var objections: List<String> = emptyList()
-        private set
+    /** The device's key and certificate; another one after [adopt]. For the transport, from any thread. */
+    public val identity: Identity get() = frames.identity
 
     /** Where the session stands. */
     public var state: State = State.Waiting
         private set
 
-    /** The version of the newest installed model; 0 where there is none. */
-    public var installedVersion: Long = store.number(INSTALLED_VERSION)
-        private set
+    /** Whether a population's task is complete and its last model installed; of all populations where none is named. */
+    public fun isComplete(population: String? = null): Boolean =
+        memberships.values.filter { population == null || it.population == population }.all { it.isComplete }
 
-    /** How many rounds this device was in that are over, since this agent was made. */
-    public var roundsEnded: Int = 0
-        private set
+    /** The version of the newest model that a population installed; 0 where there is none. */
+    public fun installedVersion(population: String): Long = memberships[population]?.installedVersion ?: 0
 
-    /** Whether the followed task is complete and its last model installed. */
-    public val isDone: Boolean
-        get() = announcement?.let { it.state == TaskState.COMPLETE && it.modelVersion <= installedVersion } ?: false
+    /** The populations of the rounds that this device was in and that are over, since this agent was made. */
+    internal val ended = ArrayList<String>()
 
     // ---- what the driver calls
 
@@ -189,7 +118,6 @@ public class DeviceAgent(
 
     /** Folds the journal of a round that was open when the process ended, and takes it up again. */
     public fun start(now: Double): List<Outgoing> {
-        coordinator = store.get(COORDINATOR)?.fromHex()?.let(::Bytes)
         fold(now)
         val base = Session.baseOf(state)
         if (base != null && now < base.expiresAt) carryOut(Session.resume(state), now)
@@ -206,7 +134,9 @@ public class DeviceAgent(
         for (entry in store.journal()) {
             signatures.putAll(entry.signatures)
             try {
-                state = session.step(state, Journal.toEvent(entry), entry.at, entry.entropy).state
+                val event = Journal.toEvent(entry)
+                if (event is Event.PlanReceived) current = membershipOf(event.plan)
+                state = session.step(state, event, entry.at, entry.entropy).state
             } catch (error: ProtocolError) {
                 problem = error.message
             } catch (error: StoreError) {
@@ -221,19 +151,31 @@ public class DeviceAgent(
             signatures.clear()
             store.endRound(rid, now, committed = false, detail = problem.orEmpty())
             state = State.Waiting
+            current = null
         }
     }
 
+    private fun membershipOf(plan: Plan): Membership = memberships.values.find { it.task == plan.task }
+        ?: throw StoreError(
+            "the open round is of task '${plan.task}', which this device no longer follows",
+            "join its population again to take part in it",
+        )
+
     /** The broker is reachable (again): repeats at once what may have been lost. */
     public fun connected(now: Double): List<Outgoing> {
-        downloads.values.forEach { it.assembly.connectionLost() }
+        for (population in memberships.keys) onEvent(Connected(population, now))
+        return askAnew(now)
+    }
+
+    private fun askAnew(now: Double): List<Outgoing> {
+        downloads.connectionLost()
         if (awaitingAnswer) resendAt = now
-        onEvent(Connected(population, now))
         return tick(now)
     }
 
     /** Takes in one message. What is not authentic or has no place is logged and changes nothing. */
     public fun receive(topic: String, payload: ByteArray, now: Double): List<Outgoing> {
+        traffic.count(payload.size, now)
         try {
             when (topics.incoming(topic)) {
                 Incoming.ANNOUNCEMENT -> announced(payload, now)
@@ -254,19 +196,71 @@ public class DeviceAgent(
         val base = Session.baseOf(state)
         if (base != null && now >= base.expiresAt) {
             apply(Event.Tick, now)
-        } else if (base != null && !consented()) {
+        } else if (base != null && !consented) {
             apply(Event.Failed(DeclineReason.TASK_NOT_ALLOWED, "the device's owner no longer agrees"), now)
         }
+        catchUp(now)
         consider(now)
         request(now)
         resendAt?.let { if (awaitingAnswer && now >= it) repeat(now) }
         return out.also { out = ArrayList() }
     }
 
-    /** Says what is against training now, in words; while anything is, the device joins no round. */
-    public fun considerConditions(objections: List<String>, now: Double): List<Outgoing> {
-        this.objections = objections
+    /** So much of what it gave out was taken by the network. */
+    public fun sent(sizeBytes: Int, now: Double): Unit = traffic.count(sizeBytes, now)
+
+    /** Writes down what was received and sent lately, before the process ends. */
+    public fun keepTraffic(): Unit = traffic.keep()
+
+    /** Says what is against training now, in words, by population; while anything is, it joins no round there. */
+    public fun considerConditions(objections: Map<String, List<String>>, now: Double): List<Outgoing> {
+        for (membership in memberships.values) {
+            val found = objections[membership.population].orEmpty()
+            if (found == membership.objections) continue
+            membership.objections = found
+            membership.defer(found.joinToString(", "), now)
+        }
         return tick(now)
+    }
+
+    /** Whether a job should wait before its next step; may be asked from any thread. */
+    public fun isPaused(job: TrainingJob): Boolean = memberships.getValue(job.population).objections.isNotEmpty()
+
+    /** Whether it has neither joined a round nor offered itself to one. */
+    public val isBetweenRounds: Boolean get() = state === State.Waiting && !awaitingAnswer
+
+    /**
+     * Goes on with a renewed certificate and its key. A round is signed with one key from its begin to its end.
+     *
+     * Raises LocalProtocolError: not between rounds; IdentityError: the certificate is another device's.
+     */
+    public fun adopt(identity: Identity) {
+        if (!isBetweenRounds) throw LocalProtocolError("a certificate is changed between rounds only")
+        if (identity.id != deviceId) {
+            throw IdentityError("the certificate of '${identity.id}' is not this device's, '$deviceId'")
+        }
+        frames = Frames(identity, topics.controlUp)
+        session = sessionOf(identity)
+    }
+
+    private fun sessionOf(identity: Identity) = Session(
+        Environment(
+            identity.id,
+            identity.certificate,
+            ::signOnce,
+            { certificate, message, signature, now -> frames.verifyPeer(certificate, message, signature, now) },
+            policy,
+        ),
+    )
+
+    /** The clock was put back: what waits for a time of the old clock would wait for ever. */
+    public fun clockSetBack(now: Double): List<Outgoing> {
+        savingUntil = minOf(savingUntil, Budget.nextDay(now))
+        for (membership in memberships.values) {
+            membership.notBefore = minOf(membership.notBefore, now)
+            membership.offeredAt = minOf(membership.offeredAt, now)
+        }
+        return askAnew(now)
     }
 
     /** The training to run beside the loop, once. */
@@ -278,138 +272,124 @@ public class DeviceAgent(
         val progress = { done: Int, steps: Int ->
             val percent = 100L * done / maxOf(1, steps)
             // A collector must not lose what matters more because steps are many.
-            if (percent != told) onEvent(Training(population, now(), job.plan.roundNumber, done, steps))
+            if (percent != told) onEvent(Training(job.population, now(), job.plan.roundNumber, done, steps))
             told = percent
         }
-        return learner.train(job, progress, shouldStop)
+        return memberships.getValue(job.population).learner.train(job, progress, shouldStop)
     }
 
     /** A job ended well. */
     public fun trained(job: TrainingJob, update: Update, now: Double): List<Outgoing> {
         if (Session.roundId(state) != job.plan.rid) return tick(now)
         // There may be more examples than when the plan came.
-        val refusal = Policy.exampleObjection(update.sampling, policy, store.samplings())
-        if (refusal != null) {
-            apply(Event.Failed(refusal.reason, refusal.detail), now)
-            return tick(now)
-        }
+        if (declined(exampleObjection(update.sampling), now)) return tick(now)
         update.sampling?.let { store.countExamples(job.plan.rid, it) }
-        onEvent(Trained(population, now, job.plan.roundNumber, learner.exampleCount))
+        val examples = memberships.getValue(job.population).learner.exampleCount
+        onEvent(Trained(job.population, now, job.plan.roundNumber, examples))
         apply(Event.Trained(update.values), now)
         return tick(now)
     }
 
+    private fun exampleObjection(sampling: Sampling?): Objection? =
+        Policy.exampleObjection(sampling, policy, store.samplings())
+
     /** A job ended badly. */
     public fun failed(job: TrainingJob, error: EdgeError, now: Double): List<Outgoing> {
         if (Session.roundId(state) == job.plan.rid) {
-            apply(Event.Failed(DeclineReason.TRAINING_FAILED, error.message.orEmpty()), now)
+            val reason = if (error is BudgetExceeded) DeclineReason.OVER_TIME_BUDGET else DeclineReason.TRAINING_FAILED
+            apply(Event.Failed(reason, error.message.orEmpty()), now)
         }
         return tick(now)
     }
 
     /** When [tick] is next needed if nothing comes. */
     public fun nextDeadline(): Double? {
-        val times = downloads.values.mapNotNullTo(ArrayList()) { it.assembly.nextDeadline }
-        Session.baseOf(state)?.let { times.add(it.expiresAt) }
+        val times = ArrayList(downloads.deadlines)
         if (awaitingAnswer) resendAt?.let { times.add(it) }
-        if (isAsked && hindrance.isEmpty()) times.add(notBefore)
+        val base = Session.baseOf(state)
+        if (base != null) {
+            times.add(base.expiresAt)
+        } else {
+            if (downloads.isEmpty && memberships.values.any { it.wantsModel }) times.add(savingUntil)
+            val freeAt = offered?.offerExpiresAt ?: Double.NEGATIVE_INFINITY
+            asking().filter { hindrance(it).isEmpty() }.mapTo(times) { maxOf(it.notBefore, freeAt) }
+        }
         return times.minOrNull()
     }
 
     // ---- what comes in
 
     private fun announced(payload: ByteArray, now: Double) {
-        val frame = Codec.readFrame(payload)
-        val peer = identity.registrar.verify(frame.certificate, Role.COORDINATOR, now)
-        if (!Signing.verifyRaw(peer.publicKey, frame.signature, frame.signedFor(Codec.BROADCAST))) {
-            throw RemoteProtocolError("an announcement whose signature is not the coordinator's")
-        }
-        val message = Codec.parseForDevice(frame)
-        if (message !is Announcement || message.population != population) {
-            throw RemoteProtocolError("not an announcement to this population")
-        }
-        if (!Topics.isId(message.task)) throw RemoteProtocolError("an announcement of a task that cannot be named")
-        val heard = "sequence/${message.task}"
-        if (java.lang.Long.compareUnsigned(message.sequence, store.number(heard)) < 0) {
-            throw RemoteProtocolError("an announcement older than one already heard")
-        }
-        if (coordinator != frame.certificate) {
-            coordinator = frame.certificate
-            store.put(COORDINATOR, frame.certificate.hex())
-        }
-        val known = announcement
-        if (known != null && known.task == message.task && known.sequence == message.sequence) return
-        store.put(heard, java.lang.Long.toUnsignedString(message.sequence))
-        announcement = message
-        checkedIn = false
-        left = store.hasEnded(message.rid)
-        notBefore = now
+        val (message, certificate) = frames.announcement(payload, now)
+        val membership = memberships[message.population]
+            ?: throw RemoteProtocolError("not an announcement to a population of this device's")
+        if (!membership.hear(message, certificate, now)) return
+        membership.notBefore = maxOf(now, savingUntil)
         val base = Session.baseOf(state)
         if (base != null && message.task == base.plan.task && message.rid != base.plan.rid) apply(Event.Superseded, now)
-        if (message.state == TaskState.COMPLETE && message.modelVersion > installedVersion) {
-            fetch(listOf(message.bundle, message.checkpoint), now)
-        }
     }
 
     private fun control(payload: ByteArray, now: Double, large: Boolean = false) {
-        val certificate = coordinator ?: throw RemoteProtocolError("a message before any announcement: whose is it?")
         val frame = Codec.readFrame(payload, large)
-        val peer = identity.registrar.verify(certificate, Role.COORDINATOR, now)
-        if (!Signing.verifyRaw(peer.publicKey, frame.signature, frame.signedFor(deviceId))) {
-            throw RemoteProtocolError("the signature is not the coordinator's")
-        }
+        val certificates = memberships.values.mapNotNullTo(LinkedHashSet()) { it.coordinator }
+        if (certificates.isEmpty()) throw RemoteProtocolError("a message before any announcement: whose is it?")
+        val signer = frames.signerOf(frame, certificates, now)
+        val heard = memberships.values.filter { it.coordinator == signer }
         when (val message = Codec.parseForDevice(frame)) {
-            is Plan -> planned(message, frame.body, now)
-            is RoundMessage -> if (message.rid == Session.roundId(state)) apply(Event.Received(message), now, frame.body)
-            is Rejection -> rejected(message, now)
+            is Plan -> planned(message, frame.body, heard, now)
+            is RoundMessage ->
+                if (message.rid == Session.roundId(state) && current in heard) apply(Event.Received(message), now, frame.body)
+            is Rejection -> heard.forEach { rejected(it, message, now) }
             is Pull -> {
                 serve(message)
                 scheduleResend(now) // The coordinator is at work on the offer: another would start it anew.
             }
-            is Large -> large(message.frame)
+            is Large -> {
+                if (message.frame.sizeBytes !in 0..Limits.LARGE_FRAME_MAX_BYTES) {
+                    throw RemoteProtocolError("a frame of ${message.frame.sizeBytes} bytes is over the limit")
+                }
+                downloads.wantFrame(message.frame)
+            }
             is Announcement -> throw RemoteProtocolError("an announcement on a device's own topic")
         }
     }
 
-    private fun large(frame: BlobRef) {
-        if (frame.sizeBytes !in 0..Limits.LARGE_FRAME_MAX_BYTES) {
-            throw RemoteProtocolError("a frame of ${frame.sizeBytes} bytes is over the limit")
-        }
-        // One at a time: what this device lacks is the newest, and its memory is bounded.
-        downloads.values.removeAll { it.isFrame && it.assembly.blob.sha256 != frame.sha256 }
-        if (frame.sha256 !in downloads) {
-            val parts = MemoryParts(frame.sizeBytes.toInt())
-            downloads[frame.sha256] = Download(Assembly(frame, Limits.CHUNK_DEFAULT_BYTES, parts), parts, isFrame = true)
-        }
-    }
-
-    private fun planned(plan: Plan, body: ByteArray, now: Double) {
-        val current = Session.roundId(state)
-        if (current != null && current != plan.rid) throw RemoteProtocolError("a plan while another round is under way")
-        if (current == null && store.hasEnded(plan.rid)) {
+    private fun planned(plan: Plan, body: ByteArray, heard: List<Membership>, now: Double) {
+        val round = Session.roundId(state)
+        if (round != null && round != plan.rid) throw RemoteProtocolError("a plan while another round is under way")
+        if (round == null && store.hasEnded(plan.rid)) {
             throw RemoteProtocolError("a plan of a round that this device already left")
         }
-        val found = announcement
-        if (found == null || found.rid != plan.rid || found.task != plan.task) {
+        val announced = heard.find { it.announces(plan) }
+        if (announced == null || (round != null && announced !== current)) {
             throw RemoteProtocolError("a plan of a round that is not announced")
         }
-        if (learner.exampleCount < policy.minExamples) {
-            val detail = "too few examples on this device"
-            leave(plan, now, committed = false, reason = DeclineReason.NOT_ENOUGH_EXAMPLES, detail = detail)
-            send(Decline(plan.rid, DeclineReason.NOT_ENOUGH_EXAMPLES, detail))
-            return
+        current = announced
+        if (!consented) {
+            refuse(plan, DeclineReason.TASK_NOT_ALLOWED, "the device's owner does not agree", now)
+        } else if (announced.learner.exampleCount < policy.minExamples) {
+            refuse(plan, DeclineReason.NOT_ENOUGH_EXAMPLES, "too few examples on this device", now)
+        } else {
+            apply(Event.PlanReceived(plan, Bytes(Suite.digest(body)), store.spending(plan.task)), now, body)
         }
-        apply(Event.PlanReceived(plan, Bytes(Suite.digest(body)), store.spending(plan.task)), now, body)
     }
 
-    private fun rejected(message: Rejection, now: Double) {
-        if (message.task != announcement?.task) return
-        checkedIn = false
+    /** Refuses a plan that the session is not even asked about. */
+    private fun refuse(plan: Plan, reason: DeclineReason, detail: String, now: Double) {
+        leave(plan, now, committed = false, reason = reason, detail = detail)
+        send(Decline(plan.rid, reason, detail))
+    }
+
+    private fun rejected(membership: Membership, message: Rejection, now: Double) {
+        if (membership.announcement == null || message.task != membership.task) return
+        membership.checkedIn = false
         val (after, spread) = listOf(message.retryAfterS, message.retrySpreadS).map {
             it.coerceIn(0.0, Limits.RETRY_MAX_S)
         }
-        notBefore = now + after + share() * spread
-        log("$deviceId was rejected: ${message.reason.name.lowercase(Locale.ROOT)}")
+        membership.notBefore = now + after + share() * spread
+        val reason = message.reason.name.lowercase(Locale.ROOT)
+        log("$deviceId was rejected: $reason")
+        membership.defer(reason, now)
     }
 
     // ---- the session
@@ -437,24 +417,28 @@ public class DeviceAgent(
         store.append(rid, JournalEntry(now, kind, payload, entropy, newSignatures.toList()), participation, durable)
         state = after
         participation?.let {
-            onEvent(Uploaded(population, now, it.roundNumber, it.sentBytes, it.epsilon, it.delta))
+            onEvent(Uploaded(populationNow, now, it.roundNumber, it.sentBytes, it.epsilon, it.delta))
         }
         carryOut(step.effects, now)
     }
 
+    private val populationNow: String get() = current?.population.orEmpty()
+
     private fun leave(plan: Plan, now: Double, committed: Boolean, reason: DeclineReason?, detail: String) {
         store.endRound(plan.rid, now, committed, detail)
+        traffic.keep()
         log("$deviceId left round ${plan.roundNumber}: $detail")
-        roundsEnded++
-        signatures.clear()
+        val population = populationNow
         state = State.Waiting
-        downloads.values.forEach { it.parts.close() }
-        downloads.clear()
+        current = null
+        signatures.clear()
+        downloads.close()
         job = null
-        left = left || announcement?.rid == plan.rid
+        memberships.values.forEach { it.leave(plan) }
         if (reason != null) {
             onEvent(Refused(population, now, plan.roundNumber, reason.name.lowercase(Locale.ROOT), detail))
         }
+        ended.add(population)
     }
 
     private fun participation(after: State, now: Double): Participation {
@@ -465,6 +449,7 @@ public class DeviceAgent(
         val spent = Accounting.composedEpsilon(releases.map { policy.counted(it) to 1L }, plan.delta)
         return Participation(
             plan.rid, plan.task, plan.roundNumber, now, spent, plan.delta, vector.size, sha256, release,
+            consent?.newest?.purpose.orEmpty(),
         )
     }
 
@@ -484,7 +469,7 @@ public class DeviceAgent(
 
     private fun train(plan: Plan, seed: Bytes, now: Double) {
         try {
-            job = TrainingJob(plan, bundle(plan.bundle), blobs.get(plan.checkpoint.sha256), seed)
+            job = TrainingJob(plan, bundle(plan.bundle), blobs.get(plan.checkpoint.sha256), seed, populationNow)
         } catch (error: StoreError) {
             // Gone or damaged since it was checked: nothing of the round can be saved.
             apply(Event.Failed(DeclineReason.TRAINING_FAILED, error.message.orEmpty()), now)
@@ -493,109 +478,150 @@ public class DeviceAgent(
 
     // ---- blobs
 
+    /** Why these are not fetched today, and the round's update not sent after them; null where they are. */
+    private fun saves(wanted: List<BlobRef>, now: Double): Objection? {
+        var missing = downloads.missingBytes
+        for (blob in wanted) if (blob.sha256 !in downloads && !blobs.has(blob)) missing += blob.sizeBytes
+        Session.baseOf(state)?.let { missing += Modular.packedBytes(Policy.encodingOf(it.plan).length, it.plan.bits) }
+        val refusal = traffic.objection(missing, now) ?: return null
+        savingUntil = Budget.nextDay(now)
+        for (membership in memberships.values) {
+            membership.notBefore = maxOf(membership.notBefore, savingUntil)
+            membership.defer(refusal.detail, now)
+        }
+        return refusal
+    }
+
+    /** Leaves the round where there is a refusal; tells whether there was. */
+    private fun declined(refusal: Objection?, now: Double): Boolean {
+        if (refusal != null) apply(Event.Failed(refusal.reason, refusal.detail), now)
+        return refusal != null
+    }
+
     private fun fetch(wanted: List<BlobRef>, now: Double) {
         if (wanted.any { it.sizeBytes !in 0..Limits.BLOB_MAX_BYTES }) {
-            apply(Event.Failed(DeclineReason.BUNDLE_INVALID, "a blob larger than any device takes"), now)
+            fetchFailed("a blob larger than any device takes", now)
             return
         }
         try {
-            for (blob in wanted) if (!blobs.has(blob)) download(blob)
-            for (download in downloads.values.filter { it.assembly.complete }) whole(download, now)
+            val refusal = saves(wanted, now)
+            if (refusal != null) {
+                declined(refusal, now)
+                return
+            }
+            for (blob in wanted) if (!blobs.has(blob)) downloads.want(blob)
+            for (download in downloads.whole) {
+                // One that came before may have ended the round, and with it the others.
+                if (download.assembly.blob.sha256 in downloads) whole(download, now)
+            }
         } catch (error: RemoteProtocolError) {
             // What had come before a restart is not what was promised; it was dropped and is pulled anew.
             log("$deviceId: ${error.message}")
         } catch (error: StoreError) {
             // No room for it, for example: this round is lost for the device, not the device.
-            log("$deviceId cannot fetch: ${error.message}")
-            apply(Event.Failed(DeclineReason.BUNDLE_INVALID, error.message.orEmpty()), now)
+            fetchFailed(error.message.orEmpty(), now)
         }
         arrived(now)
     }
 
-    private fun download(blob: BlobRef) {
-        if (blob.sha256 in downloads) return
-        val parts = blobs.parts(blob, Limits.CHUNK_DEFAULT_BYTES)
-        downloads[blob.sha256] = Download(Assembly(blob, Limits.CHUNK_DEFAULT_BYTES, parts), parts, isFrame = false)
+    /** What was fetched for a round ends it; what was fetched to serve is wanted again at the next announcement. */
+    private fun fetchFailed(detail: String, now: Double) {
+        log("$deviceId cannot fetch: $detail")
+        if (state === State.Waiting) {
+            memberships.values.forEach { it.wantsModel = false }
+        } else {
+            apply(Event.Failed(DeclineReason.BUNDLE_INVALID, detail), now)
+        }
+    }
+
+    /** Between rounds, fetches the models of tasks that are complete, on a day whose traffic allows it. */
+    private fun catchUp(now: Double) {
+        if (state !== State.Waiting || !downloads.isEmpty) return
+        for (membership in memberships.values) {
+            val found = membership.announcement
+            if (membership.wantsModel && found != null && now >= savingUntil) {
+                fetch(listOf(found.bundle, found.checkpoint), now)
+            }
+        }
     }
 
     private fun request(now: Double) {
         // A device that only serves has never checked in: the coordinator learns here who asks.
-        val stranger = state === State.Waiting && !checkedIn
-        val certificate = if (stranger) identity.certificate else Bytes.EMPTY
-        for (download in downloads.values) {
-            val ranges: List<ChunkRange> = download.assembly.requests(now)
-            if (ranges.isEmpty()) continue
-            val pull = Pull(
-                download.assembly.blob.sha256,
-                Limits.CHUNK_DEFAULT_BYTES.toLong(),
-                ranges.map { it.first.toLong() },
-                ranges.map { it.count.toLong() },
-            )
-            send(pull, certificate)
-        }
+        val stranger = state === State.Waiting && !awaitingAnswer
+        for (pull in downloads.requests(now)) send(pull, certified = stranger)
     }
 
     private fun chunk(payload: ByteArray, now: Double) {
-        val download = downloads.values.find { Chunks.isOf(payload, it.assembly.blob.sha256) }
-            ?: throw RemoteProtocolError("a chunk that was not asked for")
-        try {
-            download.assembly.receive(payload, now)
+        val download = try {
+            downloads.receive(payload, now)
         } catch (error: StoreError) {
-            log("$deviceId cannot keep what it fetches: ${error.message}")
-            apply(Event.Failed(DeclineReason.BUNDLE_INVALID, error.message.orEmpty()), now)
+            fetchFailed(error.message.orEmpty(), now)
             return
         }
-        if (download.assembly.complete) whole(download, now)
+        if (download != null) whole(download, now)
     }
 
     private fun whole(download: Download, now: Double) {
-        val data = download.assembly.finish()
-        downloads.remove(download.assembly.blob.sha256)
+        val data = downloads.finish(download)
         if (download.isFrame) {
             control(data, now, large = true)
             return
         }
         try {
-            download.parts.remove()
             blobs.put(data)
         } catch (error: StoreError) {
-            log("$deviceId cannot keep what it fetched: ${error.message}")
-            apply(Event.Failed(DeclineReason.BUNDLE_INVALID, error.message.orEmpty()), now)
+            fetchFailed(error.message.orEmpty(), now)
         }
         arrived(now)
     }
 
     /** Goes on where bundle and checkpoint are now all here; where the bundle's head is, fetches what it names. */
     private fun arrived(now: Double) {
-        val current = state
-        val found = announcement
-        if (current is State.Preparing) {
-            val plan = checkNotNull(Session.baseOf(current)).plan
+        val (found, membership) = state to current
+        if (found is State.Preparing && membership != null) {
+            val plan = checkNotNull(Session.baseOf(found)).plan
             try {
-                if (complete(plan.bundle, plan.checkpoint, now)) {
-                    check(plan)
-                    val sampling = learner.sampling(bundle(plan.bundle), plan)
-                    val refusal = Policy.exampleObjection(sampling, policy, store.samplings())
-                    if (refusal != null) {
-                        apply(Event.Failed(refusal.reason, refusal.detail), now)
-                        return
-                    }
-                    install(plan.modelVersion, plan.bundle, plan.checkpoint, now)
-                    apply(Event.Ready, now)
-                }
+                prepared(membership, plan, now)
             } catch (error: EdgeError) {
-                val reason = invalid(error)
-                apply(Event.Failed(DeclineReason.BUNDLE_INVALID, reason), now)
+                apply(Event.Failed(DeclineReason.BUNDLE_INVALID, invalid(error)), now)
             }
-        } else if (found != null && found.state == TaskState.COMPLETE) {
+            return
+        }
+        for (other in memberships.values) {
+            val announced = other.announcement
+            if (!other.wantsModel || announced == null) continue
             try {
-                if (complete(found.bundle, found.checkpoint, now)) {
-                    install(found.modelVersion, found.bundle, found.checkpoint, now)
+                if (complete(other, announced.bundle, announced.checkpoint, now)) {
+                    other.wantsModel = false
+                    val checkpoint = blobs.get(announced.checkpoint.sha256)
+                    other.install(announced.modelVersion, bundle(announced.bundle), announced.checkpoint, checkpoint, now)
                 }
             } catch (error: EdgeError) {
+                other.wantsModel = false
                 log("$deviceId keeps its model: ${invalid(error)}")
             }
         }
+    }
+
+    private fun prepared(membership: Membership, plan: Plan, now: Double) {
+        if (declined(memoryObjection(membership, plan), now)) return
+        if (!complete(membership, plan.bundle, plan.checkpoint, now)) return
+        val (bundle, checkpoint) = bundle(plan.bundle) to blobs.get(plan.checkpoint.sha256)
+        val dimension = membership.learner.check(bundle, checkpoint)
+        if (dimension != plan.dimension) {
+            throw ArtifactError("the bundle trains $dimension parameters; the plan says ${plan.dimension}")
+        }
+        if (declined(exampleObjection(membership.learner.sampling(bundle, plan)), now)) return
+        membership.install(plan.modelVersion, bundle, plan.checkpoint, checkpoint, now)
+        apply(Event.Ready, now)
+    }
+
+    /** Why the plan's training is too large for this device, as soon as the bundle's head tells. */
+    private fun memoryObjection(membership: Membership, plan: Plan): Objection? {
+        if (!blobs.has(plan.bundle)) return null
+        val needed = membership.learner.memoryBytes(blobs.get(plan.bundle.sha256), plan)
+        membership.needs = plan.bundle.sha256 to needed
+        return budget.memoryObjection(needed, freeMemory())
     }
 
     /** What makes a bundle unusable, in words; any other error goes on. */
@@ -605,9 +631,9 @@ public class DeviceAgent(
     }
 
     /** Whether the bundle with all parts needed here and the checkpoint have come; asks for parts that were not. */
-    private fun complete(bundle: BlobRef, checkpoint: BlobRef, now: Double): Boolean {
+    private fun complete(membership: Membership, bundle: BlobRef, checkpoint: BlobRef, now: Double): Boolean {
         if (!blobs.has(bundle)) return false
-        val parts = learner.parts(blobs.get(bundle.sha256))
+        val parts = membership.learner.parts(blobs.get(bundle.sha256))
         if (parts.any { it.sizeBytes !in 0..Limits.BLOB_MAX_BYTES } || parts.sumOf { it.sizeBytes } > Limits.BLOB_MAX_BYTES) {
             throw ArtifactError("the bundle is larger than any device takes")
         }
@@ -618,27 +644,12 @@ public class DeviceAgent(
             return false
         }
         if (lacking.isNotEmpty() || !blobs.has(checkpoint)) return false
-        blobs.retain((parts + bundle + checkpoint).map { it.sha256 }.toSet())
+        membership.keep((parts + bundle + checkpoint).mapTo(HashSet()) { it.sha256 })
+        blobs.retain(memberships.values.flatMapTo(HashSet()) { it.blobs })
         return true
     }
 
     private fun bundle(reference: BlobRef) = Bundle(blobs.get(reference.sha256)) { part -> blobs.get(part.sha256) }
-
-    private fun check(plan: Plan) {
-        val dimension = learner.check(bundle(plan.bundle), blobs.get(plan.checkpoint.sha256))
-        if (dimension != plan.dimension) {
-            throw ArtifactError("the bundle trains $dimension parameters; the plan says ${plan.dimension}")
-        }
-    }
-
-    private fun install(version: Long, bundle: BlobRef, checkpoint: BlobRef, now: Double) {
-        if (version <= installedVersion && store.get(INSTALLED_SHA256) == checkpoint.sha256.hex()) return
-        learner.install(version, bundle(bundle), blobs.get(checkpoint.sha256))
-        installedVersion = version
-        store.put(INSTALLED_VERSION, version.toString())
-        store.put(INSTALLED_SHA256, checkpoint.sha256.hex())
-        onEvent(Installed(population, now, version))
-    }
 
     private fun serve(pull: Pull) {
         val held = Session.maskedVector(state)
@@ -650,47 +661,56 @@ public class DeviceAgent(
 
     // ---- checking in and repeating
 
-    /** Whether there is a round to offer itself to. */
-    private val isAsked: Boolean
-        get() {
-            val found = announcement ?: return false
-            return state === State.Waiting && found.state == TaskState.OPEN && found.rid != NO_ROUND && !checkedIn &&
-                !left && (policy.tasks.isEmpty() || found.task in policy.tasks)
-        }
+    private val consented: Boolean get() = consent?.granted ?: true
 
-    /** What keeps the device from any round; empty where nothing. */
-    private val hindrance: String
-        get() = when {
-            objections.isNotEmpty() -> objections.joinToString(", ")
-            !consented() -> "no consent"
-            learner.exampleCount < policy.minExamples -> "too few examples"
-            else -> ""
-        }
+    /** Populations whose round the device could join; the one it offered itself to longest ago comes first. */
+    private fun asking(): List<Membership> =
+        if (state !== State.Waiting) emptyList() else memberships.values.filter { it.isAsked }.sortedBy { it.offeredAt }
 
+    /** What the device lacks for any round; empty where nothing. */
+    private fun hindrance(membership: Membership): String {
+        if (!consented) return "no consent"
+        if (policy.tasks.isNotEmpty() && membership.task !in policy.tasks) {
+            return "task '${membership.task}' is not among those allowed"
+        }
+        if (membership.learner.exampleCount < policy.minExamples) return "too few examples"
+        val (bundle, needed) = membership.needs ?: return ""
+        if (bundle != membership.announcement?.bundle?.sha256) return ""
+        return budget.memoryObjection(needed, freeMemory())?.detail.orEmpty()
+    }
+
+    /** To whom the device offered itself, waiting for an answer. */
+    private val offered: Membership?
+        get() = if (state === State.Waiting) memberships.values.find { it.checkedIn && !it.left } else null
+
+    /** Offers the device to whom it is due, unless it waits for another's answer. */
     private fun consider(now: Double) {
-        if (!isAsked || now < notBefore) return
-        val reason = hindrance
-        // Said once for each reason in a row.
-        if (reason.isNotEmpty() && reason != deferred) onEvent(Deferred(population, now, reason))
-        deferred = reason
-        if (reason.isEmpty()) {
-            checkedIn = true
-            checkIn()
+        for (membership in asking()) {
+            if (now < membership.notBefore) continue
+            val hindrance = hindrance(membership)
+            if (hindrance.isEmpty() && saves(emptyList(), now) != null) continue
+            membership.defer(hindrance, now)
+            val before = offered
+            if (hindrance.isNotEmpty() || (before != null && now < before.offerExpiresAt)) continue
+            before?.checkedIn = false
+            membership.checkedIn = true
+            membership.offeredAt = now
+            checkIn(membership)
             scheduleResend(now)
         }
     }
 
-    private fun checkIn() {
-        val found = announcement ?: return
-        send(CheckIn(found.task, found.rid, SDK_VERSION, learner.runtimeVersion), identity.certificate)
+    private fun checkIn(membership: Membership) {
+        val found = membership.announcement ?: return
+        send(CheckIn(found.task, found.rid, SDK_VERSION, membership.learner.runtimeVersion), certified = true)
     }
 
     private val awaitingAnswer: Boolean
-        get() = if (state === State.Waiting) checkedIn && !left else Session.pending(state) != null
+        get() = if (state === State.Waiting) offered != null else Session.pending(state) != null
 
     private fun repeat(now: Double) {
         val message = Session.pending(state)
-        if (message != null) send(message) else if (state === State.Waiting) checkIn()
+        if (message != null) send(message) else offered?.let { checkIn(it) }
         scheduleResend(now)
     }
 
@@ -705,12 +725,8 @@ public class DeviceAgent(
         return ((bytes[0].toInt() and 0xff) + 256 * (bytes[1].toInt() and 0xff)) / 65_536.0
     }
 
-    private fun send(message: ToCoordinator, certificate: Bytes = Bytes.EMPTY) {
-        val frame = Codec.writeFrame(message, deviceId, certificate, identity::sign)
-        if (frame.size > Limits.CONTROL_FRAME_MAX_BYTES) {
-            throw LocalProtocolError("a message of ${frame.size} bytes does not fit a control frame")
-        }
-        out.add(Outgoing(topics.controlUp, frame, Limits.EXPIRY_CONTROL_UP_S))
+    private fun send(message: ToCoordinator, certified: Boolean = false) {
+        out.add(frames.write(message, certified))
     }
 
     /** The identity key's signature, the same one for what this round signed before. */
@@ -721,21 +737,8 @@ public class DeviceAgent(
         }.array
     }
 
-    private fun verifyPeer(certificate: Bytes, message: ByteArray, signature: ByteArray, now: Double): String {
-        val peer = identity.registrar.verify(certificate, Role.DEVICE, now)
-        if (!Signing.verifyRaw(peer.publicKey, signature, message)) {
-            throw IdentityError("the signature is not ${peer.id}'s")
-        }
-        return peer.id
-    }
-
-    private class Download(val assembly: Assembly, val parts: PartStore, val isFrame: Boolean)
-
     internal companion object {
         const val SDK_VERSION: String = "0.1.0-kotlin"
         private const val ENTROPY_BYTES = 32
-        private const val COORDINATOR = "coordinator"
-        private const val INSTALLED_VERSION = "installed_version"
-        private const val INSTALLED_SHA256 = "installed_sha256"
     }
 }

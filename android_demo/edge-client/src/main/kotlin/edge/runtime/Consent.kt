@@ -20,8 +20,10 @@ public class Consent(
     private val now: () -> Double,
     private val changed: () -> Unit = {},
 ) {
+    @Volatile private var revoked = false // also where that could not be written down
+
     /** Whether training is allowed now. */
-    public val granted: Boolean get() = newest?.granted == true
+    public val granted: Boolean get() = !revoked && newest?.granted == true
 
     /** The newest change; null where nobody was ever asked. */
     public val newest: ConsentChange? get() = history().lastOrNull()
@@ -55,10 +57,19 @@ public class Consent(
     /**
      * Records that the owner no longer agrees: the device leaves its open round and joins no other.
      *
-     * What was uploaded before is in sums of many devices and cannot be taken out.
+     * What was uploaded before is in sums of many devices and cannot be taken out. Raises StoreError: it cannot be
+     * written; until this process ends it holds all the same.
      */
     public fun revoke() {
-        newest?.let { if (it.granted) add(it.copy(granted = false, at = now())) }
+        revoked = true
+        try {
+            val last = newest
+            // Kept too where nobody was asked: what an app grants at its first start must not overrule its owner.
+            if (last == null || last.granted) add(ConsentChange(false, last?.purpose.orEmpty(), last?.textVersion.orEmpty(), now()))
+        } catch (error: StoreError) {
+            changed()
+            throw error
+        }
     }
 
     private fun add(change: ConsentChange) {
@@ -66,6 +77,7 @@ public class Consent(
             "${if (it.granted) GRANTED else "revoked"} ${it.at} ${coded(it.purpose)} ${coded(it.textVersion)}"
         }
         store.put(KEY, text, durable = true)
+        revoked = !change.granted
         changed()
     }
 

@@ -13,6 +13,7 @@ import java.io.DataInputStream
 import java.io.DataOutputStream
 import java.io.File
 import java.io.IOException
+import java.security.SecureRandom
 
 /**
  * One accepted event of the open round; [payload] and [entropy] are secret.
@@ -33,7 +34,8 @@ public class JournalEntry internal constructor(
  *
  * [at] is in seconds since the epoch; [epsilon] at [delta] is spent on the task up to and with this participation, by the
  * device's own accounting; [sentBytes] and [sentSha256] are of the masked vector, which says nothing of the update;
- * [release] is the noised sum that the update may have gone into.
+ * [release] is the noised sum that the update may have gone into; [purpose] what the owner had agreed to then, empty where
+ * nobody was asked.
  */
 public data class Participation(
     val rid: Bytes,
@@ -45,6 +47,7 @@ public data class Participation(
     val sentBytes: Int,
     val sentSha256: Bytes,
     val release: Release,
+    val purpose: String = "",
 )
 
 /**
@@ -58,10 +61,11 @@ public data class Participation(
  * process.
  */
 public class DeviceStore(folder: File) : Closeable {
+    private val marker = File(folder, "device.begun")
     private val log = RecordFile(File(folder, "device.log"))
     private val journalFile = RecordFile(File(folder, "round.journal"))
     private val facts = HashMap<String, String>()
-    private val ended = HashSet<Bytes>()
+    private val ended = HashMap<Bytes, String>() // how, in words
     private val ledger = ArrayList<Participation>()
     private val samplings = LinkedHashMap<Bytes, Sampling>()
     private val open = ArrayList<JournalEntry>()
@@ -89,6 +93,12 @@ public class DeviceStore(folder: File) : Closeable {
             }
             val found = facts["schema"]
             if (found == null) {
+                if (marker.exists()) {
+                    throw StoreError(
+                        "the device's store in $folder has gone or was emptied, and with it the record of what it spent",
+                        "let the device begin anew in another folder, with another identity",
+                    )
+                }
                 put("schema", SCHEMA_VERSION, durable = true)
             } else if (found != SCHEMA_VERSION) {
                 throw StoreError(
@@ -96,9 +106,10 @@ public class DeviceStore(folder: File) : Closeable {
                     "update this app, or let the device begin anew in another folder",
                 )
             }
+            marker.createNewFile()
         } catch (error: IOException) {
             close()
-            throw StoreError("the device's store in $folder holds what this version cannot read", UPDATE, error)
+            throw StoreError("the device's store in $folder cannot be used: ${error.message}", UPDATE, error)
         } catch (error: StoreError) {
             close()
             throw error
@@ -132,13 +143,16 @@ public class DeviceStore(folder: File) : Closeable {
     @Synchronized
     public fun put(key: String, value: String, durable: Boolean = false) {
         if (facts[key] == value) return
-        val bytes = record {
-            writeByte(FACT)
-            writeText(key)
-            writeText(value)
-        }
-        log.append(bytes, durable)
+        log.append(record { fact(key, value) }, durable)
         facts[key] = value
+    }
+
+    /** Forgets a text. */
+    @Synchronized
+    public fun drop(key: String) {
+        if (key !in facts) return
+        log.append(record { fact(key, "") }, durable = true)
+        facts.remove(key)
     }
 
     // ---- the open round
@@ -177,17 +191,8 @@ public class DeviceStore(folder: File) : Closeable {
     @Synchronized
     public fun endRound(rid: Bytes, at: Double, committed: Boolean, detail: String) {
         val participation = openParticipation
-        val bytes = record {
-            writeByte(ENDED)
-            writeBlob(rid.array)
-            writeDouble(at)
-            writeBoolean(committed)
-            writeText(detail)
-            writeBoolean(participation != null)
-            participation?.let { write(it) }
-        }
-        log.append(bytes, durable = true)
-        ended.add(rid)
+        log.append(record { end(rid, at, committed, detail, participation) }, durable = true)
+        ended[rid] = detail
         participation?.let { ledger.add(it) }
         forgetRound()
     }
@@ -199,9 +204,9 @@ public class DeviceStore(folder: File) : Closeable {
         journalFile.erase()
     }
 
-    /** Whether this device already left that round. */
+    /** Whether this device already left that round, or gave it what it gives once. */
     @Synchronized
-    public fun hasEnded(rid: Bytes): Boolean = rid in ended
+    public fun hasEnded(rid: Bytes): Boolean = rid in ended || ledger.any { it.rid == rid }
 
     // ---- the ledger
 
@@ -209,6 +214,10 @@ public class DeviceStore(folder: File) : Closeable {
     @Synchronized
     public fun participations(task: String? = null): List<Participation> =
         (ledger + listOfNotNull(openParticipation)).filter { task == null || it.task == task }
+
+    /** How each round that ended did, in words, by its id. */
+    @Synchronized
+    public fun outcomes(): Map<Bytes, String> = ended.toMap()
 
     /** How often this device took part in a task, and all that left it for any. */
     @Synchronized
@@ -218,18 +227,14 @@ public class DeviceStore(folder: File) : Closeable {
         return Spending(all.count { it.task == task }, releases)
     }
 
-    /** Enters what a round's training releases of each example, before it does; durable. */
+    /**
+     * Enters what a round's training releases of each example, before it does; durable.
+     *
+     * A training that ended and was lost with its process is replaced by the one that was made instead.
+     */
     @Synchronized
     public fun countExamples(rid: Bytes, sampling: Sampling) {
-        if (rid in samplings) return
-        val bytes = record {
-            writeByte(SAMPLING)
-            writeBlob(rid.array)
-            writeDouble(sampling.noiseMultiplier)
-            writeDouble(sampling.rate)
-            writeLong(sampling.steps)
-        }
-        log.append(bytes, durable = true)
+        log.append(record { sampled(rid, sampling) }, durable = true)
         samplings[rid] = sampling
     }
 
@@ -237,17 +242,83 @@ public class DeviceStore(folder: File) : Closeable {
     @Synchronized
     public fun samplings(): List<Sampling> = samplings.values.toList()
 
+    /**
+     * Erases all that tells what this device did when, and its open round.
+     *
+     * Of the ledger stays what each task was given and what that cost, without round, time, size, digest or purpose:
+     * budgets are of a device's whole life. What was heard and served of models stays too.
+     */
+    @Synchronized
+    public fun strip() {
+        openRid?.let { endRound(it, 0.0, committed = false, detail = "") }
+        val random = SecureRandom()
+        fun anybody() = Bytes(ByteArray(RID_BYTES).also(random::nextBytes))
+        val kept = ledger.map {
+            it.copy(rid = anybody(), roundNumber = 0, at = 0.0, sentBytes = 0, sentSha256 = Bytes.EMPTY, purpose = "")
+        }
+        val drawn = samplings.values.map { anybody() to it }
+        facts.keys.removeAll { key -> STRIPPED.any { key.startsWith(it) } }
+        log.replace(
+            facts.map { (key, value) -> record { fact(key, value) } } +
+                kept.map { record { end(it.rid, 0.0, false, "", it) } } +
+                drawn.map { (rid, sampling) -> record { sampled(rid, sampling) } },
+        )
+        ended.clear()
+        ledger.clear()
+        ledger.addAll(kept)
+        samplings.clear()
+        samplings.putAll(drawn)
+    }
+
+    // ---- traffic
+
+    /** Adds to the bytes that were received and sent on a day, counted from the epoch; other days are forgotten. */
+    @Synchronized
+    internal fun countTraffic(day: Long, bytes: Long): Unit = put(TRAFFIC, "$day ${traffic(day) + bytes}")
+
+    /** Bytes received and sent on a day. */
+    @Synchronized
+    internal fun traffic(day: Long): Long =
+        facts[TRAFFIC]?.split(' ')?.takeIf { it[0] == day.toString() }?.getOrNull(1)?.toLongOrNull() ?: 0
+
     // ---- records
+
+    private fun DataOutputStream.fact(key: String, value: String) {
+        writeByte(FACT)
+        writeText(key)
+        writeText(value)
+    }
+
+    private fun DataOutputStream.end(rid: Bytes, at: Double, committed: Boolean, detail: String, spent: Participation?) {
+        writeByte(ENDED)
+        writeBlob(rid.array)
+        writeDouble(at)
+        writeBoolean(committed)
+        writeText(detail)
+        writeBoolean(spent != null)
+        spent?.let { write(it) }
+    }
+
+    private fun DataOutputStream.sampled(rid: Bytes, sampling: Sampling) {
+        writeByte(SAMPLING)
+        writeBlob(rid.array)
+        writeDouble(sampling.noiseMultiplier)
+        writeDouble(sampling.rate)
+        writeLong(sampling.steps)
+    }
 
     private fun replay(bytes: ByteArray) {
         val input = DataInputStream(ByteArrayInputStream(bytes))
         when (val kind = input.readByte().toInt()) {
-            FACT -> facts[input.readText()] = input.readText()
+            FACT -> {
+                val (key, value) = input.readText() to input.readText()
+                if (value.isEmpty()) facts.remove(key) else facts[key] = value
+            }
             ENDED -> {
-                ended.add(Bytes(input.readBlob()))
+                val rid = Bytes(input.readBlob())
                 input.readDouble()
                 input.readBoolean()
-                input.readText()
+                ended[rid] = input.readText()
                 if (input.readBoolean()) ledger.add(input.readParticipation())
             }
             SAMPLING -> {
@@ -284,11 +355,13 @@ public class DeviceStore(folder: File) : Closeable {
         writeInt(value.sentBytes)
         writeBlob(value.sentSha256.array)
         writeRelease(value.release)
+        writeText(value.purpose)
     }
 
+    /** Older versions wrote no purpose, which stands last in a record. */
     private fun DataInputStream.readParticipation() = Participation(
         Bytes(readBlob()), readText(), readLong(), readDouble(), readDouble(), readDouble(), readInt(), Bytes(readBlob()),
-        readRelease(),
+        readRelease(), if (available() > 0) readText() else "",
     )
 
     internal companion object {
@@ -296,7 +369,10 @@ public class DeviceStore(folder: File) : Closeable {
         private const val FACT = 1
         private const val ENDED = 2
         private const val SAMPLING = 3
-        private const val UPDATE = "use the version of the app that wrote it"
+        private const val RID_BYTES = 16
+        private const val TRAFFIC = "traffic"
+        private val STRIPPED = listOf("coordinator", "task/", "blobs/", TRAFFIC)
+        private const val UPDATE = "check the disk's free space, or use the version of the app that wrote it"
 
         fun DataOutputStream.writeBlob(value: ByteArray) {
             writeInt(value.size)

@@ -33,7 +33,7 @@ public object Enrolment {
     private const val TIMEOUT_MS = 30_000
     private const val ANSWER_MAX_BYTES = 64 * 1024
     private const val OK = 200
-    private const val NEXT_KEY_FILE = "next.key"
+    internal const val NEXT_KEY_FILE: String = "next.key"
     private const val ID_FILE = "requested.id"
     private const val URL_FILE = "registrar.url"
     private val RENEW_DOMAIN = "edge-sdk/renew/1\u0000".toByteArray()
@@ -131,13 +131,22 @@ public object Enrolment {
         }
     }
 
-    /** Whether two thirds of the certificate's life are over, and it is known where to renew it. */
-    internal fun isRenewalDue(folder: File, now: Double): Boolean {
-        if (!File(folder, URL_FILE).isFile || !File(folder, Identity.CERTIFICATE_FILE).isFile) return false
+    /** When two thirds of the certificate's life are over, and [later] of it more; never where nobody enrolled it. */
+    internal fun renewalDueAt(folder: File, later: Double): Double {
+        if (!isRenewable(folder)) return Double.POSITIVE_INFINITY
+        val (begin, end) = lifeOf(folder)
+        return begin + (end - begin) * (2.0 / 3 + later)
+    }
+
+    /** Whether the certificate can be got anew where it has expired. */
+    internal fun isExpired(folder: File, now: Double): Boolean = isRenewable(folder) && now > lifeOf(folder).second
+
+    private fun isRenewable(folder: File) = File(folder, URL_FILE).isFile && File(folder, Identity.CERTIFICATE_FILE).isFile
+
+    private fun lifeOf(folder: File): Pair<Double, Double> {
         val pem = Identity.read(File(folder, Identity.CERTIFICATE_FILE))
         val found = Registrar.parse(Signing.fromPem(pem, "CERTIFICATE", Identity.CERTIFICATE_FILE))
-        val begin = found.notBefore.time / 1e3
-        return now >= begin + (found.notAfter.time / 1e3 - begin) * 2 / 3
+        return found.notBefore.time / 1e3 to found.notAfter.time / 1e3
     }
 
     private fun newKey(): String {

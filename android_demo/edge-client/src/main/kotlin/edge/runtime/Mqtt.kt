@@ -20,14 +20,14 @@ import kotlin.concurrent.withLock
  * A connection to an MQTT broker that comes back by itself: MQTT 5 where the broker speaks it, else 3.1.1.
  *
  * Sessions are clean and there is no will: nothing in the protocol relies on a broker to keep, order or deliver a message
- * (PROTOCOL.md 7), so what was under way when a connection breaks is dropped here and repeated by the agent. [tls] makes
- * the sockets for mqtts URLs; [password] goes with the URL's user; [random] draws the pauses between attempts, [log] is told
- * why a connection ended, and [failed] where none came about.
+ * (PROTOCOL.md 7), so what was under way when a connection breaks is dropped here and repeated by the agent. [tls] gives, for
+ * each connection, what makes the sockets for mqtts URLs; [password] goes with the URL's user; [random] draws the pauses
+ * between attempts, [log] is told why a connection ended, and [failed] where none came about.
  */
 public class MqttTransport(
     private val broker: BrokerUrl,
     private val clientId: String,
-    private val tls: SSLSocketFactory? = null,
+    private val tls: (() -> SSLSocketFactory)? = null,
     private val password: String? = null,
     private val keepAliveS: Int = 30,
     private val random: Random = Random(),
@@ -124,7 +124,7 @@ public class MqttTransport(
             plain.connect(InetSocketAddress(broker.host, broker.port), CONNECT_MS)
             plain.soTimeout = CONNECT_MS
             if (!broker.tls || tls == null) return plain
-            val secure = tls.createSocket(plain, broker.host, broker.port, true) as SSLSocket
+            val secure = tls().createSocket(plain, broker.host, broker.port, true) as SSLSocket
             secure.sslParameters = secure.sslParameters.apply {
                 endpointIdentificationAlgorithm = "HTTPS" // the host's name must be in the broker's certificate
                 protocols = secure.supportedProtocols.filter { it == "TLSv1.2" || it == "TLSv1.3" }.toTypedArray()

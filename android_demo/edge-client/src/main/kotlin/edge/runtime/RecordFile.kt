@@ -15,7 +15,7 @@ import java.util.zip.CRC32
  * the end is cut off when the file is read; see [damaged]. Raises StoreError where the file cannot be used.
  */
 internal class RecordFile(private val file: File) : Closeable {
-    private val handle: RandomAccessFile
+    private var handle: RandomAccessFile
     private var end = 0L
 
     /** Whether a record was found damaged that others followed: not a crash, but the disk. */
@@ -25,9 +25,7 @@ internal class RecordFile(private val file: File) : Closeable {
     init {
         handle = guarded("open") {
             file.absoluteFile.parentFile?.mkdirs()
-            val isNew = file.createNewFile()
-            if (isNew) makePrivate(file)
-            RandomAccessFile(file, "rw")
+            opened(file)
         }
     }
 
@@ -57,26 +55,35 @@ internal class RecordFile(private val file: File) : Closeable {
     /** Adds a record; [durable] where it must outlive a power cut from here on. */
     fun append(record: ByteArray, durable: Boolean) {
         guarded("write") {
-            val head = ByteBuffer.allocate(HEAD_BYTES + record.size).putInt(record.size).putInt(crcOf(record)).put(record)
             handle.seek(end)
-            handle.write(head.array())
-            end += head.capacity()
+            handle.write(framed(record))
+            end += HEAD_BYTES + record.size
             if (durable) handle.fd.sync()
+        }
+    }
+
+    /** Holds these records and no others, at once or not at all; the bytes of those before are overwritten on the disk. */
+    fun replace(records: List<ByteArray>) {
+        guarded("replace") {
+            val part = File(file.path + ".part")
+            part.delete()
+            val next = opened(part)
+            for (record in records) next.write(framed(record))
+            next.fd.sync()
+            if (!part.renameTo(file)) throw IOException("it cannot be renamed")
+            val before = handle
+            val size = end
+            handle = next
+            end = next.filePointer
+            overwrite(before, size)
+            before.close()
         }
     }
 
     /** Forgets all records: their bytes are overwritten on the disk first. */
     fun erase() {
         guarded("erase") {
-            val zeros = ByteArray(1 shl 16)
-            var at = 0L
-            handle.seek(0)
-            while (at < end) {
-                val count = minOf(zeros.size.toLong(), end - at).toInt()
-                handle.write(zeros, 0, count)
-                at += count
-            }
-            handle.fd.sync()
+            overwrite(handle, end)
             handle.setLength(0)
             handle.fd.sync()
             end = 0
@@ -99,6 +106,26 @@ internal class RecordFile(private val file: File) : Closeable {
 
     companion object {
         private const val HEAD_BYTES = 8
+
+        private fun opened(file: File): RandomAccessFile {
+            if (file.createNewFile()) makePrivate(file)
+            return RandomAccessFile(file, "rw")
+        }
+
+        private fun framed(record: ByteArray): ByteArray =
+            ByteBuffer.allocate(HEAD_BYTES + record.size).putInt(record.size).putInt(crcOf(record)).put(record).array()
+
+        private fun overwrite(handle: RandomAccessFile, size: Long) {
+            val zeros = ByteArray(1 shl 16)
+            var at = 0L
+            handle.seek(0)
+            while (at < size) {
+                val count = minOf(zeros.size.toLong(), size - at).toInt()
+                handle.write(zeros, 0, count)
+                at += count
+            }
+            handle.fd.sync()
+        }
 
         private fun crcOf(data: ByteArray): Int = CRC32().run {
             update(data)

@@ -74,13 +74,12 @@ internal class Artifact(
         private const val MANIFEST_LIMIT_BYTES = 1 shl 20
         private const val ALIGNMENT = 64
         private val MAGIC = "EDGEBNDL".toByteArray()
-        private val QUERY_MAGIC = "EDGEQRY1".toByteArray()
 
         /**
          * Verifies a bundle's head against the pinned signer's key, and reads it: an artifact without its parts yet.
          *
-         * Raises ArtifactError: not a bundle's head, truncated, of a newer format, signed by another key, tampered with,
-         * malformed, or a query, which this client does not answer.
+         * Raises ArtifactError: not a bundle's head, truncated, of a newer format, signed by another key, tampered with or
+         * malformed.
          */
         fun parseHead(head: ByteArray, signer: ECPublicKey): Artifact {
             val artifact = parse(head, signer)
@@ -108,9 +107,6 @@ internal class Artifact(
         }
 
         private fun parse(content: ByteArray, signer: ECPublicKey): Artifact {
-            if (startsWith(content, QUERY_MAGIC)) {
-                throw ArtifactError("this is a query, which this device does not answer", "ask devices that answer queries")
-            }
             if (!startsWith(content, MAGIC)) {
                 throw ArtifactError("this is not a bundle: it does not begin with EDGEBNDL", "pass what edge export made")
             }

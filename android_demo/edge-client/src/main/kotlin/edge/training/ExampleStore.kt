@@ -15,6 +15,8 @@ import java.security.SecureRandom
 import javax.crypto.Cipher
 import javax.crypto.spec.GCMParameterSpec
 import javax.crypto.spec.SecretKeySpec
+import kotlin.math.abs
+import kotlin.math.pow
 
 /** One field of an example: its kind of number, and the shape of one row. */
 public data class Field(val dtype: Dtype, val shape: List<Int>) {
@@ -83,7 +85,8 @@ public class FileKey(private val file: File) : KeyPlace {
  *
  * Examples never leave this file but for training on the device. Each row is sealed on its own (AES-GCM) under the key in
  * [keyPlace]: without it nothing of a row can be read, so that erasing it erases them all. The file is a ring of
- * [maxRows] places: a new row takes the oldest one's. Rows older than [ttlS] seconds count as gone, and are overwritten when
+ * [maxRows] places: a new row takes the oldest one's. Of new rows the share [holdout], in [0, 1), is kept to judge models by
+ * and never trained on. Rows older than [ttlS] seconds count as gone, and are overwritten when
  * met. What was added outlives the process; a power cut may take the last rows along. [now] tells seconds since the epoch.
  * For several threads, and one process.
  *
@@ -96,6 +99,7 @@ public class ExampleStore(
     private val ttlS: Double = Double.POSITIVE_INFINITY,
     private val keyPlace: KeyPlace = FileKey(File(file.path + ".key")),
     private val now: () -> Double = { System.currentTimeMillis() / 1e3 },
+    internal val holdout: Double = 0.0,
 ) : Examples, Closeable {
     private val random = SecureRandom()
     private val rowBytes: Int
@@ -106,12 +110,17 @@ public class ExampleStore(
     private val rows = ArrayDeque<Row>() // oldest first
     private var newest = 0L
 
-    /** Where a row lies, which one it is, and when it was added. */
-    private class Row(val slot: Int, val number: Long, val at: Double)
+    /** Where a row lies, which one it is (negative where it is held out), and when it was added. */
+    private class Row(val slot: Int, val number: Long, val at: Double) {
+        val isHeldOut: Boolean get() = number < 0
+    }
 
     init {
         if (maxRows < 1) throw ConfigError("$maxRows rows are no cap", "keep at least one")
         if (!(ttlS > 0)) throw ConfigError("examples cannot live for $ttlS seconds", "choose a positive time")
+        if (!(holdout >= 0 && holdout < 1)) {
+            throw ConfigError("a share of $holdout cannot be held out", "choose one from 0 to below 1")
+        }
         if (schema.isEmpty() || schema.keys.any { !NAME.matches(it) }) {
             throw ConfigError("a schema with the fields ${schema.keys} is none", "name at least one field, as models do")
         }
@@ -154,7 +163,8 @@ public class ExampleStore(
     private fun append(plain: ByteArray) {
         expire()
         val slot = if (rows.size < maxRows) freeSlot() else rows.removeFirst().slot
-        val number = ++newest
+        newest++
+        val number = if (isHeldOut(newest)) -newest else newest
         val at = now()
         val nonce = ByteArray(NONCE_BYTES).also(random::nextBytes)
         val head = ByteBuffer.allocate(ROW_HEAD_BYTES).putLong(number).putDouble(at).put(nonce).array()
@@ -164,22 +174,35 @@ public class ExampleStore(
         rows.addLast(Row(slot, number, at))
     }
 
+    /** The same rows wherever it is asked, and no pattern that an app's own could meet. */
+    private fun isHeldOut(number: Long): Boolean {
+        val place = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(number).array()
+        val digest = ByteBuffer.wrap(Suite.digest(HELD_OUT, place)).order(ByteOrder.LITTLE_ENDIAN)
+        return (digest.getLong() ushr 11) < holdout * 2.0.pow(53)
+    }
+
     private fun freeSlot(): Int {
         val taken = rows.mapTo(HashSet()) { it.slot }
         return (0 until maxRows).first { it !in taken }
     }
 
-    /** How many rows there are to train on. */
-    override val count: Int
-        get() = synchronized(this) {
-            guarded("write") { expire() }
-            rows.size
-        }
+    /** How many rows there are. */
+    override val count: Int get() = count(null)
 
-    /** The rows there are now, to train on while others are added: those that go meanwhile are left out. */
-    public fun snapshot(): Examples = synchronized(this) {
+    /** How many rows there are: those held out, those to train on, or null for all. */
+    public fun count(heldOut: Boolean?): Int = synchronized(this) {
         guarded("write") { expire() }
-        val listed = rows.toList()
+        rows.count { heldOut == null || it.isHeldOut == heldOut }
+    }
+
+    /**
+     * The rows there are now, oldest first, to read while others are added: those that go meanwhile are left out.
+     *
+     * It lists those [heldOut], those to train on, or null for all; the [newest] so many at most.
+     */
+    public fun snapshot(heldOut: Boolean? = null, newest: Int = Int.MAX_VALUE): Examples = synchronized(this) {
+        guarded("write") { expire() }
+        val listed = rows.filter { heldOut == null || it.isHeldOut == heldOut }.takeLast(newest)
         object : Examples {
             override val count = listed.size
 
@@ -271,10 +294,10 @@ public class ExampleStore(
         for (slot in 0 until minOf(places, maxRows)) {
             handle.seek(place(slot))
             val number = handle.readLong()
-            if (number > 0) there.add(Row(slot, number, handle.readDouble()))
+            if (number != 0L) there.add(Row(slot, number, handle.readDouble()))
         }
-        rows.addAll(there.sortedBy { it.number })
-        newest = rows.lastOrNull()?.number ?: 0
+        rows.addAll(there.sortedBy { abs(it.number) })
+        newest = rows.lastOrNull()?.let { abs(it.number) } ?: 0
     }
 
     private fun place(slot: Int): Long = header.size + CHECK_BYTES + slot.toLong() * slotBytes
@@ -304,6 +327,7 @@ public class ExampleStore(
         const val NONCE_BYTES = 12
         const val TAG_BYTES = 16
         const val ROW_HEAD_BYTES = 8 + 8 + NONCE_BYTES
+        val HELD_OUT = "edge-sdk/held-out/1".toByteArray()
         val NAME = Regex("[A-Za-z_][A-Za-z0-9_]*(\\.[A-Za-z0-9_]+)*")
 
         fun headerOf(schema: Schema, maxRows: Int): ByteArray {

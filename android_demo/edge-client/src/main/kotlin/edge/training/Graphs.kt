@@ -80,7 +80,7 @@ internal object Runtime {
 }
 
 /** One graph of a bundle, open, with the frozen parameters that it is always fed. */
-internal class OpenGraph(artifact: Artifact, kind: String) : Closeable {
+internal class OpenGraph(artifact: Artifact, kind: String, threads: Int = 1) : Closeable {
     val spec: GraphSpec = artifact.manifest.graph(kind)
     private val session: OrtSession
     private val constants: Map<String, OnnxTensor>
@@ -90,8 +90,8 @@ internal class OpenGraph(artifact: Artifact, kind: String) : Closeable {
         val content = artifact.part(spec.part)
         session = try {
             OrtSession.SessionOptions().use { options ->
-                // One thread: a phone has other work, and results do not depend on how many there are.
-                options.setIntraOpNumThreads(1)
+                // One thread by default: a phone has other work, and results do not depend on how many there are.
+                options.setIntraOpNumThreads(threads)
                 options.setInterOpNumThreads(1)
                 Runtime.environment.createSession(content, options)
             }

@@ -2,12 +2,16 @@ package edge.training
 
 import edge.Bytes
 import edge.TrainingError
+import edge.analytics.Analyst
+import edge.analytics.Query
 import edge.inference.InstalledModels
 import edge.privacy.Sampling
 import edge.protocol.BlobRef
 import edge.protocol.Plan
+import edge.runtime.Budget
 import edge.runtime.Bundle
 import edge.runtime.Learner
+import edge.runtime.Pacer
 import edge.runtime.TrainingJob
 import edge.runtime.Update
 import edge.secagg.Suite
@@ -17,21 +21,26 @@ import java.security.interfaces.ECPublicKey
 /**
  * Training and serving on this device: the agent's port, filled with the example store and ONNX Runtime.
  *
- * [signer] is the pinned key that bundles must be signed with; [examples] are null on a device that only serves. Knows
- * nothing of rounds, messages or brokers.
+ * [signer] is the pinned key that bundles must be signed with; [examples] are null on a device that only serves; with
+ * [analytics] it answers queries too; [budget] is of threads, processor and time. Knows nothing of rounds, messages or
+ * brokers.
  */
 public class LocalLearner(
     private val signer: ECPublicKey,
     private val examples: ExampleStore?,
     private val models: InstalledModels,
+    analytics: Boolean = false,
+    private val budget: Budget = Budget(),
 ) : Learner, Closeable {
+    private val analyst = Analyst(signer, examples, analytics)
     private var newest: Pair<Artifact, OnnxTrainer>? = null
 
     override val runtimeVersion: String get() = Runtime.name
 
-    override val exampleCount: Int get() = examples?.count ?: 0
+    override val exampleCount: Int get() = examples?.count(heldOut = false) ?: 0
 
     override fun parts(head: ByteArray): List<BlobRef> {
+        if (Query.isOne(head)) return analyst.parts(head)
         val artifact = Artifact.parseHead(head, signer)
         val manifest = artifact.manifest
         val clip = if (manifest.privacy == null) emptyList() else listOf(manifest.graph("clip").part)
@@ -41,6 +50,7 @@ public class LocalLearner(
     }
 
     override fun check(bundle: Bundle, checkpoint: ByteArray): Long {
+        if (Query.isOne(bundle.head)) return analyst.check(bundle.head)
         val layout = open(bundle).first.manifest.layout
         layout.decode(checkpoint)
         return layout.size.toLong()
@@ -48,23 +58,31 @@ public class LocalLearner(
 
     override fun sampling(bundle: Bundle, plan: Plan): Sampling? {
         val count = exampleCount
-        if (count == 0) return null
+        if (count == 0 || Query.isOne(bundle.head)) return null
         return artifact(bundle).manifest.privacy?.sampling(TrainingPlan.of(plan), count)
     }
 
+    override fun memoryBytes(head: ByteArray, plan: Plan): Long {
+        if (Query.isOne(head)) return 0
+        val count = if (exampleCount == 0) Int.MAX_VALUE else exampleCount
+        return Artifact.parseHead(head, signer).manifest.memory.predictedBytes(minOf(TrainingPlan.of(plan).batchSize, count))
+    }
+
     override fun train(job: TrainingJob, progress: (Int, Int) -> Unit, shouldStop: () -> Boolean): Update? {
+        if (Query.isOne(job.bundle.head)) return Update(analyst.answer(job.bundle))
         val store = examples ?: throw TrainingError("this device holds no examples", "add some, or let it only serve")
         val (artifact, trainer) = open(job.bundle)
         val layout = artifact.manifest.layout
         val plan = TrainingPlan.of(job.plan)
-        val rows = store.snapshot()
+        val rows = store.snapshot(heldOut = false)
         val sampling = artifact.manifest.privacy?.sampling(plan, rows.count)
         val steps = sampling?.steps?.toInt() ?: plan.steps(rows.count, artifact.manifest.batch.minimum)
+        val pacer = Pacer(budget, shouldStop)
         var asked = 0
         val result = try {
             trainer.train(layout.decode(job.checkpoint), rows, plan, job.seed.array) {
                 progress(asked++, steps)
-                shouldStop()
+                pacer.isOver()
             }
         } catch (_: TrainingStopped) {
             return null
@@ -73,6 +91,7 @@ public class LocalLearner(
     }
 
     override fun install(version: Long, bundle: Bundle, checkpoint: ByteArray) {
+        if (Query.isOne(bundle.head)) return // of a query's result nothing is served
         val artifact = artifact(bundle)
         models.install(artifact, version, artifact.manifest.layout.decode(checkpoint))
     }
@@ -89,7 +108,7 @@ public class LocalLearner(
         val digest = Bytes(Suite.digest(bundle.head))
         newest?.let { if (it.first.sha256 == digest) return it }
         val artifact = artifact(bundle)
-        val opened = artifact to OnnxTrainer(artifact)
+        val opened = artifact to OnnxTrainer(artifact, threads = budget.threads)
         newest?.second?.close()
         newest = opened
         return opened

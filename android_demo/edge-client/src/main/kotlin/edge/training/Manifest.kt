@@ -69,6 +69,12 @@ internal class ParityStep(
     val lossTolerance: Double,
 )
 
+/** About how much memory training takes: a sum for the batch's size, and at least so much. */
+internal class Memory(private val leastBytes: Long, private val fixedBytes: Long, private val exampleBytes: Long) {
+    /** On batches of that many examples. */
+    fun predictedBytes(batch: Int): Long = maxOf(leastBytes, fixedBytes + exampleBytes * batch)
+}
+
 /** Where a part lies, and its SHA-256 in hexadecimal. */
 internal class PartSpec(val name: String, val offset: Long, val sizeBytes: Long, val sha256: String)
 
@@ -80,6 +86,9 @@ internal class Manifest(
     val frozen: List<TensorSpec>,
     val inputs: List<TensorSpec>,
     val target: TensorSpec,
+    val output: TensorSpec,
+    val lossIsSum: Boolean,
+    val memory: Memory,
     val classes: Long?,
     val ignoredLabel: Long?,
     val privacy: ExamplePrivacy?,
@@ -221,10 +230,10 @@ private object ManifestReader {
             "name", "version", "layout", "frozen", "inputs", "target", "output", "classes", "ignored_label", "loss",
             "optimizer", "privacy", "batch", "graphs", "memory", "formats", "tools", "parity", "parts",
         )
-        record(fields.getValue("loss"), "loss", "name", "reduction")
+        val loss = record(fields.getValue("loss"), "loss", "name", "reduction")
         record(fields.getValue("optimizer"), "optimizer", "kind", "hyperparameters", "slots", "default_learning_rate")
-        record(fields.getValue("memory"), "memory", "least_bytes", "fixed_bytes", "example_bytes")
-        tensor(fields.getValue("output"))
+        val memory = record(fields.getValue("memory"), "memory", "least_bytes", "fixed_bytes", "example_bytes")
+            .mapValues { it.value.asLong(it.key) }
         val (oldest, batch) = onnx(fields.getValue("formats"))
         val parity = record(fields.getValue("parity"), "parity", "stride", "steps")
         return Manifest(
@@ -234,6 +243,9 @@ private object ManifestReader {
             frozen = fields.getValue("frozen").asList("frozen").map(::tensor),
             inputs = fields.getValue("inputs").asList("inputs").map(::tensor),
             target = tensor(fields.getValue("target")),
+            output = tensor(fields.getValue("output")),
+            lossIsSum = loss.getValue("reduction").asText("reduction") == "sum",
+            memory = Memory(memory.getValue("least_bytes"), memory.getValue("fixed_bytes"), memory.getValue("example_bytes")),
             classes = optional(fields.getValue("classes"))?.asLong("classes"),
             ignoredLabel = optional(fields.getValue("ignored_label"))?.asLong("ignored_label"),
             privacy = optional(fields.getValue("privacy"))?.let(::privacy),

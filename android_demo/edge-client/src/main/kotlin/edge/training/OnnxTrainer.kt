@@ -46,14 +46,15 @@ internal class TrainingStopped : Exception()
 internal class OnnxTrainer(
     private val artifact: Artifact,
     private val entropy: (Int) -> ByteArray = { count -> ByteArray(count).also(SecureRandom()::nextBytes) },
+    threads: Int = 1,
 ) : Closeable {
     private val manifest = artifact.manifest
     private val graph: OpenGraph
     private val clip: OpenGraph?
 
     init {
-        graph = OpenGraph(artifact, "train")
-        clip = if (manifest.privacy == null) null else OpenGraph(artifact, "clip")
+        graph = OpenGraph(artifact, "train", threads)
+        clip = if (manifest.privacy == null) null else OpenGraph(artifact, "clip", threads)
         try {
             val worst = replayParity()
             // NaN must fail as well.

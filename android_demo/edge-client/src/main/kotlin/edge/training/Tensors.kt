@@ -36,6 +36,22 @@ public class Tensor(public val dtype: Dtype, public val shape: List<Int>, public
         return LongArray(data.size / 8).also { view().asLongBuffer().get(it) }
     }
 
+    /** The values, whatever their kind. */
+    internal fun doubles(): DoubleArray {
+        val view = view()
+        return DoubleArray(data.size / dtype.bytes) {
+            when (dtype) {
+                Dtype.FLOAT32 -> view.getFloat().toDouble()
+                Dtype.FLOAT64 -> view.getDouble()
+                Dtype.INT64 -> view.getLong().toDouble()
+                Dtype.INT32 -> view.getInt().toDouble()
+                Dtype.INT16 -> view.getShort().toDouble()
+                Dtype.INT8 -> view.get().toDouble()
+                Dtype.UINT8, Dtype.BOOL -> (view.get().toInt() and 0xff).toDouble()
+            }
+        }
+    }
+
     internal fun view(): ByteBuffer = ByteBuffer.wrap(data).order(ByteOrder.LITTLE_ENDIAN)
 
     internal fun isFinite(): Boolean = when (dtype) {

@@ -162,4 +162,69 @@ class DeviceStoreTest {
         }
         HomeLock(folder).close()
     }
+
+    @Test
+    fun `what a withdrawal keeps is the cost, and nothing of when or what`() {
+        val consent = "consent" to "granted"
+        opened {
+            it.put(consent.first, consent.second)
+            it.put("coordinator/p", "00")
+            it.append(rid, entry("reported"), participation().copy(purpose = "improve typing"), durable = true)
+            it.endRound(rid, 3.0, committed = true, detail = "committed")
+            it.countExamples(rid, Sampling(1.0, 0.5, 3))
+            it.append(Bytes(ByteArray(16)), entry("reported"), participation().copy(rid = Bytes(ByteArray(16))), durable = true)
+            it.strip()
+            assertEquals(2, it.spending("task").participations)
+        }
+        opened {
+            assertEquals(consent.second, it.get(consent.first))
+            assertNull(it.get("coordinator/p"))
+            assertEquals(listOf(release to 2L), it.spending("task").releases)
+            assertEquals(listOf(0.5, 0.5), it.participations().map { one -> one.epsilon })
+            assertEquals(setOf(0.0), it.participations().map { one -> one.at }.toSet())
+            assertEquals(listOf(Sampling(1.0, 0.5, 3)), it.samplings())
+            assertFalse(it.hasEnded(rid))
+            assertNull(it.journalRid)
+            assertEquals(emptyList<Receipt>(), PrivacyAccount(it, edge.protocol.DevicePolicy()).receipts())
+        }
+        val kept = File(folder, "device.log").readText(Charsets.ISO_8859_1)
+        for (gone in listOf("improve typing", "committed")) assertFalse(gone in kept)
+    }
+
+    @Test
+    fun `receipts say what each round cost and how it ended`() {
+        opened {
+            for ((number, epsilon) in listOf(1 to 0.5, 2 to 0.75)) {
+                val id = Bytes(ByteArray(16) { number.toByte() })
+                val spent = participation().copy(rid = id, roundNumber = number.toLong(), epsilon = epsilon, purpose = "p")
+                it.append(id, entry("reported"), spent, durable = true)
+                if (number == 1) it.endRound(id, 3.0, committed = true, detail = "committed")
+            }
+            val receipts = PrivacyAccount(it, edge.protocol.DevicePolicy()).receipts()
+            assertEquals(listOf(0.5, 0.25), receipts.map { one -> one.cost })
+            assertEquals(listOf("committed", ""), receipts.map { one -> one.outcome })
+            val spent = PrivacyAccount(it, edge.protocol.DevicePolicy()).spent()
+            assertEquals(2L to 2, spent.participations to spent.tasks.getValue("task").participations)
+            assertTrue(spent.epsilon > 0 && spent.exampleEpsilon == null)
+        }
+    }
+
+    @Test
+    fun `a ledger that has gone is not begun anew`() {
+        opened { it.put("a", "b") }
+        assertTrue(File(folder, "device.log").delete())
+        val error = assertThrows(StoreError::class.java) { DeviceStore(folder) }
+        assertTrue("has gone" in error.message.orEmpty())
+    }
+
+    @Test
+    fun `an owner who said no before anybody asked is not overruled`() {
+        opened { Consent(it, { 1.0 }).revoke() }
+        opened {
+            val consent = Consent(it, { 2.0 })
+            assertEquals(false, consent.newest?.granted)
+            consent.grant("p", "1")
+            assertTrue(consent.granted)
+        }
+    }
 }

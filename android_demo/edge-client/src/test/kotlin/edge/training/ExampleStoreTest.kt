@@ -124,4 +124,25 @@ class ExampleStoreTest {
         key.delete()
         assertThrows(StoreError::class.java) { open() }
     }
+
+    @Test
+    fun `a share is held out, the same rows after a restart, and never listed to train on`() {
+        fun store() = ExampleStore(file, schema, 1_000, holdout = 0.2)
+        val heldOut = store().use { store ->
+            for (label in 1..500L) store.add("x" to floatArrayOf(0f, 0f), "y" to label)
+            store.labels(heldOut = true)
+        }
+        assertEquals(100.0, heldOut.size.toDouble(), 30.0)
+        store().use { store ->
+            assertEquals(heldOut, store.labels(heldOut = true))
+            assertEquals((1..500L).toSet() - heldOut.toSet(), store.labels(heldOut = false).toSet())
+            assertEquals(listOf(500, heldOut.size), listOf(null, true).map { store.count(it) })
+            store.add("x" to floatArrayOf(0f, 0f), "y" to 501L)
+            assertEquals(listOf(499L, 500L, 501L), store.snapshot(newest = 3).run { take(listOf(0, 1, 2)) }.getValue("y").longs().toList())
+        }
+        assertThrows(edge.ConfigError::class.java) { ExampleStore(file, schema, holdout = 1.0) }
+    }
+
+    private fun ExampleStore.labels(heldOut: Boolean) =
+        snapshot(heldOut).run { take((0 until count).toList()) }.getValue("y").longs().toList()
 }
