@@ -7,6 +7,7 @@ the loss by its output. It gives every example's gradient of the parameter, in f
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -193,14 +194,15 @@ def _batch_norm(m: Meeting) -> Gradients:
 
 
 def _group_norm(m: Meeting) -> Gradients:
-    gradient = m.gradient
-    if m.slot == 1:
-        rows = m.node._saved_input.reshape(len(gradient), m.node._saved_group, -1)
-        mean, reciprocal = (
-            statistic.reshape(len(gradient), -1, 1) for statistic in (m.node._saved_result1, m.node._saved_result2)
-        )
-        gradient = gradient * ((rows - mean) * reciprocal).reshape(gradient.shape)
-    return _channels(m, gradient)
+    """By sums over each channel that the gradient of the input needs too, written alike so that they are made once."""
+    node, count, channels = m.node, len(m.gradient), m.gradient.shape[1]
+    gradient = m.gradient.reshape(count, channels, 1, -1)
+    if m.slot == 2:
+        return Whole(m.folded(gradient.sum(3, keepdim=True).reshape(count, channels)))
+    rows = node._saved_input.reshape(count, node._saved_group, 1, -1)
+    centred = (rows - rows.mean(3, keepdim=True)).reshape(gradient.shape)
+    sums = (gradient * centred).sum(3, keepdim=True).reshape(count, node._saved_group, -1, 1)
+    return Whole(m.folded((sums * node._saved_result2.reshape(count, -1, 1, 1)).reshape(count, channels)))
 
 
 def _channels(m: Meeting, gradient: Tensor) -> Gradients:
@@ -218,12 +220,17 @@ def _convolution(m: Meeting) -> Gradients:
     if node._saved_transposed:
         wide, narrow = narrow, wide
     outputs, channels, *kernel = m.shape
-    parts = _parts(wide, tuple(narrow.shape[2:]), tuple(kernel), node)
-    count, taps, groups = len(wide), len(parts), node._saved_groups
-    rows = narrow.flatten(2)
+    positions, taps = tuple(narrow.shape[2:]), math.prod(kernel)
+    count, groups = len(wide), node._saved_groups
     if groups == outputs == wide.shape[1]:
-        whole = torch.stack([(rows * part).sum(2) for part in parts], 2)
-        return Whole(m.folded(whole.reshape(count, *m.shape)))
+        # With the positions in front, what a tap sees is a few long runs of memory, and sums are over whole rows.
+        front = narrow.movedim((0, 1), (-2, -1))
+        parts = _parts(wide.movedim((0, 1), (-2, -1)), 0, positions, tuple(kernel), node)
+        over = tuple(range(len(kernel)))
+        whole = torch.stack([(front * part).sum(over) for part in parts])
+        return Whole(m.folded(whole.movedim(0, 2).reshape(count, *m.shape)))
+    parts = [part.flatten(2) for part in _parts(wide, 2, positions, tuple(kernel), node)]
+    rows = narrow.flatten(2)
     if groups > 1:
         columns = torch.stack(parts, 2).reshape(count, groups, channels * taps, -1)
         whole = rows.reshape(count, groups, -1, rows.shape[2]) @ columns.transpose(2, 3)
@@ -240,33 +247,35 @@ def _convolution(m: Meeting) -> Gradients:
     return products
 
 
-def _parts(wide: Tensor, positions: Shape, kernel: Shape, node: Node) -> list[Tensor]:
-    """What each tap of a kernel sees at each position: [rows, channels, positions]."""
+def _parts(wide: Tensor, first: int, positions: Shape, kernel: Shape, node: Node) -> list[Tensor]:
+    """What each tap of a kernel sees at each position; positions are the dimensions of `wide` from `first` on."""
     rank = len(kernel)
+    before, after = tuple(wide.shape[:first]), tuple(wide.shape[first + rank :])
     stride, padding, dilation = (
         tuple(given) * rank if len(given) == 1 else tuple(given)
         for given in (node._saved_stride, node._saved_padding, node._saved_dilation)
     )
     # Elements that one tap sees lie a stride apart. With these side by side, a tap's part is one plain slice.
     reach = [p + d * (k - 1) // s for p, d, k, s in zip(positions, dilation, kernel, stride, strict=True)]
-    ends = [r * s - size - pad for r, s, size, pad in zip(reach, stride, wide.shape[2:], padding, strict=True)]
-    around = [amount for before, after in zip(padding, ends, strict=True) for amount in (after, before)]
+    sizes = wide.shape[first : first + rank]
+    ends = [r * s - size - pad for r, s, size, pad in zip(reach, stride, sizes, padding, strict=True)]
+    around = [0] * (2 * len(after)) + [n for pair in list(zip(padding, ends, strict=True))[::-1] for n in pair]
     if any(around):
-        wide = F.pad(wide, around[::-1])
-    if max(stride) > 1:
-        apart = wide.reshape(*wide.shape[:2], *(n for pair in zip(reach, stride, strict=True) for n in pair))
-        wide = apart.permute(0, 1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2))
+        wide = F.pad(wide, around)
+    strided = max(stride) > 1
+    if strided:
+        wide = wide.reshape(*before, *(n for pair in zip(reach, stride, strict=True) for n in pair), *after)
     parts = []
     for tap in itertools.product(*(range(extent) for extent in kernel)):
         offsets = [t * d for t, d in zip(tap, dilation, strict=True)]
         part = wide
-        if max(stride) > 1:
+        if strided:
             for axis in range(rank):
-                part = part.narrow(2 + axis, offsets[axis] % stride[axis], 1)
-            part = part.reshape(*wide.shape[:2], *reach)
+                part = part.narrow(first + 2 * axis + 1, offsets[axis] % stride[axis], 1)
+            part = part.reshape(*before, *reach, *after)
         for axis in range(rank):
-            part = part.narrow(2 + axis, offsets[axis] // stride[axis], positions[axis])
-        parts.append(part.flatten(2))
+            part = part.narrow(first + axis, offsets[axis] // stride[axis], positions[axis])
+        parts.append(part)
     return parts
 
 

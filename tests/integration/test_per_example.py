@@ -170,6 +170,11 @@ CASES = {
     "convolution in groups": Case(_convolutions(nn.Conv2d(4, 6, 3, 2, 1, groups=2)), (3, 9, 8)),
     "convolution by channel": Case(_convolutions(nn.Conv2d(4, 4, 3, 2, 1, groups=4)), (3, 9, 8)),
     "convolution by channel, widening": Case(_convolutions(nn.Conv2d(4, 8, 3, groups=4)), (3, 9, 8)),
+    "convolution by channel, dilated": Case(_convolutions(nn.Conv2d(4, 4, 3, 1, 2, 2, groups=4)), (3, 9, 8)),
+    "convolution by channel, transposed": Case(_convolutions(nn.ConvTranspose2d(4, 4, 3, 2, 1, groups=4)), (3, 5, 4)),
+    "convolution by channel, 1d": Case(
+        lambda: nn.Sequential(nn.Conv1d(3, 3, 3, 2, groups=3), nn.Flatten(), nn.Linear(12, 5)), (3, 9)
+    ),
     "convolution transposed": Case(_convolutions(nn.ConvTranspose2d(4, 6, 3, 2, 1, 1)), (3, 5, 4)),
     "convolution transposed in groups": Case(_convolutions(nn.ConvTranspose2d(4, 6, 3, groups=2)), (3, 5, 4)),
     "convolution 1d": Case(lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(24, 5)), (3, 8)),
