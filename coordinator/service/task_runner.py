@@ -1,7 +1,7 @@
 """One task at work: its open round, the running sum, and the writes that the next transaction makes durable.
 
-The runner applies events to the pure round and collects what must be written; the engine commits all runners' writes in
-one transaction and only then publishes. Knows no broker, topic or signature.
+The runner applies events to the pure round and collects what must be written (`task_rows`); the engine commits all
+runners' writes in one transaction and only then publishes. Knows no broker, topic, signature or table.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
 
 from coordinator.aggregation.accumulator import ModularSum
 from coordinator.aggregation.server_optimizers import server_optimizer
@@ -22,7 +19,7 @@ from coordinator.config import TaskConfig
 from coordinator.privacy import accountant
 from coordinator.privacy.ledger import ReleaseEvent
 from coordinator.rounds import closing, events, transitions
-from coordinator.rounds.events import Accumulate, Effect, Event, Fault, Refuse, Release, VerifyPeer
+from coordinator.rounds.events import Accumulate, Effect, Event, Fault, Refuse, VerifyPeer
 from coordinator.rounds.states import (
     Abandoned,
     Committed,
@@ -37,9 +34,9 @@ from coordinator.rounds.states import (
     survivors_fixed,
 )
 from coordinator.service import journal
-from coordinator.service.bench import Bench, Standing, backoff_s
+from coordinator.service.bench import Bench, backoff_s
 from coordinator.service.release import ReleaseFailed, ReleaseJob, ReleaseResult
-from coordinator.store import tables
+from coordinator.service.task_rows import Model, StoredTask, TaskRows, Write
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from edge_sdk.errors import LocalProtocolError
@@ -48,7 +45,6 @@ from edge_sdk.protocol.messages import (
     NO_ROUND,
     AbandonReason,
     Announcement,
-    BlobRef,
     Decline,
     DeclineReason,
     Digest,
@@ -61,7 +57,6 @@ from edge_sdk.secagg import modular, suite
 
 log = logging.getLogger("edge.coordinator")
 
-Write = Callable[[sa.Connection], object]
 _NOT_ITS_OWN = frozenset(
     {DeclineReason.ROSTER_UNSOUND, DeclineReason.SURVIVORS_UNSOUND, DeclineReason.ROUND_ALREADY_JOINED}
 )
@@ -122,8 +117,7 @@ class TaskRunner:
         self._failed_in_a_row = 0
         self._committed = 0
         self._ledger: list[ReleaseEvent] = []
-        self._writes: list[Write] = []
-        self._rows: list[dict[str, object]] = []
+        self._rows = TaskRows(config.task)
         self._touched = False
 
     # ---- loading
@@ -134,73 +128,41 @@ class TaskRunner:
         A round that other software opened, or whose survivors would now come out differently from those that were
         published, is abandoned and its id burnt.
         """
-        self._database.run_tx("read the task", self._load_task)
-        found = self._database.run_tx("read the open round", self._read_open_round)
+        self._load_task(self._database.run_tx("read the task", self._rows.read))
+        found = self._database.run_tx("read the open round", self._rows.read_open_round)
         if found is None:
             return
-        row, rows, total = found
-        plan = codec.decode(Plan, row.plan)
-        self._opened_at = row.opened_at
-        config = self._round_config(plan, row.plan)
-        self._position = len(rows)
-        self.statistics = _statistics_from(row.statistics)
-        if row.software != SOFTWARE:
-            self.state = transitions.open_round(config, row.opened_at)
+        plan = codec.decode(Plan, found.plan)
+        self._opened_at = found.opened_at
+        config = self._round_config(plan, found.plan)
+        self._position = len(found.events)
+        self.statistics = _statistics_from(found.statistics)
+        if found.software != SOFTWARE:
+            self.state = transitions.open_round(config, found.opened_at)
             self.apply(events.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
             return
-        self.state = journal.fold(config, row.opened_at, rows, self._verify_peer)
+        self.state = journal.fold(config, found.opened_at, found.events, self._verify_peer)
         self._total = None
-        if total is not None:
-            words = np.frombuffer(total.vector, modular.work_dtype(plan.bits))
-            self._total = ModularSum(plan.bits, total._mapping["count"], words)
+        if found.total is not None:
+            count, vector = found.total
+            self._total = ModularSum(plan.bits, count, np.frombuffer(vector, modular.work_dtype(plan.bits)))
         summed = 0 if self._total is None else self._total.count
         fixed = survivors_fixed(self.state)
         published = codec.encode(fixed) if fixed else None
-        if row.survivors != published or summed != counts(self.state).reported:
+        if found.survivors != published or summed != counts(self.state).reported:
             self.apply(events.Stopped(AbandonReason.RESTARTED_DIFFERENTLY), now)
 
-    def _load_task(self, connection: sa.Connection) -> None:
-        t, m, r, led = tables.tasks.c, tables.models.c, tables.rounds.c, tables.ledger.c
-        name = self.config.task
-        row = connection.execute(sa.select(tables.tasks).where(t.task == name)).one()
-        self.task_state, self.sequence, self.reason = TaskState(row.state), row.sequence, row.reason
-        model = connection.execute(
-            sa.select(tables.models).where(m.task == name).order_by(m.version.desc()).limit(1)
-        ).one()
-        self.model_version = model.version
-        self.checkpoint = BlobRef(Digest(model.checkpoint_sha256), model.checkpoint_bytes)
-        self._optimizer_sha256, self._clip_norm = Digest(model.optimizer_sha256), model.clip_norm
-        self._ledger = [
-            ReleaseEvent.from_json(text)
-            for (text,) in connection.execute(sa.select(led.event).where(led.task == name).order_by(led.position))
-        ]
-        grouped = sa.select(tables.grouped.c.device_id).where(tables.grouped.c.task == name)
-        self.grouped = set(connection.execute(grouped).scalars())
-        b = tables.benched.c
-        for row in connection.execute(sa.select(b.device_id, b.times, b.until).where(b.task == name)):
-            self.bench.restore(row.device_id, Standing(row.times, row.until))
-        columns = r.phase, r.closed_at, r.reason
-        ended = sa.select(*columns).where(r.task == name, r.closed_at.is_not(None)).order_by(r.closed_at)
-        for phase_name, closed_at, reason in connection.execute(ended):
+    def _load_task(self, found: StoredTask) -> None:
+        self.task_state, self.sequence, self.reason = found.state, found.sequence, found.reason
+        self.model_version, self.checkpoint = found.model.version, found.model.checkpoint
+        self._optimizer_sha256, self._clip_norm = found.model.optimizer_sha256, found.model.clip_norm
+        self._ledger, self.grouped = found.ledger, found.grouped
+        for device_id, standing in found.benched.items():
+            self.bench.restore(device_id, standing)
+        for ended in found.ended:
             # Whether anybody was turned away is not kept: such rounds count again from here on.
-            empty = reason == AbandonReason.TOO_FEW_CHECK_INS
-            self._count_end(phase_name == "committed", closed_at, empty=empty)
-
-    def _read_open_round(
-        self, connection: sa.Connection
-    ) -> tuple[sa.Row[Any], list[journal.Row], sa.Row[Any] | None] | None:
-        r, j, a = tables.rounds.c, tables.journal.c, tables.accumulators.c
-        row = connection.execute(
-            sa.select(tables.rounds).where(r.task == self.config.task, r.closed_at.is_(None))
-        ).one_or_none()
-        if row is None:
-            return None
-        rows = [
-            journal.Row(e.position, e.at, e.kind, e.device_id, e.payload)
-            for e in connection.execute(sa.select(tables.journal).where(j.rid == row.rid).order_by(j.position))
-        ]
-        total = connection.execute(sa.select(tables.accumulators).where(a.rid == row.rid)).one_or_none()
-        return row, rows, total
+            empty = ended.reason is AbandonReason.TOO_FEW_CHECK_INS
+            self._count_end(ended.committed, ended.closed_at, empty=empty)
 
     # ---- a round's life
 
@@ -240,18 +202,9 @@ class TaskRunner:
         self._opened_at, self._position = now, 0
         self._total, self._total_changed = None, False
         self.statistics = Statistics()
-        values = {
-            "rid": rid,
-            "task": self.config.task,
-            "number": plan.round_number,
-            "software": SOFTWARE,
-            "plan": body,
-            "opened_at": now,
-            "phase": phase(self.state),
-            "reason": 0,
-            "statistics": "{}",
-        }
-        self._writes.append(lambda c: c.execute(tables.rounds.insert().values(**values)))
+        self._rows.new_round(
+            rid=rid, number=plan.round_number, software=SOFTWARE, plan=body, opened_at=now, phase=phase(self.state)
+        )
         self._write_task()
 
     def apply(self, event: Event, now: float, vector: modular.Words | None = None) -> tuple[Effect, ...]:
@@ -282,11 +235,8 @@ class TaskRunner:
                 case _:
                     left.append(effect)
         if self.state is not before:
-            row = journal.to_row(self._position, event, now)
+            self._rows.event(config_of(self.state).plan.rid, journal.to_row(self._position, event, now))
             self._position += 1
-            rid = config_of(self.state).plan.rid
-            values = {field: getattr(row, field) for field in journal.FIELDS}
-            self._rows.append({"rid": rid, **values})
             self._touched = True
             if isinstance(self.state, Committed | Abandoned):
                 self._close(self.state, now)
@@ -316,10 +266,8 @@ class TaskRunner:
         )
         self._count_end(isinstance(state, Committed), now, empty=empty)
         self._write_round(state, closed_at=now, reason=reason)
-        rid = config_of(state).plan.rid
-        # The journal has served; what it held of devices goes with it. Their ids were never tied to a value.
-        self._writes.append(lambda c: c.execute(tables.accumulators.delete().where(tables.accumulators.c.rid == rid)))
-        self._writes.append(lambda c: c.execute(tables.journal.delete().where(tables.journal.c.rid == rid)))
+        # Devices' ids were never tied to a value, and go too.
+        self._rows.forget_inputs(config_of(state).plan.rid)
         self._say_closed(state)
         self.state = None
         if not self._abandoned_in_a_row:
@@ -340,19 +288,12 @@ class TaskRunner:
             self._sit_out(device_id, now)
 
     def _sit_out(self, device_id: str, now: float) -> None:
-        standing = self.bench.send(device_id, now)
-        b, key = tables.benched.c, {"task": self.config.task, "device_id": device_id}
-        self._writes += [
-            lambda c: c.execute(tables.benched.delete().where(b.task == self.config.task, b.device_id == device_id)),
-            lambda c: c.execute(tables.benched.insert().values(**key, times=standing.times, until=standing.until)),
-        ]
+        self._rows.bench(device_id, self.bench.send(device_id, now))
 
     def _forgive(self, device_ids: tuple[str, ...]) -> None:
         forgiven = [device_id for device_id in device_ids if self.bench.forgive(device_id)]
         if forgiven:
-            b = tables.benched.c
-            gone = tables.benched.delete().where(b.task == self.config.task, b.device_id.in_(forgiven))
-            self._writes.append(lambda c: c.execute(gone))
+            self._rows.forgive(forgiven)
 
     def _say_closed(self, state: Committed | Abandoned) -> None:
         reached, statistics = counts(state), self.statistics
@@ -433,34 +374,20 @@ class TaskRunner:
             self._clip_norm = adaptive.next_norm(plan.clip_norm, result.within, start=self.config.privacy.clip_norm)
         self.model_version += 1
         self.checkpoint, self._optimizer_sha256 = checkpoint, optimizer.sha256
-        model = {
-            "task": self.config.task,
-            "version": self.model_version,
-            "checkpoint_sha256": checkpoint.sha256,
-            "checkpoint_bytes": checkpoint.size_bytes,
-            "optimizer_sha256": optimizer.sha256,
-            "clip_norm": self._clip_norm,
-            "loss": result.loss,
-            "accuracy": result.accuracy,
-            "created_at": now,
-        }
-        entry = {"task": self.config.task, "position": position, "rid": plan.rid, "event": event.to_json()}
-        self._writes.append(lambda c: c.execute(tables.models.insert().values(**model)))
-        self._writes.append(lambda c: c.execute(tables.ledger.insert().values(**entry)))
+        model = Model(self.model_version, checkpoint, optimizer.sha256, self._clip_norm)
+        self._rows.release(plan.rid, position, event, model, loss=result.loss, accuracy=result.accuracy, now=now)
         return self.apply(events.Released(), now)
 
     def _group(self, reported: tuple[str, ...]) -> None:
         """Remember who took part until the means of the group are combined, so that nobody is in two of them."""
         if self._optimizer.groups == 1:
             return
-        task, table = self.config.task, tables.grouped
         if self._optimizer.completes(self._committed + 1):
             self.grouped.clear()
-            self._writes.append(lambda c: c.execute(table.delete().where(table.c.task == task)))
+            self._rows.forget_group()
             return
         self.grouped.update(reported)
-        rows = [{"task": task, "device_id": device_id} for device_id in reported]
-        self._writes.append(lambda c: c.execute(table.insert(), rows))
+        self._rows.group(reported)
 
     def _would_exceed(self, plan: Plan) -> bool:
         event = ReleaseEvent.of(release_of(plan), plan.min_reports)
@@ -506,47 +433,25 @@ class TaskRunner:
         if self._touched and self.state is not None:
             self._write_round(self.state)
         if self._total_changed and self.state is not None and self._total is not None:
-            self._write_total(self.state, self._total)
+            self._rows.total(config_of(self.state).plan.rid, self._total)
         self._touched = self._total_changed = False
-        writes, self._writes = self._writes, []
-        rows, self._rows = self._rows, []
-        if rows:
-            # First: a round that ended in this batch deletes its journal after.
-            writes.insert(0, lambda c: c.execute(tables.journal.insert(), rows))
-        return writes
-
-    def _write_total(self, state: State, total: ModularSum) -> None:
-        rid, count, vector = config_of(state).plan.rid, total.count, total.words.tobytes()
-        table = tables.accumulators
-
-        def write(connection: sa.Connection) -> None:
-            changed = connection.execute(table.update().where(table.c.rid == rid).values(count=count, vector=vector))
-            if changed.rowcount == 0:
-                connection.execute(table.insert().values(rid=rid, count=count, vector=vector))
-
-        self._writes.append(write)
+        return self._rows.take()
 
     def _write_round(
         self, state: State, closed_at: float | None = None, reason: AbandonReason = AbandonReason.NONE
     ) -> None:
         fixed = survivors_fixed(state)
-        values = {
-            "phase": phase(state),
-            "survivors": codec.encode(fixed) if fixed else None,
-            "closed_at": closed_at,
-            "reason": int(reason),
-            "statistics": json.dumps({**asdict(self.statistics), **asdict(counts(state))}),
-        }
-        rid = config_of(state).plan.rid
-        table = tables.rounds
-        self._writes.append(lambda c: c.execute(table.update().where(table.c.rid == rid).values(**values)))
+        self._rows.round(
+            config_of(state).plan.rid,
+            phase=phase(state),
+            survivors=codec.encode(fixed) if fixed else None,
+            closed_at=closed_at,
+            reason=int(reason),
+            statistics=json.dumps({**asdict(self.statistics), **asdict(counts(state))}),
+        )
 
     def _write_task(self) -> None:
-        values = {"state": int(self.task_state), "reason": self.reason, "sequence": self.sequence}
-        table = tables.tasks
-        self._writes.append(
-            lambda c: c.execute(table.update().where(table.c.task == self.config.task).values(**values))
-        )
+        self._rows.task(self.task_state, self.reason, self.sequence)
 
     def _end_task(self, state: TaskState, reason: str) -> None:
         log.info("%s is %s: %s", self.config.task, state.name.lower(), reason)
@@ -570,6 +475,3 @@ def _statistics_from(text: str) -> Statistics:
         faults=data.get("faults", {}),
         declined=data.get("declined", {}),
     )
-
-
-__all__ = ["SOFTWARE", "Release", "Statistics", "TaskRunner", "Write"]
