@@ -69,6 +69,15 @@ def add_verb(subparsers: Subparsers) -> None:
     serve.add_argument(
         "--days", type=int, default=90, metavar="N", help="certificates are valid for (default: %(default)s)"
     )
+    serve.add_argument(
+        "--attestation",
+        choices=("off", "record", "require"),
+        default="off",
+        help="of keys in phones' hardware: ignore it, write it down, or enrol no other keys (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--attestation-roots", type=Path, metavar="FILE", help="the makers' root certificates, PEM, one after the other"
+    )
     serve.set_defaults(handler=_serve)
     revoke = actions.add_parser("revoke", help="revoke a device; brokers read the list that this writes")
     revoke.add_argument("id", metavar="ID")
@@ -165,10 +174,10 @@ def _list(arguments: argparse.Namespace) -> None:
     from coordinator.registrar.folder import open_folder, read_log
 
     open_folder(arguments.registrar)
-    print(f"{'id':<32} {'role':<12} {'issued':<11} {'valid until':<12} serial")
+    print(f"{'id':<32} {'role':<12} {'issued':<11} {'valid until':<12} {'serial':<40} key attested")
     for line in read_log(arguments.registrar):
         issued, until = (f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d}" for when in (line.issued_at, line.not_after))
-        print(f"{line.id:<32} {line.role:<12} {issued:<11} {until:<12} {line.serial}")
+        print(f"{line.id:<32} {line.role:<12} {issued:<11} {until:<12} {line.serial:<40} {line.attestation or '-'}")
 
 
 def _token(arguments: argparse.Namespace) -> None:
@@ -193,6 +202,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     import ssl
     import tempfile
 
+    from coordinator.registrar.attestation import Attestation, AttestationPolicy, read_roots
     from coordinator.registrar.authority import issue_identity
     from coordinator.registrar.folder import open_folder
     from coordinator.registrar.server import Registrar, serving
@@ -200,6 +210,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     from edge_sdk.logs import log_to_terminal
 
     log_to_terminal(verbose=False)
+    roots = () if arguments.attestation_roots is None else read_roots(arguments.attestation_roots)
+    policy = AttestationPolicy(Attestation(arguments.attestation), roots)
     authority, hosts = open_folder(arguments.registrar), arguments.host or ["localhost", "127.0.0.1"]
     identity = issue_identity(
         authority, identity_id="registrar", role="registrar", now=time.time(), lifetime_days=365, hosts=hosts
@@ -213,7 +225,9 @@ def _serve(arguments: argparse.Namespace) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        registrar = Registrar(arguments.registrar, authority, time.time, lifetime_days=arguments.days)
+        registrar = Registrar(
+            arguments.registrar, authority, time.time, lifetime_days=arguments.days, attestation=policy
+        )
         async with serving(registrar, arguments.bind, arguments.port, tls) as port:
             print(f"registrar at https://{hosts[0]}:{port}; Ctrl-C stops it", flush=True)
             await stop.wait()

@@ -58,6 +58,7 @@ class Issued:
         serial: the certificate's serial number in hex.
         issued_at: seconds since the epoch.
         not_after: seconds since the epoch.
+        attestation: what its key's attestation said; empty where nobody looked.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Issued:
     serial: str
     issued_at: float
     not_after: float
+    attestation: str = ""
 
 
 def init_folder(folder: Path, *, name: str, now: float) -> Authority:
@@ -111,6 +113,7 @@ def issue_logged(
     lifetime_days: int,
     hosts: Sequence[str] = (),
     replace: bool = False,
+    attestation: str = "",
 ) -> x509.Certificate:
     """Issue a certificate and log it.
 
@@ -140,7 +143,7 @@ def issue_logged(
     )
     serial = f"{certificate.serial_number:x}"
     not_after = certificate.not_valid_after_utc.timestamp()
-    _append(folder / LOG_FILE, Issued(identity_id, role, fingerprint, serial, now, not_after))
+    _append(folder / LOG_FILE, Issued(identity_id, role, fingerprint, serial, now, not_after, attestation))
     return certificate
 
 
@@ -215,6 +218,7 @@ def _parse(path: Path, number: int, line: str) -> Issued:
             serial=str(row["serial"]),
             issued_at=float(row["issued_at"]),
             not_after=float(row["not_after"]),
+            attestation=str(row.get("attestation", "")),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise IdentityError(

@@ -4,7 +4,8 @@
     POST /v1/renew   {"certificate": PEM, "request": PEM, "proof": hex}   -> {"certificate": PEM}
 
 A request carries a public key only: private keys never travel. `proof` is the old key's signature, raw r||s, over
-b"edge-sdk/renew/1\\0" and the request's PEM bytes. Refusals are {"error": ..., "hint": ...} with 400, 403 or 429.
+b"edge-sdk/renew/1\\0" and the request's PEM bytes. A phone adds "attestation", PEM certificates, leaf first: what its
+hardware says of the key (`attestation`). Refusals are {"error": ..., "hint": ...} with 400, 403 or 429.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from coordinator.registrar.authority import DEFAULT_LIFETIME_DAYS, Authority, read_request
+from coordinator.registrar.attestation import AttestationPolicy
+from coordinator.registrar.authority import DEFAULT_LIFETIME_DAYS, Authority, Request, read_request
 from coordinator.registrar.folder import issue_logged, revoked_ids
 from coordinator.registrar.tokens import redeem
 from edge_sdk.errors import IdentityError
@@ -67,6 +69,7 @@ class Registrar:
         authority: its certificate and key.
         now: tells the time, seconds since the epoch.
         lifetime_days: of the certificates it issues.
+        attestation: what it asks of the keys.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Registrar:
         now: Callable[[], float],
         *,
         lifetime_days: int = DEFAULT_LIFETIME_DAYS,
+        attestation: AttestationPolicy | None = None,
     ) -> None:
+        self._attestation = attestation or AttestationPolicy()
         self._folder, self._authority, self._now = folder, authority, now
         self._lifetime_days = lifetime_days
         self._limit = RateLimit()
@@ -124,7 +129,8 @@ class Registrar:
             identity_id=asked.id,
             key_sha256=key_id(asked.public_key).hex(),
             now=now,
-            issue=lambda: self._issue(asked.id, asked.public_key, now, replace=False),
+            # A refused attestation does not spend the token.
+            issue=lambda: self._issue(asked, body, token.encode(), now, replace=False),
         )
 
     def _renew(self, body: dict[str, Any]) -> bytes:
@@ -144,20 +150,23 @@ class Registrar:
             raise IdentityError(f"the request is for {asked.id!r}, the certificate of {peer.id!r}")
         if peer.id in revoked_ids(self._folder):
             raise _revoked(peer.id)
-        return self._issue(asked.id, asked.public_key, now, replace=True)
+        return self._issue(asked, body, old.public_bytes(serialization.Encoding.DER), now, replace=True)
 
-    def _issue(self, identity_id: str, public_key: Any, now: float, *, replace: bool) -> bytes:
+    def _issue(self, asked: Request, body: dict[str, Any], secret: bytes, now: float, *, replace: bool) -> bytes:
+        attested = self._attestation.judge(str(body.get("attestation", "")).encode(), asked.public_key, secret, now)
         certificate = issue_logged(
             self._folder,
             self._authority,
-            public_key,
-            identity_id=identity_id,
+            asked.public_key,
+            identity_id=asked.id,
             role="device",
             now=now,
             lifetime_days=self._lifetime_days,
             replace=replace,
+            attestation=attested,
         )
-        log.info("issued to %s until %s", identity_id, certificate.not_valid_after_utc.date())
+        words = f", its key attested: {attested}" if attested else ""
+        log.info("issued to %s until %s%s", asked.id, certificate.not_valid_after_utc.date(), words)
         return certificate.public_bytes(serialization.Encoding.PEM)
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from coordinator.registrar.attestation import Attestation, AttestationPolicy, challenge_for
 from coordinator.registrar.authority import DAY_S, create_authority, issue_identity
 from coordinator.registrar.folder import init_folder, read_log, revoke
 from coordinator.registrar.server import RateLimit, Registrar, serving
@@ -22,7 +25,7 @@ from coordinator.registrar.tokens import make_tokens
 from edge_sdk.clock import ManualClock, SystemClock
 from edge_sdk.credentials import CERTIFICATE_FILE, KEY_FILE, load_certificate, load_identity, save_identity
 from edge_sdk.errors import ConfigError, IdentityError, TransportError
-from edge_sdk.identity import Identity
+from edge_sdk.identity import RENEW_DOMAIN, Identity, create_request
 from edge_sdk.protocol.policy import DevicePolicy
 from edge_sdk.runtime import enrolment
 from edge_sdk.runtime.agent import DeviceAgent
@@ -39,7 +42,9 @@ from edge_sdk.runtime.enrolment import (
     renew,
     usable_identity,
 )
+from edge_sdk.signing import new_private_key, sign_raw
 from tests.simulation.world import KnownLearner
+from tests.unit.phones import STRONGBOX, Maker, pem
 
 NOW = SystemClock().now()
 
@@ -343,6 +348,42 @@ def test_what_is_no_request_is_refused(served: Served) -> None:
             enrolment._post(served.url, "/v1/enrol", body, ca)
     with pytest.raises(IdentityError, match="not a certificate request"):
         enrolment._post(served.url, "/v1/renew", {"certificate": "", "request": "", "proof": "zz"}, ca)
+
+
+def test_a_key_must_be_attested_where_the_registrar_asks_for_it(served: Served, tmp_path: Path) -> None:
+    """At enrolment bound to the token, at renewal to the old certificate; what is refused does not spend the token."""
+    maker, token = Maker(), served.token()
+    served.registrar._attestation = AttestationPolicy(Attestation.REQUIRE, (maker.root,))
+    ca = served.authority.certificate
+    with pytest.raises(IdentityError, match="holds no attestation of its key"):
+        served.enrol(tmp_path / "software", token)
+
+    def ask(path: str, key: ec.EllipticCurvePrivateKey, attested: list[x509.Certificate], **body: str) -> bytes:
+        request = create_request(key, "phone-1")
+        body |= {"request": request.decode(), "attestation": pem(attested).decode()}
+        if "certificate" in body:
+            body["proof"] = sign_raw(first, RENEW_DOMAIN + request).hex()
+        return str(enrolment._post(served.url, path, body, ca)["certificate"]).encode()
+
+    first, second = new_private_key(), new_private_key()
+    chain = maker.attest(first.public_key(), challenge_for(token.encode()))
+    with pytest.raises(IdentityError, match="another key than the request"):
+        ask("/v1/enrol", second, chain, token=token)
+    with pytest.raises(IdentityError, match="for another enrolment"):
+        ask("/v1/enrol", first, chain, token=served.token())
+    old = ask("/v1/enrol", first, chain, token=token)
+    assert ask("/v1/enrol", first, chain, token=token) == old
+    again = maker.attest(second.public_key(), challenge_for(token.encode()))
+    with pytest.raises(IdentityError, match="for another enrolment"):
+        ask("/v1/renew", second, again, certificate=old.decode())
+    der = x509.load_pem_x509_certificate(old).public_bytes(Encoding.DER)
+    chain = maker.attest(second.public_key(), challenge_for(der), level=STRONGBOX)
+    ask("/v1/renew", second, chain, certificate=old.decode())
+    assert [line.attestation for line in read_log(served.folder)] == ["tee", "strongbox"]
+    # A registrar that only records enrols the software's key too, and writes down what it lacks.
+    served.registrar._attestation = AttestationPolicy(Attestation.RECORD, (maker.root,))
+    served.enrol(tmp_path / "software", served.token())
+    assert read_log(served.folder)[-1].attestation == "none: the request holds no attestation of its key"
 
 
 def test_who_asks_too_often_waits() -> None:
