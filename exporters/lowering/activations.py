@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from exporters.lowering.builder import Tensor
 from exporters.lowering.elementwise import Floats, combine
@@ -29,7 +30,19 @@ def _between(s: Site, low: float, high: float) -> Tensor:
     if s.b.is_product(gradient.name) and x.dtype == "float32" and exact:
         # A product with ones and zeros takes half as long as a selection, but an infinite gradient times zero is not
         # zero. After a matrix product or a convolution there is none unless the step is lost anyway.
-        return combine(s.b, "Mul", x.dtype, gradient, Tensor(_ones(s, x, bounds), x.shape, x.dtype))
+        masked = s.b.masked(gradient.name)
+        if masked is None and len(bounds) == 1:
+            ((sign, bound),) = bounds
+            # The smallest step away from the bound, if no denormal, is above one times this.
+            steep = sign * 2.0 ** (100 if bound else 127)
+            ones = s.b.op("HardSigmoid", x.name, alpha=steep, beta=-steep * bound)
+        else:
+            # Booleans are a quarter as long: two conditions are joined before they become numbers.
+            inside = _inside(s, x, bounds).name
+            if masked is not None:
+                inside, gradient = s.b.op("And", masked[0], inside), replace(gradient, name=masked[1])
+            ones = s.b.cast(inside, "bool", x.dtype)
+        return combine(s.b, "Mul", x.dtype, gradient, Tensor(ones, x.shape, x.dtype))
     return _select(s, _inside(s, x, bounds), gradient, 0.0)
 
 
@@ -37,16 +50,6 @@ def _inside(s: Site, x: Tensor, bounds: list[tuple[int, float]]) -> Tensor:
     """Whether the input is above each bound whose sign is 1, and below each whose sign is -1."""
     sides = [_compare(s, "Greater" if sign > 0 else "Less", x, bound) for sign, bound in bounds]
     return sides[0] if len(sides) == 1 else combine(s.b, "And", "bool", *sides)
-
-
-def _ones(s: Site, x: Tensor, bounds: list[tuple[int, float]]) -> str:
-    """One where the input lies within the bounds, and else zero, in the fewest passes over numbers (not booleans)."""
-    if len(bounds) > 1:
-        return s.b.cast(_inside(s, x, bounds).name, "bool", x.dtype)
-    ((sign, bound),) = bounds
-    # The smallest step away from the bound, if no denormal, is above one times this.
-    steep = sign * 2.0 ** (100 if bound else 127)
-    return s.b.op("HardSigmoid", x.name, alpha=steep, beta=-steep * bound)
 
 
 def _threshold_backward(s: Site) -> Tensor:

@@ -193,19 +193,23 @@ class Builder:
                 return True
             case "Add" | "Sub":
                 return all(self.is_product(name) for name in node.inputs)
-            case "Expand" | "MaxUnpool" | "Pad" | "Reshape" | "Slice" | "Transpose":
+            case "Expand" | "MaxUnpool" | "Pad" | "Reshape" | "Resize" | "Slice" | "Transpose":
                 return self.is_product(node.inputs[0])
             case "Mul":
                 factor, other = sorted(node.inputs, key=self.is_product)
-                return (factor in self._constants or self._is_mask(factor)) and self.is_product(other)
+                steep = factor in self._constants or self.inputs_of(factor, "HardSigmoid") is not None
+                return (steep or self.masked(node.outputs[0]) is not None) and self.is_product(other)
             case _:
                 return False
 
-    def _is_mask(self, name: str) -> bool:
-        cast = self.inputs_of(name, "Cast")
-        return self.inputs_of(name, "HardSigmoid") is not None or (
-            cast is not None and self.inputs_of(cast[0], "And") is not None
-        )
+    def masked(self, name: str) -> tuple[str, str] | None:
+        """A condition and the values that a product keeps where it holds, if a value is such a product."""
+        factors = self.inputs_of(name, "Mul")
+        for factor, other in (factors, factors[::-1]) if factors is not None else ():
+            cast = self.inputs_of(factor, "Cast")
+            if cast is not None and self._producers[cast[0]].operator in ("And", "Equal"):
+                return cast[0], other
+        return None
 
     def expand(self, tensor: Tensor, shape: Shape) -> str:
         """Repeat a tensor along its dimensions of size one until it has that shape."""

@@ -71,7 +71,7 @@ def _plain(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str:
     """From the wide tensor and the weight to the narrow one."""
     if depthwise.is_small(g):
         return _with_bias(b, g, depthwise.to_narrow(b, x, weight, g), *bias)
-    if _turns(g) and _favours_transposed(g.channels, g.outputs, g.out_size):
+    if _turns(g) and _favours_transposed(g, g.channels, g.outputs, g.out_size):
         return _conv_transpose(b, _turned(g), x, _turned_weight(b, weight, g), *bias)
     return _conv(b, g, x, weight, *bias)
 
@@ -80,7 +80,7 @@ def _transposed(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str
     """From the narrow tensor and the weight to the wide one."""
     if depthwise.is_small(g):
         return _with_bias(b, g, depthwise.to_wide(b, x, weight, g), *bias)
-    if _turns(g) and not _favours_transposed(g.outputs, g.channels, g.size):
+    if _turns(g) and not _favours_transposed(g, g.outputs, g.channels, g.size):
         return _conv(b, _turned(g), x, _turned_weight(b, weight, g), *bias)
     return _conv_transpose(b, g, x, weight, *bias)
 
@@ -89,16 +89,21 @@ def _turns(g: Geometry) -> bool:
     """Whether this is a transposed convolution too, the other way, with the kernel turned round."""
     reach = [dilation * (extent - 1) for dilation, extent in zip(g.dilation, g.kernel, strict=True)]
     return (
-        g.groups == 1
+        (g.groups == 1 or g.depthwise)
         and all(stride == 1 for stride in g.stride)
-        and any(reach)
         and all(far >= pad for far, pad in zip(reach, g.padding, strict=True))
     )
 
 
-def _favours_transposed(inputs: int, outputs: int, positions: tuple[int, ...]) -> bool:
-    """Whether what turns is faster as a transposed convolution (by up to half), as it is with few outputs."""
-    return len(positions) > 1 and outputs <= min(inputs, 32) and 64 <= math.prod(positions) <= 4096
+def _favours_transposed(g: Geometry, inputs: int, outputs: int, positions: tuple[int, ...]) -> bool:
+    """Whether what turns is faster as a transposed convolution, by up to half.
+
+    It is with few outputs, and by channel with many taps for a map; never with a single tap.
+    """
+    rank, area, taps = len(positions), math.prod(positions), math.prod(g.kernel)
+    if g.depthwise:
+        return rank == 2 and area < 32 * taps
+    return rank > 1 and taps > 1 and outputs <= min(inputs, 32) and 64 <= area <= 4096
 
 
 def _turned(g: Geometry) -> Geometry:
@@ -109,9 +114,12 @@ def _turned(g: Geometry) -> Geometry:
 
 
 def _turned_weight(b: Builder, weight: str, g: Geometry) -> str:
+    whole = weight if g.depthwise else b.transpose(weight, [1, 0, *g.axes])
+    if math.prod(g.kernel) == 1:
+        return whole
     steps = b.int64s([-1] * len(g.axes))
     ends = b.int64s([-1 - extent for extent in g.kernel])
-    return b.op("Slice", b.transpose(weight, [1, 0, *g.axes]), steps, ends, b.int64s(g.axes), steps)
+    return b.op("Slice", whole, steps, ends, b.int64s(g.axes), steps)
 
 
 def _conv(b: Builder, g: Geometry, x: str, weight: str, *bias: str) -> str:

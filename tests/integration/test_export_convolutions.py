@@ -125,7 +125,12 @@ def test_convolutions_match_float64(channels: int, outputs: int, groups: int, tr
 @pytest.mark.parametrize(("channels", "outputs"), [(4, 4), (4, 2), (2, 4)])
 @pytest.mark.parametrize(
     ("size", "kernel", "padding", "dilation"),
-    [((9, 8), (3, 3), (1, 1), (1, 1)), ((12, 9), (2, 5), (0, 3), (2, 1)), ((20,), (3,), (2,), (2,))],
+    [
+        ((9, 8), (3, 3), (1, 1), (1, 1)),
+        ((12, 9), (2, 5), (0, 3), (2, 1)),
+        ((20,), (3,), (2,), (2,)),
+        ((5, 4), (1, 1), (0, 0), (1, 1)),
+    ],
 )
 def test_convolutions_of_stride_one_either_way(
     transposed: bool,
@@ -147,6 +152,9 @@ def test_convolutions_of_stride_one_either_way(
         (Case(3, 3, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1), 3), True, True),
         (Case(3, 3, (9, 9), (3, 3), (1, 1), (1, 1), (1, 1), 3), False, True),
         (Case(3, 3, (16, 16), (5, 5), (2, 2), (2, 2), (1, 1), 3), False, True),
+        (Case(3, 3, (16, 16), (5, 5), (1, 1), (2, 2), (1, 1), 3), False, True),  # as transposed, and below not
+        (Case(3, 3, (17, 18), (3, 3), (1, 1), (1, 1), (1, 1), 3), False, True),
+        (Case(3, 3, (17, 18), (3, 3), (1, 1), (1, 2), (1, 1), 3, transposed=True), False, True),
         (Case(3, 3, (10, 14), (3, 3), (3, 1), (1, 0), (1, 2), 3), False, True),
         (Case(2, 2, (2, 70), (5, 3), (1, 1), (4, 1), (2, 1), 2), False, True),  # taps that meet no row at all
         (Case(2, 2, (4, 130), (3, 3), (1, 1), (1, 1), (1, 1), 2), False, False),

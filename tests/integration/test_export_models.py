@@ -107,6 +107,17 @@ class _Last(nn.Module):
         return torch.as_tensor(self.head(self.recurrent(x)[0][:, -1]))
 
 
+class _Equals(nn.Module):
+    """Pools windows in which several numbers are the largest, of which only the first has a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plane, self.head = nn.Parameter(torch.zeros(2, 6, 6)), nn.Linear(18, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.head(F.max_pool2d(x.round() + self.plane, 2).flatten(1)))
+
+
 CASES = {
     "mlp": Case(_between(nn.ReLU()), (12,)),
     "mlp in place": Case(_between(nn.ReLU(inplace=True)), (12,)),
@@ -126,6 +137,8 @@ CASES = {
     "group norm": Case(_after_conv(nn.GroupNorm(4, 8), nn.ReLU(), features=288), (4, 6, 6), optimizer="momentum"),
     "group norm without affine": Case(_after_conv(nn.GroupNorm(2, 8, affine=False), features=288), (4, 6, 6)),
     "max pool": Case(_after_conv(nn.ReLU(), nn.MaxPool2d(2), features=72), (4, 6, 6)),
+    "max pool of equals": Case(_Equals, (2, 6, 6)),
+    "max pool before relu": Case(_after_conv(nn.MaxPool2d(2), nn.ReLU(), features=72), (4, 6, 6)),
     "max pool with a rest": Case(_after_conv(nn.MaxPool2d(2), features=72), (4, 7, 7)),
     "max pool overlapping": Case(_after_conv(nn.MaxPool2d(3, 2, 1), features=72), (4, 6, 6)),
     "max pool rounded up": Case(_after_conv(nn.MaxPool2d(3, 2, ceil_mode=True), features=72), (4, 6, 6)),
