@@ -36,7 +36,7 @@ internal class HomeLock(home: File) : Closeable {
     }
 
     override fun close() {
-        lock.release()
+        if (lock.isValid) lock.release() // closed twice, nothing happens
         file.close()
     }
 }
