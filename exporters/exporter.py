@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnx
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
+from torch.distributions import Distribution
 
 from edge_sdk.credentials import load_private_key
 from edge_sdk.errors import ArtifactError, ExportError
@@ -367,16 +368,20 @@ def _plainly() -> Iterator[None]:
     """Let torch run layers as they are written, on one thread.
 
     Small tensors gain nothing from threads, and lose much where the processor is shared. Transformer layers in
-    evaluation mode would take a path of their own, which leaves padded positions zero.
+    evaluation mode would take a path of their own, which leaves padded positions zero. Distributions look whether their
+    arguments are valid, which a graph cannot.
     """
     threads, fast = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
+    checked = Distribution._validate_args
     torch.set_num_threads(1)
     torch.backends.mha.set_fastpath_enabled(False)
+    Distribution.set_default_validate_args(False)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.backends.mha.set_fastpath_enabled(fast)
+        Distribution.set_default_validate_args(checked)
 
 
 def _write(path: Path, content: bytes) -> None:

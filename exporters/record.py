@@ -253,7 +253,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def _refusal(self, func: Any) -> ExportError:
         why, hint = REFUSED.get(
             func._schema.name,
-            ("it draws random numbers, of which only dropout can be exported", "remove the randomness, or use dropout"),
+            (
+                "it draws random numbers, of which only dropout can be exported",
+                "let the random numbers be an input of the model, or use dropout",
+            ),
         )
         return self._error(f"{self._whole or func} cannot be exported: {why}", hint)
 

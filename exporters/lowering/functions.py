@@ -20,6 +20,54 @@ def _truncated(f: Floats, x: Tensor) -> Tensor:
     return f("Mul", f("Sign", x), f("Floor", f("Abs", x)))
 
 
+# The series of the gamma function's logarithm and its derivative are exact to float32 from here on.
+_LARGE = 6
+_POLES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+
+
+def _choose(f: Floats, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return combine(f.b, "Where", f.dtype, condition, x, y)
+
+
+def _reflected(f: Floats, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether x is below a half; and 1 - x there, x elsewhere."""
+    below = combine(f.b, "Less", "bool", x, f.number(0.5))
+    return below, _choose(f, below, f.sub(1.0, x), x)
+
+
+def _enlarged(f: Floats, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether x > 0 is small; x where it is, else 1; and a large number that is x, or x + 6 where it is small."""
+    small = combine(f.b, "Less", "bool", x, f.number(_LARGE))
+    return small, _choose(f, small, x, f.number(1.0)), _choose(f, small, f.add(x, float(_LARGE)), x)
+
+
+def _lgamma(f: Floats, x: Tensor) -> Tensor:
+    """Stirling's series at a large number, less the logarithm of what leads there; reflected below a half."""
+    below, positive = _reflected(f, x)
+    small, start, large = _enlarged(f, positive)
+    inverse = f("Reciprocal", large)
+    square = f.mul(inverse, inverse)
+    rest = f.mul(inverse, f.add(1 / 12, f.mul(square, f.add(-1 / 360, f.mul(square, 1 / 1260)))))
+    series = f.add(f.sub(f.mul(f.sub(large, 0.5), f("Log", large)), large), f.add(rest, math.log(2 * math.pi) / 2))
+    way = f("Log", f.mul(*(f.add(start, pole) for pole in _POLES)))
+    upper = f.sub(series, _choose(f, small, way, f.number(0.0)))
+    sine = f("Abs", f("Sin", f.mul(x, math.pi)))
+    return _choose(f, below, f.sub(f.sub(math.log(math.pi), f("Log", sine)), upper), upper)
+
+
+def _digamma(f: Floats, x: Tensor) -> Tensor:
+    """The derivative of the above, in the same way."""
+    below, positive = _reflected(f, x)
+    small, start, large = _enlarged(f, positive)
+    inverse = f("Reciprocal", large)
+    square = f.mul(inverse, inverse)
+    terms = f.add(1 / 12, f.mul(square, f.add(-1 / 120, f.mul(square, 1 / 252))))
+    upper = f.sub(f.sub(f("Log", large), f.mul(inverse, 0.5)), f.mul(square, terms))
+    way = f("Sum", *(f("Reciprocal", f.add(start, pole)) for pole in _POLES))
+    upper = f.sub(upper, _choose(f, small, way, f.number(0.0)))
+    return _choose(f, below, f.sub(upper, f("Div", math.pi, f("Tan", f.mul(x, math.pi)))), upper)
+
+
 _FORMULAS: dict[str, Formula] = {
     **{
         name: _operator(operator)
@@ -43,6 +91,8 @@ _FORMULAS: dict[str, Formula] = {
     "log10": lambda f, x: f.mul(f("Log", x), 1 / math.log(10)),
     "log1p": lambda f, x: f("Log", f.add(x, 1.0)),
     "expm1": lambda f, x: f.sub(f("Exp", x), 1.0),
+    "lgamma": _lgamma,
+    "digamma": _digamma,
     "erfc": lambda f, x: f.sub(1.0, f("Erf", x)),
 }
 

@@ -73,6 +73,7 @@ ELEMENTWISE = _all(
         "torch.sinc": torch.sinc,
         "torch.erf": torch.erf,
         "torch.erfc": torch.erfc,
+        "torch.lgamma": lambda x: torch.lgamma(_positive(x)) + torch.lgamma(x.tanh() * 0.4 - 0.5),
         "torch.logit": lambda x: torch.logit(x.sigmoid(), eps=0.1),
         "torch.floor": lambda x: x * torch.floor(3 * x),
         "torch.ceil": lambda x: x * torch.ceil(3 * x),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch import distributions as D
 from torch.nn import functional as F
 
 from tests.integration.covered import loss, real
@@ -37,6 +38,10 @@ def _signs(count: int) -> Tensor:
 
 def _all_signs(count: int) -> Tensor:
     return torch.randn(count, 5).sign()
+
+
+def _unlikely(distribution: D.Distribution, y: Tensor) -> Tensor:
+    return -torch.as_tensor(distribution.log_prob(y)).mean()
 
 
 LOSSES = {
@@ -102,6 +107,30 @@ LOSSES = {
     ),
     "F.gaussian_nll_loss": loss(
         lambda o, y: F.gaussian_nll_loss(o[:, :2], y[:, :2], F.softplus(o[:, 2:4]), full=True), real(5)
+    ),
+    "torch.distributions.Normal": loss(
+        lambda o, y: _unlikely(D.Normal(o[:, 0], F.softplus(o[:, 1])), y[:, 0]), real(5)
+    ),
+    "torch.distributions.Laplace": loss(
+        lambda o, y: _unlikely(D.Laplace(o[:, 0], F.softplus(o[:, 1])), y[:, 0]), real(5)
+    ),
+    "torch.distributions.StudentT": loss(
+        lambda o, y: _unlikely(D.StudentT(2 + F.softplus(o[:, 2]), o[:, 0], F.softplus(o[:, 1])), y[:, 0]),
+        real(5),
+    ),
+    "torch.distributions.NegativeBinomial": loss(
+        lambda o, y: _unlikely(D.NegativeBinomial(F.softplus(o[:, 0]), logits=o[:, 1]), y[:, 0].mul(9).floor()),
+        _shares,
+    ),
+    "torch.distributions.Gamma": loss(
+        lambda o, y: _unlikely(D.Gamma(F.softplus(o[:, 0]), F.softplus(o[:, 1])), y[:, 0] + 0.1), _shares
+    ),
+    "torch.distributions.Beta": loss(
+        lambda o, y: _unlikely(D.Beta(o[:, 0].exp(), o[:, 1].exp()), 0.1 + 0.8 * y[:, 0]), _shares
+    ),
+    "torch.distributions.Categorical": loss(lambda o, y: _unlikely(D.Categorical(logits=o), y), _labels),
+    "torch.distributions.kl_divergence": loss(
+        lambda o, y: D.kl_divergence(D.Normal(o, 1.0), D.Normal(y, 2.0)).mean(), real(5)
     ),
     "F.hinge_embedding_loss": loss(F.hinge_embedding_loss, _all_signs),
     "F.soft_margin_loss": loss(F.soft_margin_loss, _all_signs),
