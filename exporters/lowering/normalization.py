@@ -226,6 +226,14 @@ class _Channels:
         """How many there are; an instance norm has those of every example."""
         return self.shape[1]
 
+    def dot(self, b: Builder, x: str, y: str) -> str:
+        """For each channel the sum of products."""
+        batch, channels, inner = self.shape
+        if isinstance(inner, int) and inner < _LONG:
+            return b.op("ReduceSum", b.op("Mul", x, y), b.int64s([0, 2]), keepdims=0)
+        found = _dot(b, x, y, (batch, channels, 1, inner))
+        return b.op("ReduceSum", found, b.int64s([0, 2, 3]), keepdims=0)
+
     def centred(self, b: Builder, x: str, mean: str) -> str:
         """The input less the mean of each channel."""
         return b.op("Sub", b.reshape(x, self.shape), b.reshape(mean, (self.channels, 1)))
@@ -249,7 +257,7 @@ def _batch_norm(s: Site) -> tuple[Result | None, ...]:
     if training:
         mean = b.op("ReduceMean", b.reshape(x, c.shape), b.int64s([0, 2]), keepdims=0)
         centred = c.centred(b, x, mean)
-        variance = b.op("ReduceMean", b.op("Mul", centred, centred), b.int64s([0, 2]), keepdims=0)
+        variance = b.op("Div", c.dot(b, centred, centred), c.count)
     else:
         mean, variance = _running(s)
         centred = c.centred(b, x, mean)
@@ -282,7 +290,7 @@ def _batch_norm_backward(s: Site) -> tuple[Result | None, ...]:
     wants_input, wants_weight, wants_bias = s.flags("output_mask")
     centred = c.centred(b, s.tensor("input"), mean)
     level = b.op("ReduceSum", gradient, b.int64s([0, 2]), keepdims=0)
-    slope = b.op("Mul", b.op("ReduceSum", b.op("Mul", gradient, centred), b.int64s([0, 2]), keepdims=0), reciprocal)
+    slope = b.op("Mul", c.dot(b, gradient, centred), reciprocal)
     found = None
     if wants_input:
         scale = b.op("Mul", reciprocal, s.tensor("weight")) if s.has("weight") else reciprocal
