@@ -97,14 +97,17 @@ class Products:
         """One matrix product over all positions of all examples."""
         if self.multiplied:
             return self._whole().weighted(factors)
-        scaled = (self.rows * factors[:, None, None]).reshape(-1, self.rows.shape[2])
+        if self.rows.shape[1] == 1:
+            scaled = self.rows.squeeze(1) * factors[:, None]
+        else:
+            scaled = (self.rows * factors[:, None, None]).reshape(-1, self.rows.shape[2])
         return self.arrange(scaled.t() @ self.columns.reshape(-1, self.columns.shape[2]))
 
     @property
     def multiplied(self) -> bool:
         """Whether the gradients themselves are less work than inner products of the positions."""
         positions, m, n = self.rows.shape[1], self.rows.shape[2], self.columns.shape[2]
-        return positions * (m + n) > m * n
+        return positions > 1 and positions * (m + n) > m * n
 
     def _whole(self) -> Whole:
         return Whole(self.rows.transpose(1, 2) @ self.columns, self.arrange)
