@@ -23,7 +23,7 @@ from importlib.metadata import version
 print("== " + ", ".join(f"{name} {version(name)}" for name in ("torch", "litert-torch", "ai-edge-litert", "executorch")))
 '
 # A plugin that comes with the converters uses what pytest deprecates.
-"$FORMATS_PYTHON" -m pytest -p no:anyio tests/formats
+"$FORMATS_PYTHON" -m pytest -p no:anyio --durations=10 tests/formats
 
 printf '%s\n' "== LiteRT without torch, in work/litert"
 make_environment work/litert '.[litert]'
