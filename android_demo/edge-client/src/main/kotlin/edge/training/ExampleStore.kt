@@ -107,6 +107,7 @@ public class ExampleStore(
     private val header: ByteArray
     private val handle: RandomAccessFile
     private var key: ByteArray
+    private var isBegun = false // the file has its header, and the key is kept
     private val rows = ArrayDeque<Row>() // oldest first
     private var newest = 0L
 
@@ -162,6 +163,7 @@ public class ExampleStore(
 
     private fun append(plain: ByteArray) {
         expire()
+        if (!isBegun) begin() // it was erased when nothing could be written
         val slot = if (rows.size < maxRows) freeSlot() else rows.removeFirst().slot
         newest++
         val number = if (isHeldOut(newest)) -newest else newest
@@ -219,11 +221,11 @@ public class ExampleStore(
      */
     public fun erase(): Unit = synchronized(this) {
         keyPlace.erase()
+        rows.clear()
+        isBegun = false
         key = ByteArray(KEY_BYTES).also(random::nextBytes)
         guarded("erase") { handle.setLength(0) }
-        keyPlace.save(key)
-        guarded("write") { begin() }
-        rows.clear()
+        begin()
     }
 
     private fun read(wanted: List<Row>): Map<String, Tensor> = synchronized(this) {
@@ -264,10 +266,9 @@ public class ExampleStore(
         val found = keyPlace.load()
         val length = guarded("read") { handle.length() }
         if (length == 0L) {
-            val made = found ?: ByteArray(KEY_BYTES).also(random::nextBytes).also(keyPlace::save)
-            key = made
-            guarded("write") { begin() }
-            return made
+            key = found ?: ByteArray(KEY_BYTES).also(random::nextBytes)
+            begin()
+            return key
         }
         val start = guarded("read") {
             handle.seek(0)
@@ -279,13 +280,18 @@ public class ExampleStore(
         if (found == null || !checkOf(found).contentEquals(start.copyOfRange(header.size, start.size))) {
             throw StoreError("the key of the examples in $file is missing or another", "remove the file to begin anew")
         }
+        isBegun = true
         return found
     }
 
     private fun begin() {
-        handle.seek(0)
-        handle.write(header + checkOf(key))
-        handle.fd.sync()
+        keyPlace.save(key)
+        guarded("write") {
+            handle.seek(0)
+            handle.write(header + checkOf(key))
+            handle.fd.sync()
+        }
+        isBegun = true
     }
 
     private fun list() {

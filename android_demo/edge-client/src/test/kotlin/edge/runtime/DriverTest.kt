@@ -1,6 +1,7 @@
 package edge.runtime
 
 import edge.Authority
+import edge.StoreError
 import edge.Training
 import edge.protocol.AdvertiseKeys
 import edge.runtime.Desk.Companion.rid
@@ -10,6 +11,7 @@ import java.util.concurrent.TimeUnit
 import kotlin.concurrent.thread
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertFalse
+import org.junit.jupiter.api.Assertions.assertThrows
 import org.junit.jupiter.api.Assertions.assertTrue
 import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.io.TempDir
@@ -78,6 +80,19 @@ class DriverTest {
             running.join(1_000 * LIMIT_S)
             assertFalse(running.isAlive)
             assertTrue(said.single().endsWith("it diverged"))
+        }
+    }
+
+    @Test
+    fun `a store that fails ends the run with what to do, and the round is taken up where it was`() {
+        inTraining().use { desk ->
+            desk.learners.getValue("first").beforeStep = { if (it == 0) desk.store.close() }
+            val error = assertThrows(StoreError::class.java) { Driver(desk.agent, Nowhere, { Desk.START }).run() }
+            assertTrue("free space" in error.hint)
+        }
+        Desk(folder, authority = authority).use { desk ->
+            desk.start()
+            assertEquals(rid(1), desk.agent.takeJob()?.plan?.rid)
         }
     }
 

@@ -126,6 +126,26 @@ class ExampleStoreTest {
     }
 
     @Test
+    fun `what was erased on a full disk is gone, and the store begins anew when there is room`() {
+        var isFull = false
+        val real = FileKey(key)
+        val place = object : KeyPlace by real {
+            override fun save(key: ByteArray) = if (isFull) throw StoreError("no space left on the device") else real.save(key)
+        }
+        fun store() = ExampleStore(file, schema, 3, keyPlace = place)
+        store().use { store ->
+            store.addAll(1, 2)
+            isFull = true
+            assertThrows(StoreError::class.java) { store.erase() }
+            assertEquals(0, store.count)
+            assertThrows(StoreError::class.java) { store.addAll(3) }
+            isFull = false
+            store.addAll(4)
+        }
+        store().use { assertEquals(listOf(4L), it.labels()) }
+    }
+
+    @Test
     fun `a share is held out, the same rows after a restart, and never listed to train on`() {
         fun store() = ExampleStore(file, schema, 1_000, holdout = 0.2)
         val heldOut = store().use { store ->
