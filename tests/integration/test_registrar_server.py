@@ -27,7 +27,7 @@ from edge_sdk.credentials import CERTIFICATE_FILE, KEY_FILE, load_certificate, l
 from edge_sdk.errors import ConfigError, IdentityError, TransportError
 from edge_sdk.identity import RENEW_DOMAIN, Identity, create_request
 from edge_sdk.protocol.policy import DevicePolicy
-from edge_sdk.runtime import enrolment
+from edge_sdk.runtime import driver, enrolment
 from edge_sdk.runtime.agent import DeviceAgent
 from edge_sdk.runtime.blob_cache import BlobCache
 from edge_sdk.runtime.device_store import DeviceStore
@@ -221,8 +221,9 @@ class Nowhere:
 
 
 def test_a_running_device_renews_between_rounds_and_goes_on(
-    served: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    served: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(driver, "MAX_WAIT_S", 0.01)  # its clock is moved by hand: what it waits for has come
     caplog.set_level(logging.INFO, "edge.device")
     folder = tmp_path / "one" / "identity"
     identity = served.enrol(folder, served.token())
