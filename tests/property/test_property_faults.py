@@ -5,6 +5,7 @@ A failing example prints a `Case`: paste it into tests/simulation/reproductions.
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,7 @@ cases = st.builds(
 )
 
 
+@pytest.mark.no_cover  # whole rounds
 @settings(max_examples=40)
 @given(cases)
 def test_every_round_is_right_or_given_up(case: Case) -> None:
