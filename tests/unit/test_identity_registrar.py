@@ -248,7 +248,7 @@ def test_an_unreadable_log_is_an_identity_error(folder: Path, now: float) -> Non
 def test_log_lines_are_json_objects(folder: Path, now: float) -> None:
     issue_to(folder, "dev-1", now)
     (line,) = (folder / LOG_FILE).read_text().splitlines()
-    assert set(json.loads(line)) == {"id", "role", "key_sha256", "serial", "issued_at", "not_after"}
+    assert set(json.loads(line)) == {"id", "role", "key_sha256", "serial", "issued_at", "not_after", "attestation"}
 
 
 def test_a_disk_that_fills_up_leaves_no_half_line_in_the_log(
