@@ -136,12 +136,12 @@ class _Groups:
     @property
     def one(self) -> Shape:
         """One number for each group of each example."""
-        return self.batch, self.groups, 1, 1
+        return self.batch, self.groups, 1
 
     @property
     def each(self) -> Shape:
         """One number for each channel of each example, by group."""
-        return self.batch, self.groups, self.channels // self.groups, 1
+        return self.batch, self.groups, self.channels // self.groups
 
     def by_group(self, b: Builder, factors: str) -> str:
         """One number for each channel, by group."""
@@ -171,17 +171,18 @@ def _groups(s: Site) -> _Groups:
 def _group_norm(s: Site) -> tuple[Result | None, ...]:
     b, g = s.b, _groups(s)
     # The reciprocal deviation from a sum instead of a mean.
-    squares = b.op("Add", _dot(b, g.centred, g.centred, g.rows), b.scalar(s.real("eps") * g.elements, "float32"))
+    squares = b.reshape(_dot(b, g.centred, g.centred, g.rows), g.one)
+    squares = b.op("Add", squares, b.scalar(s.real("eps") * g.elements, "float32"))
     reciprocal = b.op("Div", b.scalar(math.sqrt(g.elements), "float32"), b.op("Sqrt", squares))
     b.note(Tensor(reciprocal, g.one, "float32"))
     scale = b.op("Mul", reciprocal, g.by_group(b, s.tensor("weight"))) if s.has("weight") else reciprocal
     if s.has("weight") and s.has("bias"):
         y = g.affine(b, scale, b.op("Tile", s.tensor("bias"), b.sizes((g.batch,))), g.channels)
     else:
-        whole = (g.batch, g.groups, g.channels // g.groups, g.positions)
-        y = b.op("Mul", b.reshape(g.centred, whole), scale)
+        each = b.op("Expand", scale, b.sizes(g.each))
+        y = b.op("Mul", b.reshape(g.centred, g.maps), b.reshape(each, (g.batch, g.channels, 1, 1)))
         if s.has("bias"):
-            y = b.op("Add", y, g.by_group(b, s.tensor("bias")))
+            y = b.op("Add", y, b.reshape(s.tensor("bias"), (g.channels, 1, 1)))
     x = b.reshape(s.tensor("input"), g.rows)
     mean, statistics = b.op("ReduceMean", x, b.int64s([3]), keepdims=1), s.output(1).shape
     return b.reshape(y, s.shape("input")), b.reshape(mean, statistics), b.reshape(reciprocal, statistics)

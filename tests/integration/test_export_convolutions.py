@@ -130,6 +130,7 @@ def test_convolutions_match_float64(channels: int, outputs: int, groups: int, tr
         ((12, 9), (2, 5), (0, 3), (2, 1)),
         ((20,), (3,), (2,), (2,)),
         ((5, 4), (1, 1), (0, 0), (1, 1)),
+        ((9, 8), (9, 6), (4, 2), (1, 1)),
     ],
 )
 def test_convolutions_of_stride_one_either_way(

@@ -135,6 +135,15 @@ CASES = {
     "layer norm over planes": Case(_after_conv(nn.LayerNorm((8, 6, 6)), nn.ReLU(), features=288), (4, 6, 6)),
     "rms norm": Case(_between(nn.RMSNorm(24)), (12,)),
     "group norm": Case(_after_conv(nn.GroupNorm(4, 8), nn.ReLU(), features=288), (4, 6, 6), optimizer="momentum"),
+    "group norm of long rows": Case(
+        lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)), (4, 24, 24)
+    ),
+    "instance norm of long rows": Case(
+        lambda: nn.Sequential(
+            nn.InstanceNorm2d(4, affine=True), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)
+        ),
+        (4, 24, 24),
+    ),
     "group norm without affine": Case(_after_conv(nn.GroupNorm(2, 8, affine=False), features=288), (4, 6, 6)),
     "max pool": Case(_after_conv(nn.ReLU(), nn.MaxPool2d(2), features=72), (4, 6, 6)),
     "max pool of equals": Case(_Equals, (2, 6, 6)),
