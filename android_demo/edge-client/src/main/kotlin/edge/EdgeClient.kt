@@ -418,9 +418,7 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
             val identity = identified(begun)
             if (identity != null) {
                 val agent = agent(identity, begun)
-                val driver = Driver(
-                    agent, transport(agent, begun), settings.now, ::objections, renewal(), { null }, settings.log,
-                )
+                val driver = Driver(agent, transport(agent, begun), settings.now, ::objections, renewal(), settings.log)
                 begun.launch(agent, driver)
                 driver.run { done(agent) }
             }

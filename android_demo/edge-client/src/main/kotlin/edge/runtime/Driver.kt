@@ -9,10 +9,6 @@ import java.util.concurrent.Executors
 import java.util.concurrent.LinkedBlockingQueue
 import java.util.concurrent.Semaphore
 import java.util.concurrent.TimeUnit
-import java.util.concurrent.atomic.AtomicInteger
-
-/** Work for the training thread while no round needs it; it is asked to stop by what it is given. Raises EdgeError. */
-internal typealias SpareWork = (shouldStop: () -> Boolean) -> Unit
 
 /**
  * The device's loop: broker messages and timers in, the agent's publications out, training on a thread beside it.
@@ -20,8 +16,7 @@ internal typealias SpareWork = (shouldStop: () -> Boolean) -> Unit
  * [run] returns when [stop] was called or `done` holds; it decides nothing. [now] tells seconds since the epoch;
  * [objections] what is against training now, by population: it is asked every few seconds, and while there is any, the
  * device joins no round there, and one that trains pauses before its next step, for as long as its round lasts. [renewal]
- * renews the certificate when that is due and the device is between rounds; [spare] is asked every few seconds, while
- * nothing is trained, for what else there is to do. [log] is told what went wrong with these.
+ * renews the certificate when that is due and the device is between rounds. [log] is told that the clock was set.
  */
 public class Driver internal constructor(
     private val agent: DeviceAgent,
@@ -29,7 +24,6 @@ public class Driver internal constructor(
     private val now: () -> Double,
     private val objections: () -> Map<String, List<String>>,
     private val renewal: Renewal?,
-    private val spare: () -> SpareWork?,
     private val log: (String) -> Unit,
 ) {
     public constructor(
@@ -37,7 +31,7 @@ public class Driver internal constructor(
         transport: Transport,
         now: () -> Double = { System.currentTimeMillis() / 1e3 },
         objections: () -> Map<String, List<String>> = { emptyMap() },
-    ) : this(agent, transport, now, objections, null, { null }, {})
+    ) : this(agent, transport, now, objections, null, {})
 
     private val inbox = LinkedBlockingQueue<() -> Unit>()
 
@@ -46,10 +40,7 @@ public class Driver internal constructor(
     @Volatile private var isStopping = false
     @Volatile private var roundId: Bytes? = null
     @Volatile private var woken = false
-    private val atWork = AtomicInteger() // jobs that were begun and have not ended
-    @Volatile private var inTraining = false
     private var askedAt = Double.NEGATIVE_INFINITY
-    private var sparedAt = Double.NEGATIVE_INFINITY
     private var seenAt = now()
 
     /** Ends [run], from any thread. */
@@ -95,16 +86,12 @@ public class Driver internal constructor(
     private fun turn(training: ExecutorService) {
         ask(training)
         renew()
-        useSpareTime(training)
         val due = minOf(agent.nextDeadline() ?: Double.POSITIVE_INFINITY, askedAt + ASK_EVERY_S)
         val waitMs = (minOf(MAX_WAIT_S, maxOf(0.0, due - now())) * 1e3).toLong()
         inbox.poll(waitMs, TimeUnit.MILLISECONDS)?.invoke()
         watchClock(training)
         if (woken || (agent.nextDeadline() ?: Double.POSITIVE_INFINITY) <= now()) {
-            if (woken) {
-                askedAt = Double.NEGATIVE_INFINITY
-                sparedAt = Double.NEGATIVE_INFINITY
-            }
+            if (woken) askedAt = Double.NEGATIVE_INFINITY
             woken = false
             send(agent.tick(now()), training)
         }
@@ -117,7 +104,6 @@ public class Driver internal constructor(
         if (step < -CLOCK_STEP_S) {
             log("the clock was put back by ${(-step).toInt()} s; a round under way may be lost")
             askedAt = Double.NEGATIVE_INFINITY
-            sparedAt = Double.NEGATIVE_INFINITY
             send(agent.clockSetBack(seenAt), training)
         }
     }
@@ -136,41 +122,12 @@ public class Driver internal constructor(
         }
     }
 
-    private fun useSpareTime(training: ExecutorService) {
-        if (atWork.get() > 0 || now() < sparedAt + ASK_EVERY_S) return
-        sparedAt = now()
-        inSpareTime {
-            val work = spare() ?: return@inSpareTime
-            begin(training) { inSpareTime { work { isStopping || inTraining } } }
-        }
-    }
-
-    private fun inSpareTime(action: () -> Unit): Unit = try {
-        action()
-    } catch (error: EdgeError) {
-        log("what was to be done between rounds failed: ${error.message}")
-    }
-
-    private fun begin(training: ExecutorService, work: () -> Unit) {
-        atWork.incrementAndGet()
-        training.execute {
-            try {
-                work()
-            } finally {
-                atWork.decrementAndGet()
-            }
-        }
-    }
-
     private fun send(messages: List<Outgoing>, training: ExecutorService) {
         for (message in messages) {
             if (transport.publish(message.topic, message.payload, message.expiryS)) agent.sent(message.payload.size, now())
         }
         roundId = Session.roundId(agent.state)
-        agent.takeJob()?.let { job ->
-            inTraining = true
-            begin(training) { train(job, training) }
-        }
+        agent.takeJob()?.let { job -> training.execute { train(job, training) } }
     }
 
     private fun train(job: TrainingJob, training: ExecutorService) {
@@ -189,8 +146,6 @@ public class Driver internal constructor(
             // A fault of this client's own ends the round, not the app.
             val failure = TrainingError("training failed: $error", cause = error)
             inbox.add { send(agent.failed(job, failure, now()), training) }
-        } finally {
-            inTraining = false
         }
     }
 

@@ -65,25 +65,6 @@ class DriverTest {
     }
 
     @Test
-    fun `spare time is used while nothing is trained, and its failure ends nothing`() {
-        Desk(folder, authority = authority).use { desk ->
-            val done = CountDownLatch(1)
-            val said = ArrayList<String>()
-            val work: SpareWork = { _ ->
-                done.countDown()
-                throw edge.TrainingError("it diverged")
-            }
-            val driver = Driver(desk.agent, Nowhere, { Desk.START }, { emptyMap() }, null, { work }, { synchronized(said) { said.add(it) } })
-            val running = thread { driver.run() }
-            assertTrue(done.await(LIMIT_S, TimeUnit.SECONDS))
-            driver.stop()
-            running.join(1_000 * LIMIT_S)
-            assertFalse(running.isAlive)
-            assertTrue(said.single().endsWith("it diverged"))
-        }
-    }
-
-    @Test
     fun `a store that fails ends the run with what to do, and the round is taken up where it was`() {
         inTraining().use { desk ->
             desk.learners.getValue("first").beforeStep = { if (it == 0) desk.store.close() }
