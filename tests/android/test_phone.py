@@ -10,13 +10,13 @@ import pytest
 from android_demo.tools.build_apk import DEMO
 from android_demo.tools.commands import run
 from coordinator.service.broker import RunningBroker
-from edge_sdk.credentials import save_identity
 from edge_sdk.signing import public_key_to_pem
 from tests.integration import jvm, test_jvm_training
 from tests.integration.exported import SIGNER, small
 from tests.integration.test_jvm_training import mosquitto
+from tests.integration.test_registrar_server import Served
 from tests.simulation import world
-from tests.simulation.world import POPULATION, device_name
+from tests.simulation.world import POPULATION
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -59,9 +59,9 @@ def test_the_app_takes_part_and_withdraws(
             original(folder, number, broker, x, y, said)
             return
         home = folder / "phone"
-        save_identity(home / "identity", world.identity(device_name(number)))
-        parts = [(home / "identity" / name).read_text() for name in ("identity.key", "identity.crt", "registrar.crt")]
-        (home / "invitation").write_text(f"coordinator {broker.url}\n" + "".join(parts))
+        home.mkdir()
+        lines = f"coordinator {broker.url}\nregistrar {registrar.url}\ntoken {registrar.token()}\n"
+        (home / "invitation").write_text(lines + (registrar.folder / "registrar.crt").read_text())
         (home / "signer.pub").write_bytes(public_key_to_pem(SIGNER.public_key()))
         (home / "model.edge").write_bytes(small().to_bytes())
         with jvm.Jvm("edge.demo.PhoneKt", home, POPULATION) as process:
@@ -69,11 +69,17 @@ def test_the_app_takes_part_and_withdraws(
 
     monkeypatch.setattr(test_jvm_training, "client", client)
     # Asserts that this device was in all three rounds, and serves the last model.
-    test_jvm_training.test_kotlin_clients_train_with_python_ones_and_serve_the_model(tmp_path, mosquitto)
+    registrar = Served(tmp_path, world.authority())
+    try:
+        test_jvm_training.test_kotlin_clients_train_with_python_ones_and_serve_the_model(tmp_path, mosquitto)
+    finally:
+        registrar.close()
     assert "starts with version 0, null, 30 examples" in heard
     assert "joined with 30 examples" in heard
+    assert any(line.startswith("enrolled as d") for line in heard)
     assert "open round: false" in heard
     assert "predicts otherwise: true" in heard
+    assert not (tmp_path / "phone" / "edge" / "identity").exists()
     # The model of the app is back, and nothing of the person is left to see.
     assert heard[-1] == "after withdrawing: version 0, 0 examples, 0 shown"
     stages = [line for line in heard if line.startswith("learned RoundChanged")]

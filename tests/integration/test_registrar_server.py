@@ -18,12 +18,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from coordinator.registrar.attestation import Attestation, AttestationPolicy, challenge_for
-from coordinator.registrar.authority import DAY_S, create_authority, issue_identity
-from coordinator.registrar.folder import init_folder, read_log, revoke
+from coordinator.registrar.authority import DAY_S, Authority, create_authority, issue_identity
+from coordinator.registrar.folder import CA_KEY_FILE, init_folder, read_log, revoke
 from coordinator.registrar.server import RateLimit, Registrar, serving
 from coordinator.registrar.tokens import make_tokens
 from edge_sdk.clock import ManualClock, SystemClock
-from edge_sdk.credentials import CERTIFICATE_FILE, KEY_FILE, load_certificate, load_identity, save_identity
+from edge_sdk.credentials import (
+    CA_FILE,
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    certificate_file,
+    load_certificate,
+    load_identity,
+    private_key_file,
+    save_identity,
+    write_folder,
+)
 from edge_sdk.errors import ConfigError, IdentityError, TransportError
 from edge_sdk.identity import RENEW_DOMAIN, Identity, create_request
 from edge_sdk.protocol.policy import DevicePolicy
@@ -52,9 +62,17 @@ NOW = SystemClock().now()
 class Served:
     """A registrar that serves from a thread of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, authority: Authority | None = None) -> None:
         self.folder = folder / "registrar"
-        self.authority = init_folder(self.folder, name="Test Registrar", now=NOW)
+        if authority is None:
+            self.authority = init_folder(self.folder, name="Test Registrar", now=NOW)
+        else:
+            self.authority = authority
+            files = (
+                private_key_file(CA_KEY_FILE, authority.private_key),
+                certificate_file(CA_FILE, authority.certificate),
+            )
+            write_folder(self.folder, files)
         self.now = NOW
         own = issue_identity(self.authority, identity_id="registrar", role="registrar", now=NOW, hosts=["localhost"])
         save_identity(folder / "tls", own)

@@ -9,7 +9,7 @@ import kotlin.system.exitProcess
 
 private const val USAGE = """usage: DeviceMain --home DIR --broker URL --population NAME[,NAME] [options]
   --enrol URL        get an identity from this registrar first, with the token in EDGE_ENROL_TOKEN and the
-                     registrar's certificate in DIR/registrar.crt
+                     registrar's certificate in DIR/registrar.crt; with another token than before, another identity
   --analytics        answer signed questions about the examples too
   --examples FILE    .npz with inputs and y, to fill an empty example store with
   --min-reports N    fewest devices in a sum (20)
@@ -68,9 +68,9 @@ private fun run(options: Options) {
         coordinator(options.needed("--broker"), System.getenv("EDGE_BROKER_PASSWORD"))
         policy(DevicePolicy(minReports = minReports, epsilonAtMost = epsilon))
         options.optional("--enrol")?.let { url ->
-            if (!File(home, "identity/identity.crt").exists()) {
-                enrol(url, System.getenv("EDGE_ENROL_TOKEN") ?: throw options.unusable("EDGE_ENROL_TOKEN is not set"))
-            }
+            val token = System.getenv("EDGE_ENROL_TOKEN").orEmpty()
+            if (token.isNotEmpty()) enrol(url, token)
+            else if (!File(home, "identity/identity.crt").exists()) throw options.unusable("EDGE_ENROL_TOKEN is not set")
         }
         log = ::say
     }

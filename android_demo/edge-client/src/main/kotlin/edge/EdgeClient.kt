@@ -8,9 +8,11 @@ import edge.runtime.BrokerUrl
 import edge.runtime.Budget
 import edge.runtime.Consent
 import edge.runtime.DeviceAgent
+import edge.runtime.DeviceKeys
 import edge.runtime.DeviceStore
 import edge.runtime.Driver
 import edge.runtime.Enrolment
+import edge.runtime.FileKeys
 import edge.runtime.HomeLock
 import edge.runtime.MqttTransport
 import edge.runtime.PrivacyAccount
@@ -59,10 +61,14 @@ public class EdgeClientSettings internal constructor() {
     /**
      * Where a device that has no identity gets one when it first runs: with a [token] that is good for one, from the
      * registrar at [url]. [registrar] is its certificate, to pin, shipped in the app; `registrar.crt` in the folder by default.
+     * Another token than the one that the device was enrolled with gets it another identity, as after a revocation.
      */
     public fun enrol(url: String, token: String, registrar: File? = null) {
         enrolment = Enrolled(url, token, registrar)
     }
+
+    /** Where the identity's key is made and stays, as in a phone's hardware; a file in `identity/` where none is given. */
+    public var identityKeys: DeviceKeys? = null
 
     /** This device's identity; read from `identity/` in the folder where none is given. */
     public var identity: Identity? = null
@@ -369,7 +375,7 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
         withdrawn = true
         try {
             // The identity first: what is left half erased can never act again.
-            for (name in listOf(Identity.KEY_FILE, Enrolment.NEXT_KEY_FILE)) FileKey(File(identityFolder, name)).erase()
+            identityKeys.keepOnly(null)
             remove(identityFolder)
             examples.values.forEach { it.close() }
             for (file in home.listFiles().orEmpty()) {
@@ -451,17 +457,18 @@ public class EdgeClient(private val home: File, configure: EdgeClientSettings.()
     private fun identify(): Identity {
         val now = settings.now()
         val asked = settings.enrolment
-        if (!certificateFile.isFile && asked != null) {
+        if (asked != null && (!certificateFile.isFile || Enrolment.isOfAnotherToken(identityFolder, asked.token))) {
             val registrar = Identity.read(asked.registrar ?: File(home, Identity.REGISTRAR_FILE))
-            return Enrolment.enrol(identityFolder, asked.url, asked.token, registrar, now)
+            return Enrolment.enrol(identityFolder, asked.url, asked.token, registrar, now, keys = identityKeys)
                 .also { settings.log("enrolled as ${it.id}") }
         }
-        Enrolment.finishRenewal(identityFolder)
-        if (Enrolment.isExpired(identityFolder, now)) return Enrolment.renew(identityFolder, now)
-        return Identity.load(identityFolder, now)
+        if (Enrolment.isExpired(identityFolder, now)) return Enrolment.renew(identityFolder, now, identityKeys)
+        return Enrolment.load(identityFolder, now, identityKeys)
     }
 
-    private fun renewal(): Renewal? = if (settings.identity == null) Renewal(identityFolder, settings.log) else null
+    private val identityKeys: DeviceKeys get() = settings.identityKeys ?: FileKeys(identityFolder)
+
+    private fun renewal(): Renewal? = if (settings.identity == null) Renewal(identityFolder, identityKeys, settings.log) else null
 
     private fun agent(identity: Identity, begun: Running): DeviceAgent {
         for (population in joins.keys) {

@@ -22,15 +22,16 @@ import java.util.Locale
 /** Wires the app: what is pure to what is the phone's. The system starts it for a window, or for a job alone. */
 class DemoApplication : Application(), TrainingApp, DemoHost {
     private val keys by lazy { KeystoreKeys("edge") }
-    private val choices by lazy { SealedChoices(SealedFiles(File(noBackupFilesDir, "choices"), keys.storageKey())) }
+    private val choices by lazy { SealedChoices(SealedFiles(File(noBackupFilesDir, "choices"), keys::storageKey)) }
     private val jobs by lazy { JobScheduling(this) }
     private val phone by lazy { PhoneConditions(this) }
     private val device by lazy {
         DigitsDevice(
             home = File(noBackupFilesDir, "edge"),
-            keyPlace = { KeystoreKeyPlace(it, keys.storageKey()) },
+            keyPlace = { KeystoreKeyPlace(it, keys::storageKey) },
             signer = String(asset("signer.pub")),
             startingModel = { asset("digits.edge") },
+            identityKeys = keys.identityKeys,
         )
     }
 
@@ -102,6 +103,7 @@ class DemoApplication : Application(), TrainingApp, DemoHost {
             jobs.cancel(JobPlans.PERIODIC_ID)
             jobs.cancel(JobPlans.ONCE_ID)
             device.withdraw()
+            keys.erase()
         }
     }
 

@@ -7,13 +7,16 @@ import edge.EdgeClient
 import edge.EdgeError
 import edge.Installed
 import edge.Refused
+import edge.Registrar
 import edge.Signing
+import edge.StoreError
 import edge.Trained
 import edge.Training
 import edge.Unreachable
 import edge.Uploaded
 import edge.inference.InstalledModels
 import edge.protocol.DevicePolicy
+import edge.runtime.DeviceKeys
 import edge.runtime.Receipt
 import edge.training.ExampleStore
 import edge.training.KeyPlace
@@ -22,6 +25,7 @@ import edge.training.f32
 import edge.training.i64
 import java.io.Closeable
 import java.io.File
+import java.io.IOException
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.cancel
@@ -34,6 +38,7 @@ import kotlinx.coroutines.launch
  * comes with. Not before an invitation was accepted is there anything that could send.
  *
  * @param keyPlace where the examples' key is kept.
+ * @param identityKeys where the identity's key is made and stays; files in [home] where null.
  * @param policy what this device insists on.
  * @param population whose rounds it takes part in.
  */
@@ -42,6 +47,7 @@ class DigitsDevice(
     private val keyPlace: (File) -> KeyPlace,
     private val signer: String,
     private val startingModel: () -> ByteArray,
+    private val identityKeys: DeviceKeys? = null,
     private val policy: DevicePolicy = DevicePolicy(epsilonAtMost = DemoState.DEFAULT_EPSILON),
     private val population: String = POPULATION,
     private val now: () -> Double = { System.currentTimeMillis() / 1e3 },
@@ -156,19 +162,20 @@ class DigitsDevice(
     /**
      * Take part from now on; with another invitation than before, by that one. What is stored stays, and so does the ledger.
      *
-     * Raises EdgeError: the invitation's identity is not good, or the folder cannot be used.
+     * The phone enrols when it first runs. Raises EdgeError: the invitation is no good, or the folder cannot be used.
      *
      * @param objections what is against training now, in words; asked while it runs.
      */
     @Synchronized
     fun join(invitation: Invitation, objections: () -> List<String>) {
-        if (client != null && joinedBy?.isSame(invitation) == true) return
-        val invited = invitation.identity(now())
+        if (client != null && joinedBy == invitation) return
+        val registrar = registrarFile(invitation)
         client?.close()
         client = null
         closeShelf()
         val made = EdgeClient(home) {
-            identity = invited
+            enrol(invitation.registrar, invitation.token, registrar)
+            identityKeys = this@DigitsDevice.identityKeys
             signer = Signing.publicKeyFromPem(this@DigitsDevice.signer, "signer.pub")
             keyPlace = this@DigitsDevice.keyPlace
             now = this@DigitsDevice.now
@@ -180,6 +187,14 @@ class DigitsDevice(
         joinedBy = invitation
         made.join(population, examples(), objections = objections)
         if (!made.consent.granted) made.consent.grant("improve the recognition of digits", CONSENT_TEXT)
+    }
+
+    private fun registrarFile(invitation: Invitation): File = try {
+        Registrar.fromPem(invitation.certificate)
+        home.mkdirs()
+        File(home, "registrar.crt").apply { writeText(invitation.certificate) }
+    } catch (error: IOException) {
+        throw StoreError("cannot keep the invitation: ${error.message}", "free some storage on this phone", error)
     }
 
     /** What left this device, oldest first. */
@@ -259,7 +274,14 @@ class DigitsDevice(
             // They say nothing of this person, but came from rounds; the app's own serves again.
             InstalledModels(File(home, "models/$population"), Signing.publicKeyFromPem(signer, "signer.pub")).erase()
         } else {
-            synchronized(this) { examples().erase() }
+            synchronized(this) {
+                examples().erase()
+                closeShelf()
+                // The next one begins with a key of its own.
+                keyPlace(File(home, "$EXAMPLES.examples.key")).erase()
+                File(home, "$EXAMPLES.examples").delete()
+                identityKeys?.keepOnly(null)
+            }
         }
         synchronized(this) { closeShelf() }
     }

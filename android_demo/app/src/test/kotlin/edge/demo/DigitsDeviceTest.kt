@@ -19,7 +19,7 @@ class DigitsDeviceTest {
 
     private fun device(key: Int = 1) = DigitsDevice(
         home = File(folder, "edge"),
-        keyPlace = { KeystoreKeyPlace(it, SecretKeySpec(ByteArray(32) { key.toByte() }, "AES")) },
+        keyPlace = { KeystoreKeyPlace(it) { SecretKeySpec(ByteArray(32) { key.toByte() }, "AES") } },
         signer = "no key",
         startingModel = { ByteArray(0) },
     )
@@ -83,7 +83,7 @@ class DigitsDeviceTest {
 
     @Test
     fun `a wrapped key comes back as it was, and not once it was erased`() {
-        val place = KeystoreKeyPlace(File(folder, "k"), SecretKeySpec(ByteArray(32), "AES"))
+        val place = KeystoreKeyPlace(File(folder, "k")) { SecretKeySpec(ByteArray(32), "AES") }
         assertNull(place.load())
         val key = ByteArray(32) { it.toByte() }
         place.save(key)

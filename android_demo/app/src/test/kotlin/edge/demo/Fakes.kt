@@ -36,7 +36,7 @@ class FakeLearning(private val log: MutableList<String>) : Learning {
 
     companion object {
         /** What an operator gives a person. */
-        val INVITATION: String = "coordinator mqtts://fl.example.com:8883\n" +
-            listOf("PRIVATE KEY", "CERTIFICATE", "CERTIFICATE").joinToString("") { "-----BEGIN $it-----\nAAAA\n-----END $it-----\n" }
+        val INVITATION: String = "coordinator mqtts://fl.example.com:8883\nregistrar https://fl.example.com:8443\n" +
+            "token abc\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
     }
 }

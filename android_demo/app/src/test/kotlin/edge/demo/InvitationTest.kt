@@ -7,14 +7,16 @@ import org.junit.jupiter.api.Assertions.assertTrue
 import org.junit.jupiter.api.Test
 
 class InvitationTest {
-    private fun block(kind: String) = "-----BEGIN $kind-----\nAAAA\n-----END $kind-----\n"
-
-    private val good = "coordinator mqtts://fl.example.com:8883\n" + block("PRIVATE KEY") + block("CERTIFICATE") + block("CERTIFICATE")
+    private val certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    private val good = "coordinator mqtts://fl.example.com:8883\nregistrar https://fl.example.com\ntoken abc\n$certificate"
 
     @Test
-    fun `the files of an identity, one after the other, below the coordinator's address`() {
-        assertEquals("mqtts://fl.example.com:8883", Invitation.parse(good).coordinator)
-        assertEquals("mqtts://fl.example.com:8883", Invitation.parse(good.replace("\n", "\r\n")).coordinator)
+    fun `where to enrol, with what token, and the certificate of who is to be there`() {
+        val read = Invitation.parse(good)
+        assertEquals("mqtts://fl.example.com:8883", read.coordinator)
+        assertEquals(listOf("https://fl.example.com", "abc", certificate), listOf(read.registrar, read.token, read.certificate))
+        assertEquals(read.copy(certificate = ""), Invitation.parse(good.replace("\n", "\r\n")).copy(certificate = ""))
+        assertTrue("abc" !in read.toString())
     }
 
     @Test
@@ -22,8 +24,10 @@ class InvitationTest {
         val bad = mapOf(
             "" to "does not say where the coordinator is",
             good.replace("mqtts", "mqtt") to "not encrypted",
-            good.replace(block("PRIVATE KEY"), "") to "holds 0 keys and 2 certificates",
-            good + block("CERTIFICATE") to "holds 1 keys and 3 certificates",
+            good.replace("token abc", "") to "holds no token",
+            good.replace("registrar", "r") to "does not say where to enrol",
+            good.replace(certificate, "") to "holds 0 certificates",
+            good + certificate to "holds 2 certificates",
             good.replace("coordinator mqtts://fl.example.com:8883", "coordinator http://x") to "",
             good + "x".repeat(20_000) to "too long",
         )

@@ -18,7 +18,7 @@ fun main(arguments: Array<String>) {
     val folder = File(home)
     val device = DigitsDevice(
         home = File(folder, "edge"),
-        keyPlace = { KeystoreKeyPlace(it, SecretKeySpec(ByteArray(32) { 1 }, "AES")) },
+        keyPlace = { KeystoreKeyPlace(it) { SecretKeySpec(ByteArray(32) { 1 }, "AES") } },
         signer = File(folder, "signer.pub").readText(),
         startingModel = { File(folder, "model.edge").readBytes() },
         policy = DevicePolicy(minReports = 2, epsilonAtMost = Double.POSITIVE_INFINITY),

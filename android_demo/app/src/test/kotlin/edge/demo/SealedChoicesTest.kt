@@ -14,7 +14,7 @@ class SealedChoicesTest {
     @TempDir
     lateinit var folder: File
 
-    private fun choices() = SealedChoices(SealedFiles(folder, SecretKeySpec(ByteArray(32) { 7 }, "AES")))
+    private fun choices() = SealedChoices(SealedFiles(folder) { SecretKeySpec(ByteArray(32) { 7 }, "AES") })
 
     @Test
     fun `there are none at first, and each outlives the process`() {

@@ -9,7 +9,7 @@ import javax.crypto.SecretKey
  *
  * @param wrapping see [KeystoreKeys.storageKey].
  */
-public class KeystoreKeyPlace(file: File, wrapping: SecretKey) : KeyPlace {
+public class KeystoreKeyPlace(file: File, wrapping: () -> SecretKey) : KeyPlace {
     private val files = SealedFiles(file.absoluteFile.parentFile, wrapping)
     private val name = file.name
 

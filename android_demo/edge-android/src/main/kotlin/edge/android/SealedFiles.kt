@@ -17,9 +17,9 @@ import javax.crypto.spec.GCMParameterSpec
  * that a file cannot take another one's place. Writing is atomic: a phone that dies keeps the content from before.
  *
  * @param folder where they are, made where missing; on a phone a folder inside `noBackupFilesDir`.
- * @param key on a phone one of the Keystore's, see [KeystoreKeys].
+ * @param key on a phone one of the Keystore's, see [KeystoreKeys]; asked for each time, since it may be erased and made anew.
  */
-public class SealedFiles(private val folder: File, private val key: SecretKey) {
+public class SealedFiles(private val folder: File, private val key: () -> SecretKey) {
     /** Write a file whole. @throws StoreError there is no room, or the key is gone. */
     public fun write(name: String, content: ByteArray) {
         val file = file(name)
@@ -27,7 +27,7 @@ public class SealedFiles(private val folder: File, private val key: SecretKey) {
             if (!folder.isDirectory && !folder.mkdirs()) throw IOException("cannot make $folder")
             val cipher = Cipher.getInstance(CIPHER)
             // The cipher draws the nonce: the Keystore takes none from outside.
-            cipher.init(Cipher.ENCRYPT_MODE, key)
+            cipher.init(Cipher.ENCRYPT_MODE, key())
             cipher.updateAAD(name.toByteArray())
             val sealed = MAGIC + cipher.iv + cipher.doFinal(content)
             val part = File(folder, name + PART)
@@ -54,7 +54,7 @@ public class SealedFiles(private val folder: File, private val key: SecretKey) {
                 throw StoreError("$name is no sealed file", "erase this app's data: the file was damaged")
             }
             val cipher = Cipher.getInstance(CIPHER)
-            cipher.init(Cipher.DECRYPT_MODE, key, GCMParameterSpec(TAG_BYTES * 8, sealed, MAGIC.size, NONCE_BYTES))
+            cipher.init(Cipher.DECRYPT_MODE, key(), GCMParameterSpec(TAG_BYTES * 8, sealed, MAGIC.size, NONCE_BYTES))
             cipher.updateAAD(name.toByteArray())
             return cipher.doFinal(sealed, start, sealed.size - start)
         } catch (error: StoreError) {

@@ -16,7 +16,7 @@ class SealedFilesTest {
     @TempDir
     lateinit var folder: File
 
-    private fun files(key: Int = 1) = SealedFiles(File(folder, "edge"), SecretKeySpec(ByteArray(32) { key.toByte() }, "AES"))
+    private fun files(key: Int = 1) = SealedFiles(File(folder, "edge")) { SecretKeySpec(ByteArray(32) { key.toByte() }, "AES") }
 
     private val secret = "seven drawn with a finger".toByteArray()
 

@@ -13,6 +13,7 @@ import edge.asObject
 import edge.asText
 import edge.parseJson
 import edge.protocol.Topics
+import edge.secagg.Suite
 import edge.toHex
 import java.io.File
 import java.io.IOException
@@ -22,9 +23,7 @@ import java.math.BigInteger
 import java.net.URI
 import java.net.URISyntaxException
 import java.net.URL
-import java.security.KeyPairGenerator
 import java.security.SecureRandom
-import java.security.spec.ECGenParameterSpec
 import javax.net.ssl.HttpsURLConnection
 import javax.net.ssl.SSLException
 
@@ -33,18 +32,20 @@ public object Enrolment {
     private const val TIMEOUT_MS = 30_000
     private const val ANSWER_MAX_BYTES = 64 * 1024
     private const val OK = 200
-    internal const val NEXT_KEY_FILE: String = "next.key"
     private const val ID_FILE = "requested.id"
     private const val URL_FILE = "registrar.url"
+    private const val TOKEN_FILE = "enrolled.by"
+    private val ATTEST_DOMAIN = "edge-sdk/attest/1\u0000".toByteArray()
     private val RENEW_DOMAIN = "edge-sdk/renew/1\u0000".toByteArray()
 
     /**
-     * Gets a device's first certificate into [folder]; may be called again with the same token after a failure.
+     * Gets a device's certificate into [folder]; may be called again with the same token after a failure.
      *
      * [url] is the registrar's, https://host[:port]; [token] from the fleet's operator, good for one device; [registrar]
      * the registrar's certificate (PEM), pinned; [id] the id to ask for, a random one where none is given; [now] seconds
-     * since the epoch. Raises ConfigError: the URL is not https; IdentityError: the device has an identity, or the
-     * registrar refuses; TransportError: it cannot be reached.
+     * since the epoch; [keys] where the key is made and stays, a file of the folder by default. An identity that is here already
+     * is replaced, once the new one is here: its id may have been revoked. Raises ConfigError: the URL is not https;
+     * IdentityError: the registrar refuses; TransportError: it cannot be reached.
      */
     public fun enrol(
         folder: File,
@@ -53,34 +54,71 @@ public object Enrolment {
         registrar: String,
         now: Double,
         id: String? = null,
+        keys: DeviceKeys = FileKeys(folder),
     ): Identity {
-        if (File(folder, Identity.CERTIFICATE_FILE).exists()) {
-            throw IdentityError("$folder holds an identity already", "renew it, or name another folder")
+        val challenge = challengeFor(token.toByteArray())
+        val certified = if (isEnrolled(folder)) certifiedKey(folder) else null
+        // The key is kept before it is asked for: an answer that is lost can be asked for again. An attestation is of one token.
+        val noted = File(folder, ID_FILE).takeIf { it.exists() }?.let { Identity.read(it).lines() }.orEmpty()
+        val known = keys.all().firstOrNull { !it.publicKey.contentEquals(certified) }
+        val reusable = known != null && (known.attestation.isEmpty() || noted.getOrNull(1) == challenge.toHex())
+        if (!reusable) {
+            val name = id ?: ("d" + ByteArray(8).also(SecureRandom()::nextBytes).toHex())
+            keys.keepOnly(certified)
+            write(File(folder, ID_FILE), "$name\n${challenge.toHex()}")
         }
-        // The key is kept before it is asked for: an answer that is lost can be asked for again.
-        if (!File(folder, Identity.KEY_FILE).exists()) {
-            write(File(folder, ID_FILE), id ?: ("d" + ByteArray(8).also(SecureRandom()::nextBytes).toHex()))
-            write(File(folder, Identity.KEY_FILE), newKey())
-        }
-        val key = Signing.privateKeyFromPem(Identity.read(File(folder, Identity.KEY_FILE)))
-        val name = id ?: Identity.read(File(folder, ID_FILE))
-        val asked = request(name, Signing.publicKeyOf(key).encoded) { Signing.signRaw(key, it) }
-        val certificate = certificate(url, token, registrar, asked)
-        val identity = Identity.of(certificate, registrar, key, now) { Signing.signRaw(key, it) }
+        val key = known.takeIf { reusable } ?: keys.make(challenge)
+        val name = id ?: Identity.read(File(folder, ID_FILE)).lines()[0]
+        val body = mapOf("token" to token, "request" to request(name, key.publicKey, key.sign))
+        val certificate = post(url, "/v1/enrol", body + attested(key), Registrar.fromPem(registrar))
+        val identity = Identity.of(certificate, registrar, key.privateKey, now, key.sign)
         write(File(folder, Identity.REGISTRAR_FILE), registrar)
         write(File(folder, URL_FILE), url)
+        write(File(folder, TOKEN_FILE), challenge.toHex())
         write(File(folder, Identity.CERTIFICATE_FILE), certificate)
+        keys.keepOnly(key.publicKey)
         File(folder, ID_FILE).delete()
         return identity
     }
 
-    /**
-     * The certificate (PEM) that a token gets for a [request], for who keeps the key elsewhere, as in a phone's hardware.
-     *
-     * Raises as [enrol].
-     */
-    public fun certificate(url: String, token: String, registrar: String, request: String): String =
-        post(url, "/v1/enrol", mapOf("token" to token, "request" to request), Registrar.fromPem(registrar))
+    /** Whether there is a certificate, of whatever worth. */
+    internal fun isEnrolled(folder: File): Boolean = File(folder, Identity.CERTIFICATE_FILE).isFile
+
+    /** Whether the identity that is here came by another token than this one; false where that is not known. */
+    internal fun isOfAnotherToken(folder: File, token: String): Boolean {
+        val (noted, asked) = listOf(TOKEN_FILE, ID_FILE).map { File(folder, it) }
+        if (!noted.isFile) return false
+        if (Identity.read(noted) != challengeFor(token.toByteArray()).toHex()) return true
+        // A crash came before the certificate: the id that was asked for is not the one that is here.
+        return asked.isFile && Identity.read(asked).lines()[0] != idOf(folder)
+    }
+
+    /** The identity in a folder, with the key that its certificate is of; others are erased. Raises IdentityError. */
+    internal fun load(folder: File, now: Double, keys: DeviceKeys): Identity {
+        val names = listOf(Identity.CERTIFICATE_FILE, Identity.REGISTRAR_FILE)
+        val (certificate, registrar) = names.map { Identity.read(File(folder, it)) }
+        val certified = certifiedKey(folder)
+        val key = keys.of(certified, idOf(folder))
+        // Where a crash came between a new certificate and the end of the old key, this is the end of it.
+        keys.keepOnly(certified)
+        return Identity.of(certificate, registrar, key.privateKey, now, key.sign)
+    }
+
+    /** What an attestation holds, so that it is of this enrolment and no other. */
+    private fun challengeFor(secret: ByteArray): ByteArray = Suite.digest(ATTEST_DOMAIN, secret)
+
+    private fun attested(key: DeviceKey): Map<String, String> =
+        if (key.attestation.isEmpty()) emptyMap()
+        else mapOf("attestation" to key.attestation.joinToString("") { Signing.toPem(it, "CERTIFICATE") })
+
+    private fun certificateOf(folder: File): ByteArray {
+        val pem = Identity.read(File(folder, Identity.CERTIFICATE_FILE))
+        return Signing.fromPem(pem, "CERTIFICATE", Identity.CERTIFICATE_FILE)
+    }
+
+    private fun certifiedKey(folder: File): ByteArray = Registrar.parse(certificateOf(folder)).publicKey.encoded
+
+    private fun idOf(folder: File): String = Registrar.idOf(certificateOf(folder))
 
     /**
      * The PKCS#10 request (PEM) with which the holder of a P-256 key asks the registrar for a certificate.
@@ -101,34 +139,22 @@ public object Enrolment {
     /**
      * Gets a new certificate for a new key; the old ones are replaced once both are here. Raises as [enrol].
      */
-    public fun renew(folder: File, now: Double): Identity {
+    public fun renew(folder: File, now: Double, keys: DeviceKeys = FileKeys(folder)): Identity {
         val url = Identity.read(File(folder, URL_FILE)).trim()
         val registrar = Identity.read(File(folder, Identity.REGISTRAR_FILE))
         val old = Identity.read(File(folder, Identity.CERTIFICATE_FILE))
-        val oldKey = Signing.privateKeyFromPem(Identity.read(File(folder, Identity.KEY_FILE)))
-        val id = Registrar.idOf(Signing.fromPem(old, "CERTIFICATE", Identity.CERTIFICATE_FILE))
-        if (!File(folder, NEXT_KEY_FILE).exists()) write(File(folder, NEXT_KEY_FILE), newKey())
-        val key = Signing.privateKeyFromPem(Identity.read(File(folder, NEXT_KEY_FILE)))
-        val asked = request(id, Signing.publicKeyOf(key).encoded) { Signing.signRaw(key, it) }
-        val proof = Signing.signRaw(oldKey, RENEW_DOMAIN + asked.toByteArray()).toHex()
+        val id = idOf(folder)
+        val oldKey = keys.of(certifiedKey(folder), id)
+        keys.keepOnly(oldKey.publicKey) // what an attempt before this one left
+        val key = keys.make(challengeFor(certificateOf(folder)))
+        val asked = request(id, key.publicKey, key.sign)
+        val proof = oldKey.sign(RENEW_DOMAIN + asked.toByteArray()).toHex()
         val body = mapOf("certificate" to old, "request" to asked, "proof" to proof)
-        val certificate = post(url, "/v1/renew", body, Registrar.fromPem(registrar))
-        val identity = Identity.of(certificate, registrar, key, now) { Signing.signRaw(key, it) }
-        // A crash between certificate and key leaves a pair that `finishRenewal` can tell and mend.
+        val certificate = post(url, "/v1/renew", body + attested(key), Registrar.fromPem(registrar))
+        val identity = Identity.of(certificate, registrar, key.privateKey, now, key.sign)
         write(File(folder, Identity.CERTIFICATE_FILE), certificate)
-        finishRenewal(folder)
+        keys.keepOnly(key.publicKey)
         return identity
-    }
-
-    /** Puts the next key beside the certificate that is already here for it, where a crash came between the two. */
-    internal fun finishRenewal(folder: File) {
-        val next = File(folder, NEXT_KEY_FILE)
-        if (!next.exists()) return
-        val der = Signing.fromPem(Identity.read(File(folder, Identity.CERTIFICATE_FILE)), "CERTIFICATE", "identity.crt")
-        val certified = Registrar.parse(der).publicKey.encoded
-        if (Signing.publicKeyOf(Signing.privateKeyFromPem(Identity.read(next))).encoded.contentEquals(certified)) {
-            if (!next.renameTo(File(folder, Identity.KEY_FILE))) throw StoreError("$next cannot be renamed")
-        }
     }
 
     /** When two thirds of the certificate's life are over, and [later] of it more; never where nobody enrolled it. */
@@ -144,15 +170,8 @@ public object Enrolment {
     private fun isRenewable(folder: File) = File(folder, URL_FILE).isFile && File(folder, Identity.CERTIFICATE_FILE).isFile
 
     private fun lifeOf(folder: File): Pair<Double, Double> {
-        val pem = Identity.read(File(folder, Identity.CERTIFICATE_FILE))
-        val found = Registrar.parse(Signing.fromPem(pem, "CERTIFICATE", Identity.CERTIFICATE_FILE))
+        val found = Registrar.parse(certificateOf(folder))
         return found.notBefore.time / 1e3 to found.notAfter.time / 1e3
-    }
-
-    private fun newKey(): String {
-        val generator = KeyPairGenerator.getInstance("EC")
-        generator.initialize(ECGenParameterSpec("secp256r1"))
-        return Signing.toPem(generator.generateKeyPair().private.encoded, "PRIVATE KEY")
     }
 
     /** One JSON object for another, over TLS with the pinned registrar's certificate; the certificate in the answer. */
@@ -213,7 +232,7 @@ public object Enrolment {
     private fun unicode(c: Char): String = "\\u" + c.code.toString(16).padStart(4, '0')
 
     /** Writes a file for its owner only, whole or not at all. */
-    private fun write(file: File, text: String) {
+    internal fun write(file: File, text: String) {
         try {
             file.absoluteFile.parentFile?.mkdirs()
             val part = File(file.path + ".part")

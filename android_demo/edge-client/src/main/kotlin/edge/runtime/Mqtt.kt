@@ -58,11 +58,12 @@ public class MqttTransport(
                     connectOnce(subscriptions, onMessage) {
                         failures = 0
                         connected = true
+                        log("$clientId is connected to ${broker.host}:${broker.port}")
                         onConnected()
                     }
                 } catch (error: IOException) {
                     if (!lock.withLock { stopped }) {
-                        log("$clientId: ${error.message ?: error.javaClass.simpleName}; it keeps trying")
+                        log("$clientId: ${Tls.whyUnreachable(error).second}; it keeps trying")
                         if (!connected) failed(error)
                     }
                 }

@@ -15,6 +15,7 @@ import kotlin.math.pow
  */
 internal class Renewal(
     private val folder: File,
+    private val keys: DeviceKeys,
     private val log: (String) -> Unit,
     private val random: () -> Double = SecureRandom()::nextDouble,
 ) {
@@ -26,7 +27,7 @@ internal class Renewal(
 
     /** Renews; null where that failed, which is logged and will be tried again. It may take half a minute. */
     fun attempt(now: Double): Identity? = try {
-        val identity = Enrolment.renew(folder, now)
+        val identity = Enrolment.renew(folder, now, keys)
         failures = 0
         nextAt = Enrolment.renewalDueAt(folder, SPREAD * random())
         log("${identity.id} has a new certificate")
