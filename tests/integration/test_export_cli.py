@@ -54,7 +54,7 @@ def test_the_default_model_is_exported_and_inspected(keys: Path, capsys: pytest.
         "0.weight [8, 1, 3, 3]",
         "memory      about ",
         "requires ONNX Runtime",
-        "MaxUnpool",
+        "Transpose, Where",
         "parity      ok; 3 steps",
     ):
         assert words in shown
