@@ -32,6 +32,7 @@ class DemoApplication : Application(), TrainingApp, DemoHost {
             signer = String(asset("signer.pub")),
             startingModel = { asset("digits.edge") },
             identityKeys = keys.identityKeys,
+            freeMemory = { PhoneConditions(this).read().freeMemoryBytes },
         )
     }
 

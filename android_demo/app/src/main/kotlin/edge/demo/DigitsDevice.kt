@@ -41,6 +41,7 @@ import kotlinx.coroutines.launch
  * @param identityKeys where the identity's key is made and stays; files in [home] where null.
  * @param policy what this device insists on.
  * @param population whose rounds it takes part in.
+ * @param freeMemory bytes that the phone has left; training that needs more is declined.
  */
 class DigitsDevice(
     private val home: File,
@@ -52,6 +53,7 @@ class DigitsDevice(
     private val population: String = POPULATION,
     private val now: () -> Double = { System.currentTimeMillis() / 1e3 },
     private val log: (String) -> Unit = {},
+    private val freeMemory: () -> Long? = { null },
 ) : DigitModel, ExampleShelf, Closeable {
     private var client: EdgeClient? = null
     private var store: ExampleStore? = null
@@ -180,6 +182,7 @@ class DigitsDevice(
             keyPlace = this@DigitsDevice.keyPlace
             now = this@DigitsDevice.now
             log = this@DigitsDevice.log
+            freeMemory = this@DigitsDevice.freeMemory
             coordinator(invitation.coordinator)
             policy(this@DigitsDevice.policy)
         }

@@ -25,7 +25,7 @@ import kotlin.math.sqrt
  * numbers in one row of the field, of which mean gives one mean each; of a device's newest examples no more than [maxRows]
  * count. [model] is for evaluate: the bundle's head, those of its parts that evaluation needs, and last the checkpoint.
  */
-internal data class Query(
+internal class Query(
     val kind: String,
     val field: String,
     val low: Double,
