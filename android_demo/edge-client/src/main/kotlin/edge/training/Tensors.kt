@@ -54,15 +54,28 @@ public class Tensor(public val dtype: Dtype, public val shape: List<Int>, public
 
     internal fun view(): ByteBuffer = ByteBuffer.wrap(data).order(ByteOrder.LITTLE_ENDIAN)
 
-    internal fun isFinite(): Boolean = when (dtype) {
-        Dtype.FLOAT32 -> floats().all { !it.isNaN() && !it.isInfinite() }
-        Dtype.FLOAT64 -> view().asDoubleBuffer().run { (0 until remaining()).all { !get(it).isNaN() && !get(it).isInfinite() } }
-        else -> true
+    /** Whether there is neither NaN nor infinity: their exponents are all ones. Looks at bits, as every step asks this. */
+    internal fun isFinite(): Boolean {
+        when (dtype) {
+            Dtype.FLOAT32 -> {
+                val bits = view().asIntBuffer()
+                for (i in 0 until bits.remaining()) if (bits.get(i) and FLOAT_EXPONENT == FLOAT_EXPONENT) return false
+            }
+            Dtype.FLOAT64 -> {
+                val bits = view().asLongBuffer()
+                for (i in 0 until bits.remaining()) if (bits.get(i) and DOUBLE_EXPONENT == DOUBLE_EXPONENT) return false
+            }
+            else -> Unit
+        }
+        return true
     }
 
     override fun toString(): String = "Tensor(${dtype.title}$shape)"
 
     public companion object {
+        private const val FLOAT_EXPONENT = 0x7f800000
+        private const val DOUBLE_EXPONENT = 0x7ff0000000000000L
+
         /** A tensor of float32; without a shape, a vector. */
         public fun of(values: FloatArray, shape: List<Int> = listOf(values.size)): Tensor {
             val data = ByteBuffer.allocate(4 * values.size).order(ByteOrder.LITTLE_ENDIAN)
