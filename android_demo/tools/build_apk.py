@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tomllib
@@ -32,6 +33,8 @@ VERSIONS = DEMO / "gradle" / "libs.versions.toml"
 
 APPLICATION = "edge.demo"
 ABIS = ("arm64-v8a", "x86_64")
+
+_LIBRARIES = ("libonnxruntime.so", "libonnxruntime4j_jni.so")
 
 _PASSWORD = "android"  # noqa: S105 - as every debug key has it
 _MODEL_SOURCES = ("android_demo/tools/starting_model.py", "exporters/examples/digits.py")
@@ -82,7 +85,7 @@ def build(abi: str = ABIS[0], *, aar: Path | None = None, require_runtime: bool 
     versions = read_versions()
     runtime, lacking = None, None
     try:
-        runtime = read_runtime(aar or _fetch_runtime(versions["onnxruntime"]), abi)
+        runtime = read_runtime(aar or _fetch_runtime(versions["onnxruntime"]), abi, versions["onnxruntime"])
     except BuildError as error:
         if require_runtime or aar is not None:
             raise
@@ -111,11 +114,14 @@ def read_versions() -> dict[str, str]:
     return {name: str(version) for name, version in data["versions"].items()}
 
 
-def read_runtime(aar: Path, abi: str) -> Runtime:
+def read_runtime(aar: Path, abi: str, version: str) -> Runtime:
     """Take the classes and the native libraries for one processor out of an onnxruntime-android package.
 
+    Args:
+        version: that the app is compiled against.
+
     Raises:
-        BuildError: it is no such package, or has nothing for this processor.
+        BuildError: it is no such package, has nothing for this processor, lacks a library, or is of another version.
     """
     folder = BUILD / "runtime"
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +140,18 @@ def read_runtime(aar: Path, abi: str) -> Runtime:
         ) from error
     if not libraries:
         raise BuildError(f"{aar.name} has no libraries for {abi}", hint=f"choose one of {', '.join(ABIS)}")
+    absent = [name for name in _LIBRARIES if f"lib/{abi}/{name}" not in libraries]
+    if absent:
+        raise BuildError(
+            f"{aar.name} lacks {', '.join(absent)} for {abi}", hint=f"give onnxruntime-android-{version}.aar, whole"
+        )
+    # The name that the linker gives to what the library exports.
+    found = re.search(rb"\0VERS_([0-9.]+)\0", libraries[f"lib/{abi}/{_LIBRARIES[0]}"])
+    if found and found[1].decode() != version:
+        raise BuildError(
+            f"{aar.name} holds ONNX Runtime {found[1].decode()}, the app is compiled against {version}",
+            hint=f"give onnxruntime-android-{version}.aar, or change the version in {VERSIONS.name} and pom.xml",
+        )
     return Runtime(classes, libraries)
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from android_demo.tools import apk_file, build_apk, gates
 from android_demo.tools.build_apk import Built
 from android_demo.tools.commands import BuildError, run
+
+VERSION = build_apk.read_versions()["onnxruntime"]
+LIBRARIES = ("libonnxruntime.so", "libonnxruntime4j_jni.so")
 
 # Maven, ProGuard and dx, on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -127,18 +133,96 @@ def test_gate_finds_calls_that_android_cannot_link(built: Built, tmp_path: Path)
 def test_a_package_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.aar").write_text("no archive")
     with pytest.raises(BuildError, match="is no Android package"):
-        build_apk.read_runtime(tmp_path / "text.aar", "arm64-v8a")
+        build_apk.read_runtime(tmp_path / "text.aar", "arm64-v8a", VERSION)
     with zipfile.ZipFile(tmp_path / "other.aar", "w") as package:
         package.writestr("classes.jar", b"")
         package.writestr("jni/x86/libonnxruntime.so", b"")
     with pytest.raises(BuildError, match="no libraries for arm64-v8a"):
-        build_apk.read_runtime(tmp_path / "other.aar", "arm64-v8a")
+        build_apk.read_runtime(tmp_path / "other.aar", "arm64-v8a", VERSION)
+
+
+@pytest.fixture
+def elsewhere(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A build folder of its own, with the model and the keys of the usual one: what is built here is not for phones."""
+    assert built.apk.exists()
+    folder = tmp_path / "build"
+    for name in ("signer", "assets"):
+        shutil.copytree(build_apk.BUILD / name, folder / name)
+    monkeypatch.setattr(build_apk, "BUILD", folder)
+    return folder
+
+
+def test_a_package_of_the_runtime_goes_into_the_apk(elsewhere: Path, tmp_path: Path) -> None:
+    aar = runtime_package(tmp_path / "onnxruntime-android.aar")
+    made = build_apk.build("arm64-v8a", aar=aar, require_runtime=True)
+    assert made.lacking is None
+    assert made.apk == elsewhere / "edge-demo-arm64-v8a.apk"
+    assert gates.problems(made.apk, made.expected) == []
+    libraries = {entry.name: entry for entry in apk_file.entries(made.apk) if entry.name.startswith("lib/")}
+    assert set(libraries) == {f"lib/arm64-v8a/{name}" for name in LIBRARIES}
+    assert all(entry.stored and entry.offset % 16384 == 0 for entry in libraries.values())
+    # Its classes go with its libraries, in place of those that the app was compiled against.
+    shrunk = (elsewhere / "proguard.pro").read_text()
+    assert "onnxruntime-android.jar" in shrunk
+    assert str(desktop_runtime()) not in shrunk
+    assert "'Lai/onnxruntime/OrtSession;'" in run("dexdump", ["dexdump", made.dex])
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        ({"version": "1.2.3"}, f"holds ONNX Runtime 1.2.3, the app is compiled against {VERSION}"),
+        ({"libraries": LIBRARIES[:1]}, "lacks libonnxruntime4j_jni.so for arm64-v8a"),
+        ({"abi": "x86_64"}, "has no libraries for arm64-v8a"),
+        (None, "is no Android package"),
+    ],
+)
+def test_a_package_that_does_not_fit_is_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], package: dict[str, Any] | None, said: str
+) -> None:
+    aar = tmp_path / "given.aar"
+    if package is not None:
+        runtime_package(aar, **package)
+    assert build_apk.main(["--aar", str(aar)]) == 1
+    heard = capsys.readouterr().err
+    assert said in heard
+    assert "hint: " in heard
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_runtime_that_is_required_and_cannot_be_had_ends_the_build(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No such version was ever published."""
+    monkeypatch.setattr(build_apk, "read_versions", lambda: {"onnxruntime": "0.0.0"})
+    assert build_apk.main(["--require-runtime"]) == 1
+    heard = capsys.readouterr().err
+    assert "Maven cannot fetch com.microsoft.onnxruntime:onnxruntime-android:0.0.0:aar" in heard
+    assert "--aar FILE" in heard
 
 
 def desktop_runtime() -> Path:
     """The jar of ONNX Runtime that the build compiles against."""
     classpath = (build_apk.TARGET / "classpath.txt").read_text().split(":")
     return next(Path(path) for path in classpath if Path(path).name.startswith("onnxruntime-"))
+
+
+def runtime_package(
+    path: Path, version: str = VERSION, abi: str = "arm64-v8a", libraries: Sequence[str] = LIBRARIES
+) -> Path:
+    """What onnxruntime-android is like: the real classes, and libraries that only look like some."""
+    classes = path.with_suffix(".jar")
+    with zipfile.ZipFile(desktop_runtime()) as jar, zipfile.ZipFile(classes, "w") as copy:
+        for name in jar.namelist():
+            if name.endswith(".class"):
+                copy.writestr(name, jar.read(name))
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("AndroidManifest.xml", '<manifest package="ai.onnxruntime"/>')
+        package.write(classes, "classes.jar")
+        for name in libraries:
+            package.writestr(f"jni/{abi}/{name}", elf_library() + f"\0VERS_{version}\0".encode())
+    return path
 
 
 def elf_library(page_bytes: int = 16384) -> bytes:
