@@ -92,7 +92,7 @@ def build(abi: str = ABIS[0], *, aar: Path | None = None, require_runtime: bool 
         lacking = str(error).splitlines()[0]
     assets = make_assets()
     classpath, platform, tools = _compile()
-    jar = _shrink(_with_runtime(classpath, runtime), platform, tools)
+    jar = _shrink(_with_runtime(classpath, runtime), platform, tools, BUILD / "classes.jar", "rules.pro")
     dex = _dex(jar, tools, versions["minSdk"])
     content = apk_file.contents(TARGET / "base.apk")
     content |= {f"assets/{path.name}": path.read_bytes() for path in assets}
@@ -106,6 +106,19 @@ def build(abi: str = ABIS[0], *, aar: Path | None = None, require_runtime: bool 
     if found:
         raise BuildError(f"{apk.name} does not pass: " + "; ".join(found))
     return Built(apk, jar, dex, expected, lacking)
+
+
+def build_whole_client(folder: Path) -> Path:
+    """The dex of the last build once more, but with all of the client in it, for tests that call what the app does not.
+
+    Raises:
+        BuildError: a step failed, or nothing was built.
+    """
+    if not (TARGET / "classpath.txt").exists():
+        raise BuildError("nothing was built yet", hint="python -m android_demo.tools.build_apk")
+    classpath, platform, tools = _compiled()
+    jar = _shrink(classpath, platform, tools, folder / "whole.jar", "rules.pro", "whole.pro")
+    return _dex(jar, tools, read_versions()["minSdk"])
 
 
 def read_versions() -> dict[str, str]:
@@ -211,10 +224,14 @@ def _fetch_runtime(version: str) -> Path:
 
 def _compile() -> tuple[list[Path], Path, str]:
     """Compile all modules; gives what runs on the phone, the platform's jar and the classpath of the build's tools."""
-    for module in ("app", "edge-android"):
+    for module in ("app", "edge-android", "edge-client"):
         # Of a source that is gone the compiler leaves the classes.
         shutil.rmtree(DEMO / module / "target" / "classes", ignore_errors=True)
     run("compile", [*_maven("--also-make", "--projects", "app,tools"), "-DskipTests", "process-classes"])
+    return _compiled()
+
+
+def _compiled() -> tuple[list[Path], Path, str]:
     classpath = [Path(name) for name in (TARGET / "classpath.txt").read_text().split(os.pathsep)]
     platform = Path((TARGET / "platform.txt").read_text().strip())
     return [TARGET / "classes", *classpath], platform, (DEMO / "tools/target/classpath.txt").read_text().strip()
@@ -227,8 +244,7 @@ def _with_runtime(classpath: Sequence[Path], runtime: Runtime | None) -> list[Pa
     return [*others, runtime.classes]
 
 
-def _shrink(classpath: Sequence[Path], platform: Path, tools: str) -> Path:
-    out = BUILD / "shrunk.jar"
+def _shrink(classpath: Sequence[Path], platform: Path, tools: str, out: Path, *files: str) -> Path:
     out.unlink(missing_ok=True)
     home = Path(run("java", ["java", "-XshowSettings:properties", "-version"]).split("java.home = ")[1].splitlines()[0])
     modules = [home / "jmods" / f"{name}.jmod" for name in ("java.base", "java.logging")]
@@ -238,14 +254,15 @@ def _shrink(classpath: Sequence[Path], platform: Path, tools: str) -> Path:
     rules = [f"-injars '{path}'(!META-INF/**,**.class)" for path in classpath]
     rules += [f"-libraryjars '{path}'(!**.jar;!module-info.class)" for path in modules]
     rules += [f"-libraryjars '{platform}'(android/**.class,dalvik/**.class,org/json/**.class)", f"-outjars '{out}'"]
-    config = BUILD / "proguard.pro"
-    config.write_text("\n".join([*rules, f"-include '{DEMO / 'tools' / 'rules.pro'}'", ""]), encoding="utf-8")
+    rules += [f"-include '{DEMO / 'tools' / file}'" for file in files]
+    config = out.with_suffix(".pro")
+    config.write_text("\n".join([*rules, ""]), encoding="utf-8")
     run("shrink", ["java", "-Xmx1500m", "-cp", tools, "proguard.ProGuard", f"@{config}"])
     return out
 
 
 def _dex(jar: Path, tools: str, min_sdk: str) -> Path:
-    dex = BUILD / "classes.dex"
+    dex = jar.with_suffix(".dex")
     dex.unlink(missing_ok=True)
     dexer = ["java", "-Xmx1500m", "-cp", tools, "com.android.dx.command.Main"]
     run("dex", [*dexer, "--dex", f"--min-sdk-version={min_sdk}", f"--output={dex}", jar])

@@ -6,7 +6,7 @@ import re
 import shutil
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from android_demo.tools import apk_file, build_apk, gates
 from android_demo.tools.build_apk import Built
 from android_demo.tools.commands import BuildError, run
+from tests.integration import jvm
 
 VERSION = build_apk.read_versions()["onnxruntime"]
 LIBRARIES = ("libonnxruntime.so", "libonnxruntime4j_jni.so")
@@ -142,14 +143,15 @@ def test_a_package_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def elsewhere(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A build folder of its own, with the model and the keys of the usual one: what is built here is not for phones."""
     assert built.apk.exists()
     folder = tmp_path / "build"
     for name in ("signer", "assets"):
         shutil.copytree(build_apk.BUILD / name, folder / name)
     monkeypatch.setattr(build_apk, "BUILD", folder)
-    return folder
+    with jvm.maven():
+        yield folder
 
 
 def test_a_package_of_the_runtime_goes_into_the_apk(elsewhere: Path, tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_a_package_of_the_runtime_goes_into_the_apk(elsewhere: Path, tmp_path: P
     assert set(libraries) == {f"lib/arm64-v8a/{name}" for name in LIBRARIES}
     assert all(entry.stored and entry.offset % 16384 == 0 for entry in libraries.values())
     # Its classes go with its libraries, in place of those that the app was compiled against.
-    shrunk = (elsewhere / "proguard.pro").read_text()
+    shrunk = (elsewhere / "classes.pro").read_text()
     assert "onnxruntime-android.jar" in shrunk
     assert str(desktop_runtime()) not in shrunk
     assert "'Lai/onnxruntime/OrtSession;'" in run("dexdump", ["dexdump", made.dex])

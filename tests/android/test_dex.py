@@ -1,5 +1,6 @@
-"""The very code that is in the APK, run: its dex is translated back into a jar, and the client runs from that.
+"""The APK's code, run: a dex made as the APK's is translated back into a jar, and the client runs from that.
 
+That dex holds all of the client, the APK's what the app calls of it: tests call more (tools/whole.pro).
 The whole federation needs nothing but that jar and ONNX Runtime's libraries for desktops. The golden files take the
 library of Kotlin as a jar, since the APK holds only those of its functions that the app calls; the tests call others.
 """
@@ -18,6 +19,7 @@ from android_demo.tools.dex_to_jar import dex_to_jar
 from coordinator.service.broker import RunningBroker
 from tests.integration import jvm, test_jvm_training
 from tests.integration.test_jvm_training import mosquitto
+from tests.shared import made_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -26,9 +28,12 @@ __all__ = ["mosquitto"]  # a fixture
 
 @pytest.fixture(scope="session")
 def from_dex(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A jar of the APK's code."""
+    """A jar of the APK's code, and of what of the client the app does not call."""
+    assert built.dex.exists()
+    with jvm.maven():
+        dex = made_once(tmp_path_factory, "whole", build_apk.build_whole_client)
     jar = tmp_path_factory.mktemp("dex") / "from-dex.jar"
-    assert dex_to_jar(built.dex, jar) > 1000
+    assert dex_to_jar(dex, jar) > 1000
     return jar
 
 
