@@ -93,8 +93,6 @@ internal class OpenGraph(artifact: Artifact, kind: String, threads: Int = 1) : C
                 // One thread by default: a phone has other work, and results do not depend on how many there are.
                 options.setIntraOpNumThreads(threads)
                 options.setInterOpNumThreads(1)
-                // A step's memory planned as one block would come on top of what the first step took, and is no faster.
-                options.setMemoryPatternOptimization(false)
                 Runtime.environment.createSession(content, options)
             }
         } catch (error: OrtException) {
