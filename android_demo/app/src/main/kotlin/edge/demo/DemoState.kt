@@ -89,7 +89,9 @@ sealed interface Learned {
     data class TroubleChanged(val trouble: Trouble) : Learned
 
     /** The broker answers again. */
-    object Connected : Learned
+    object Connected : Learned {
+        override fun toString(): String = "Connected"
+    }
 
     /** A model is installed: its version, and whether it predicts. */
     data class ModelChanged(val version: Int?, val problem: ModelProblem?) : Learned

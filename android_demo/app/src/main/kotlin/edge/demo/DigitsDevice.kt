@@ -12,6 +12,7 @@ import edge.Signing
 import edge.StoreError
 import edge.Trained
 import edge.Training
+import edge.TrainingError
 import edge.Unreachable
 import edge.Uploaded
 import edge.inference.InstalledModels
@@ -226,6 +227,9 @@ class DigitsDevice(
         }
         try {
             running.run { until() || running.isComplete(population) }
+        } catch (error: OutOfMemoryError) {
+            // The bundle's own parts, on their way in. The round is over for this phone, the app is not.
+            throw TrainingError("the round's model does not fit into this phone's memory", "wait for another round", error)
         } finally {
             scope.cancel()
         }
@@ -311,8 +315,8 @@ class DigitsDevice(
         /** Whose rounds this app takes part in. */
         const val POPULATION: String = "digits"
 
-        /** Which text the person agreed to: `learn_words_out`. */
-        const val CONSENT_TEXT: String = "1"
+        /** Which text the person agreed to: the facts above the button, `fact_phone` to `fact_stop`. */
+        const val CONSENT_TEXT: String = "2"
         private const val EXAMPLES = "digits"
         private const val MOST_EXAMPLES = 500
         private const val RECEIPT_DIGITS = 16

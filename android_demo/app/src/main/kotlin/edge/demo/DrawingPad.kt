@@ -93,6 +93,6 @@ class DrawingPad(context: Context, attributes: AttributeSet?) : View(context, at
     private companion object {
         const val PEN_SHARE = 0.07f
         const val CORNER_DP = 16f
-        const val HEIGHT_SHARE = 0.4f
+        const val HEIGHT_SHARE = 0.28f
     }
 }

@@ -40,10 +40,13 @@ class Picture(private val root: ViewGroup) {
     private val bitmap: Bitmap
     private val pixels: IntArray
 
+    /** How many pixels of it a person sees only after scrolling. */
+    val hidden: Int
+
     init {
         val metrics = root.resources.displayMetrics
         layOut(metrics.widthPixels, metrics.heightPixels)
-        val hidden = shown<ScrollView>().maxOfOrNull { it.getChildAt(0).height - it.height } ?: 0
+        hidden = shown<ScrollView>().maxOf { it.getChildAt(0).height - it.height }.coerceAtLeast(0)
         if (hidden > 0) layOut(metrics.widthPixels, metrics.heightPixels + hidden)
         bitmap = Bitmap.createBitmap(root.width, root.height, Bitmap.Config.ARGB_8888)
         root.draw(Canvas(bitmap))

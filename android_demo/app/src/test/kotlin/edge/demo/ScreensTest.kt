@@ -134,6 +134,14 @@ class ScreensTest {
     fun `in light`() = check(Paper("light", "w360dp-h700dp-notnight-xhdpi"))
 
     @Test
+    fun `drawing, seeing and teaching need no scrolling on a common phone`() {
+        val paper = Paper("light", "w360dp-h700dp-notnight-mdpi").also { it.use() }
+        for (name in listOf("draw-first", "draw-sure", "draw-unsure", "draw-taught")) {
+            assertEquals(name, 0, paper.draw(cases.single { it.name == name }.state).hidden)
+        }
+    }
+
+    @Test
     fun `in the dark`() = check(Paper("dark", "w360dp-h700dp-night-hdpi"))
 
     @Test
@@ -141,6 +149,9 @@ class ScreensTest {
 
     @Test
     fun `on a narrow phone, with larger text, in the dark`() = check(Paper("narrow", "w320dp-h533dp-night-hdpi", 1.3f))
+
+    @Test
+    fun `in German, which is longer`() = check(Paper("german", "de-w360dp-h700dp-notnight-hdpi"))
 
     @Test
     fun `on a wide phone`() = check(Paper("wide", "w480dp-h940dp-notnight-mdpi"), one())

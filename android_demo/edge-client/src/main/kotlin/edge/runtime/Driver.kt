@@ -146,6 +146,10 @@ public class Driver internal constructor(
             // A fault of this client's own ends the round, not the app.
             val failure = TrainingError("training failed: $error", cause = error)
             inbox.add { send(agent.failed(job, failure, now()), training) }
+        } catch (error: OutOfMemoryError) {
+            // What it took is free again, and the next round is another chance.
+            val failure = TrainingError("training takes more memory than this device gives", "train a smaller model", error)
+            inbox.add { send(agent.failed(job, failure, now()), training) }
         }
     }
 

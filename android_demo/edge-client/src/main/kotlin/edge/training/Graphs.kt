@@ -56,6 +56,27 @@ internal object Runtime {
         )
     }
 
+    /** What is wrong with a bundle whose graph does not load; an operator that this runtime lacks is named. */
+    fun cannotLoad(kind: String, error: OrtException): ArtifactError {
+        val operator = LACKING.firstNotNullOfOrNull { it.find(error.message.orEmpty()) }?.groupValues?.get(1)
+        return if (operator != null) {
+            ArtifactError(
+                "the $kind graph needs the operator $operator, which $name on this device does not have",
+                "update the runtime in this app, or export the model without this operator",
+                error,
+            )
+        } else {
+            ArtifactError("ONNX Runtime cannot load the $kind graph: ${error.message}", "export the model again", error)
+        }
+    }
+
+    /** How the runtime says that it has no such operator: at all, in that version, or on this processor for these types. */
+    private val LACKING = listOf(
+        Regex("([\\w.:]+)\\(-?\\d+\\) is not a registered function/op"),
+        Regex("No Op registered for (\\S+) with domain_version"),
+        Regex("Could not find an implementation for ([\\w.:]+)\\("),
+    )
+
     private fun typeOf(dtype: Dtype): OnnxJavaType = when (dtype) {
         Dtype.FLOAT32 -> OnnxJavaType.FLOAT
         Dtype.FLOAT64 -> OnnxJavaType.DOUBLE
@@ -96,7 +117,7 @@ internal class OpenGraph(artifact: Artifact, kind: String, threads: Int = 1) : C
                 Runtime.environment.createSession(content, options)
             }
         } catch (error: OrtException) {
-            throw ArtifactError("ONNX Runtime cannot load the $kind graph: ${error.message}", "export the model again", error)
+            throw Runtime.cannotLoad(kind, error)
         }
         val frozen = artifact.frozen()
         constants = spec.inputs.filter { it.role == "frozen" }
