@@ -1,4 +1,8 @@
-"""What the app does on a phone, on a JVM: it stores drawings, accepts an invitation, trains, and withdraws."""
+"""What the app does on a phone: it stores drawings, accepts an invitation, trains, and withdraws.
+
+A JVM runs the APK's own dex, translated back into a jar. Beside it are only what calls the app here, Kotlin's library,
+and ONNX Runtime's for desktops.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from android_demo.tools.build_apk import DEMO
+from android_demo.tools.build_apk import DEMO, Built
 from android_demo.tools.commands import run
+from android_demo.tools.dex_to_jar import dex_to_jar
 from coordinator.service.broker import RunningBroker
 from edge_sdk.signing import public_key_to_pem
 from tests.integration import jvm, test_jvm_training
@@ -27,31 +32,28 @@ original = test_jvm_training.client
 
 
 @pytest.fixture(scope="module")
-def classpath() -> str:
-    """The app with its tests."""
-    maven: list[str | Path] = [
-        "mvn",
-        "--quiet",
-        "--batch-mode",
-        "-f",
-        DEMO / "pom.xml",
-        "--projects",
-        "app",
-        "--also-make",
-    ]
+def apk_code(built: Built, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The APK's code, and what drives it."""
+    jar = tmp_path_factory.mktemp("apk") / "app.jar"
+    assert dex_to_jar(built.dex, jar) > 500
     target = DEMO / "app" / "target"
-    client = jvm.classpath()
     with jvm.maven():
+        maven = ["mvn", "--quiet", "--batch-mode", "-f", str(DEMO / "pom.xml"), "--projects", "app", "--also-make"]
         run("compile", [*maven, "process-test-classes"])
-        own = jvm.copied(target / "classes", target / "test-classes")
-        return ":".join([*own, (target / "classpath.txt").read_text(), client])
+        [driver] = jvm.copied(target / "test-classes")
+        needed = (target / "classpath.txt").read_text().strip().split(":")
+    stdlib, runtime = (
+        next(path for path in needed if Path(path).name.startswith(f"{name}-"))
+        for name in ("kotlin-stdlib", "onnxruntime")
+    )
+    # The driver calls functions of Kotlin's library that the app does not, so that the APK lacks them.
+    return f"{stdlib}:{jar}:{driver}:{runtime}"
 
 
 @pytest.mark.usefixtures("now")
 def test_the_app_takes_part_and_withdraws(
-    tmp_path: Path, mosquitto: RunningBroker, monkeypatch: pytest.MonkeyPatch, classpath: str
+    tmp_path: Path, mosquitto: RunningBroker, monkeypatch: pytest.MonkeyPatch, apk_code: str
 ) -> None:
-    monkeypatch.setattr(jvm, "classpath", lambda: classpath)
     heard: list[str] = []
 
     def client(folder: Path, number: int, broker: RunningBroker, x: Any, y: Any, said: dict[int, list[str]]) -> None:
@@ -64,7 +66,7 @@ def test_the_app_takes_part_and_withdraws(
         (home / "invitation").write_text(lines + (registrar.folder / "registrar.crt").read_text())
         (home / "signer.pub").write_bytes(public_key_to_pem(SIGNER.public_key()))
         (home / "model.edge").write_bytes(small().to_bytes())
-        with jvm.Jvm("edge.demo.PhoneKt", home, POPULATION) as process:
+        with jvm.Jvm("edge.demo.PhoneKt", home, POPULATION, code=apk_code) as process:
             said[number] = heard[:] = process.rest()
 
     monkeypatch.setattr(test_jvm_training, "client", client)

@@ -63,13 +63,20 @@ def _newest() -> float:
 class Jvm:
     """A running Java program; killed at the end of a `with` block if it still runs."""
 
-    def __init__(self, main: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        main: str,
+        *arguments: str | Path,
+        environment: Mapping[str, str] | None = None,
+        code: str | None = None,
+    ) -> None:
+        """Start `main` of the classpath `code`, the client with its tests by default."""
         self.said: list[str] = []
         java = shutil.which("java")
         assert java is not None, "a JDK is needed for the Kotlin client: make setup"
         # A small heap and the simplest collector: there are several of these beside each other.
         self._process = subprocess.Popen(
-            [java, "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", classpath(), main,
+            [java, "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", code or classpath(), main,
              *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
