@@ -7,34 +7,30 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.signing import public_key_to_pem
-from tests.android.test_phone import classpath
 from tests.integration import jvm
 from tests.integration.exported import SIGNER, repacked, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-__all__ = ["classpath"]  # a fixture
-
 # Of the same length, so that the graph around it stays whole.
 KNOWN, UNKNOWN = b'"\x04Relu', b'"\x04Welu'
 
 
-def said(classpath: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> list[str]:
-    monkeypatch.setattr(jvm, "classpath", lambda: classpath)
+def said(code: str, home: Path) -> list[str]:
     (home / "signer.pub").write_bytes(public_key_to_pem(SIGNER.public_key()))
     (home / "model.edge").write_bytes(small().to_bytes())
-    with jvm.Jvm("edge.demo.BadInputKt", home) as process:
+    with jvm.Jvm("edge.demo.BadInputKt", home, code=code) as process:
         return process.rest()
 
 
 def test_a_cut_off_or_spoilt_installation_is_said_and_repaired_and_an_unknown_operator_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classpath: str
+    tmp_path: Path, apk_code: str
 ) -> None:
     graph = small().part("infer.onnx")
     assert graph.count(KNOWN) == 1
     strange = repacked(lambda manifest: manifest, **{"infer.onnx": graph.replace(KNOWN, UNKNOWN)})
     (tmp_path / "strange.edge").write_bytes(strange.to_bytes())
-    heard = said(classpath, monkeypatch, tmp_path)
+    heard = said(apk_code, tmp_path)
     assert "first: version 0, null, null, predicts true" in heard
     assert "cut off: version 0, null, CUT_OFF, predicts true" in heard
     assert "left: false" in heard

@@ -1,8 +1,4 @@
-"""What the app does on a phone: it stores drawings, accepts an invitation, trains, and withdraws.
-
-A JVM runs the APK's own dex, translated back into a jar. Beside it are only what calls the app here, Kotlin's library,
-and ONNX Runtime's for desktops.
-"""
+"""What the app does on a phone: it stores drawings, accepts an invitation, trains, and withdraws."""
 
 from __future__ import annotations
 
@@ -11,9 +7,6 @@ from typing import Any
 
 import pytest
 
-from android_demo.tools.build_apk import DEMO, Built
-from android_demo.tools.commands import run
-from android_demo.tools.dex_to_jar import dex_to_jar
 from coordinator.service.broker import RunningBroker
 from edge_sdk.signing import public_key_to_pem
 from tests.integration import jvm, test_jvm_training
@@ -29,25 +22,6 @@ __all__ = ["mosquitto"]  # a fixture
 
 PHONE = 2
 original = test_jvm_training.client
-
-
-@pytest.fixture(scope="module")
-def apk_code(built: Built, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The APK's code, and what drives it."""
-    jar = tmp_path_factory.mktemp("apk") / "app.jar"
-    assert dex_to_jar(built.dex, jar) > 500
-    target = DEMO / "app" / "target"
-    with jvm.maven():
-        maven = ["mvn", "--quiet", "--batch-mode", "-f", str(DEMO / "pom.xml"), "--projects", "app", "--also-make"]
-        run("compile", [*maven, "process-test-classes"])
-        [driver] = jvm.copied(target / "test-classes")
-        needed = (target / "classpath.txt").read_text().strip().split(":")
-    stdlib, runtime = (
-        next(path for path in needed if Path(path).name.startswith(f"{name}-"))
-        for name in ("kotlin-stdlib", "onnxruntime")
-    )
-    # The driver calls functions of Kotlin's library that the app does not, so that the APK lacks them.
-    return f"{stdlib}:{jar}:{driver}:{runtime}"
 
 
 @pytest.mark.usefixtures("now")
