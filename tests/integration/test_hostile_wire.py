@@ -249,7 +249,7 @@ def test_a_tampered_plan(stand: Stand) -> None:
     assert advertised == cohort.advertised
     before = len(stand.device.said)
     assert wire.tell(wire.plan()) == []
-    stand.device.says("a plan while another round is under way", before)
+    stand.device.says("a plan of a round that is not announced", before)
     cohort.share_all()
     cohort.report_all()
     wire.finish(cohort)

@@ -356,13 +356,17 @@ public class DeviceAgent(
 
     private fun planned(plan: Plan, body: ByteArray, heard: List<Membership>, now: Double) {
         val round = Session.roundId(state)
-        if (round != null && round != plan.rid) throw RemoteProtocolError("a plan while another round is under way")
         if (round == null && store.hasEnded(plan.rid)) {
             throw RemoteProtocolError("a plan of a round that this device already left")
         }
         val announced = heard.find { it.announces(plan) }
-        if (announced == null || (round != null && announced !== current)) {
+        if (announced == null || (round == plan.rid && announced !== current)) {
             throw RemoteProtocolError("a plan of a round that is not announced")
+        }
+        if (round != null && round != plan.rid) {
+            if (announced === current) throw RemoteProtocolError("a plan while another round is under way")
+            refuseBeside(announced, plan, now)
+            return
         }
         current = announced
         if (!consented) {
@@ -377,6 +381,15 @@ public class DeviceAgent(
     /** Refuses a plan that the session is not even asked about. */
     private fun refuse(plan: Plan, reason: DeclineReason, detail: String, now: Double) {
         leave(plan, now, committed = false, reason = reason, detail = detail)
+        send(Decline(plan.rid, reason, detail))
+    }
+
+    /** Refuses a plan that comes late, in another population's round: nobody is to wait for the device. */
+    private fun refuseBeside(membership: Membership, plan: Plan, now: Double) {
+        val (reason, detail) = DeclineReason.ROUND_ALREADY_JOINED to "another population's round is under way"
+        log("$deviceId declines round ${plan.roundNumber} of ${plan.task}: $detail")
+        membership.leave(plan)
+        onEvent(Refused(membership.population, now, plan.roundNumber, reason.name.lowercase(Locale.ROOT), detail))
         send(Decline(plan.rid, reason, detail))
     }
 

@@ -99,9 +99,10 @@ public class MqttTransport(
         onMessage: (String, ByteArray) -> Unit,
         onSubscribed: () -> Unit,
     ) {
-        val socket = open()
+        val plain = HeldSocket()
+        val socket = open(plain)
         val made = try {
-            shakeHands(socket)
+            shakeHands(socket).also { plain.release() }
         } catch (error: IOException) {
             socket.close()
             throw error
@@ -118,8 +119,7 @@ public class MqttTransport(
         }
     }
 
-    private fun open(): Socket {
-        val plain = Socket()
+    private fun open(plain: Socket): Socket {
         try {
             plain.tcpNoDelay = true
             plain.connect(InetSocketAddress(broker.host, broker.port), CONNECT_MS)

@@ -67,11 +67,25 @@ class AgentPopulationsTest {
         desk.announce("first", "a", 1)
         assertTrue(desk.serve(desk.tell(desk.plan("a", 1))).any { it is AdvertiseKeys })
         assertEquals(emptyList<String>(), tasks(desk.announce("second", "b", 2)))
-        assertEquals(emptyList<Any>(), desk.tell(desk.plan("b", 2)))
         assertEquals(listOf("b"), tasks(desk.tell(Outcome(rid(1), false, AbandonReason.CANCELLED, 0))))
         assertTrue(desk.serve(desk.tell(desk.plan("b", 2))).any { it is AdvertiseKeys })
         assertEquals("second", desk.agent.takeJob()?.population)
         assertEquals(listOf(1, 1), desk.learners.values.map { it.checks })
+    }
+
+    @Test
+    fun `a plan that comes late is declined, and the round under way goes on`() {
+        val desk = desk()
+        desk.announce("second", "b", 2)
+        // It had offered itself there first, heard nothing for long, and joined the other meanwhile.
+        assertEquals(setOf("a"), tasks(desk.announce("first", "a", 1) + desk.wait(WINDOW_S + 1)).toSet() - "b")
+        assertTrue(desk.serve(desk.tell(desk.plan("a", 1))).any { it is AdvertiseKeys })
+        val declined = desk.tell(desk.plan("b", 2)).single() as Decline
+        assertEquals(rid(2) to DeclineReason.ROUND_ALREADY_JOINED, declined.rid to declined.reason)
+        assertTrue(desk.agent.state is State.Advertised)
+        assertEquals(listOf("second"), desk.events.filterIsInstance<Refused>().map { it.population })
+        // When the round is over, it does not offer itself to the one that it declined.
+        assertEquals(emptyList<String>(), tasks(desk.tell(Outcome(rid(1), false, AbandonReason.CANCELLED, 0))))
     }
 
     @Test
