@@ -32,6 +32,9 @@ sealed interface Stage {
     data class Refused(val reason: String, val detail: String) : Stage {
         /** Whether the round's model is nothing for this phone: damaged, of operators it does not know, or too large. */
         val isUnusable: Boolean get() = reason in setOf("bundle_invalid", "suite_unsupported", "over_memory_budget")
+
+        /** Whether another round would tell more than the person's privacy budget allows. */
+        val isOverBudget: Boolean get() = reason in setOf("epsilon_too_large", "participation_cap")
     }
 }
 
@@ -146,10 +149,17 @@ data class DemoState(
     /** How many examples there are of each digit. */
     val counts: List<Int> get() = (0 until Guess.DIGITS).map { digit -> examples.count { it.digit == digit } }
 
+    /** What the phone answered to the newest round, if it refused that one. */
+    val refused: Stage.Refused? get() = rounds.firstOrNull()?.stage as? Stage.Refused
+
+    /** Whether training is a question of the moment only: nothing is in its way that the moment does not change. */
+    val mayTrain: Boolean
+        get() = consenting && !running && modelProblem != ModelProblem.NO_RUNTIME && trouble?.needsInvitation != true &&
+            refused?.isOverBudget != true
+
     /** Whether the person can have the phone train now. */
     val canTrainNow: Boolean
-        get() = consenting && !running && modelProblem != ModelProblem.NO_RUNTIME && trouble?.needsInvitation != true &&
-            examples.size >= FEWEST_EXAMPLES && objections.isEmpty()
+        get() = mayTrain && examples.size >= FEWEST_EXAMPLES && objections.isEmpty()
 
     /** How much of the privacy budget is spent, 0 to 1. */
     val budgetShare: Float get() = (epsilonSpent / epsilonLimit).coerceIn(0.0, 1.0).toFloat()

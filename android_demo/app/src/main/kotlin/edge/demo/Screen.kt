@@ -198,17 +198,16 @@ class Screen(private val root: View) {
                 string(R.string.progress_words, progress.done, progress.steps, percent(progress.share)),
             )
         }
-        val mayAsk = state.consenting && state.trouble?.needsInvitation != true && state.modelProblem != ModelProblem.NO_RUNTIME
-        val conditions = if (mayAsk && !state.running) conditions(state) else ""
+        val conditions = if (state.mayTrain) conditions(state) else ""
         text(R.id.conditions, conditions)
         view(R.id.conditions).visible(conditions.isNotEmpty())
-        view(R.id.train_now).visible(mayAsk && !state.running)
+        view(R.id.train_now).visible(state.mayTrain)
         view(R.id.train_now).isEnabled = state.canTrainNow
     }
 
     private fun standing(state: DemoState): Standing {
         val trouble = state.trouble
-        val refused = state.rounds.firstOrNull()?.stage as? Stage.Refused
+        val refused = state.refused
         return when {
             state.modelProblem == ModelProblem.NO_RUNTIME ->
                 Standing(R.drawable.ic_warning, string(R.string.learn_title_no_runtime), string(R.string.model_no_runtime), false)
@@ -228,6 +227,8 @@ class Screen(private val root: View) {
             )
             refused?.isUnusable == true ->
                 Standing(R.drawable.ic_warning, string(R.string.learn_title_unusable), string(meaning(refused.reason)), false)
+            refused?.isOverBudget == true ->
+                Standing(R.drawable.ic_stop, string(R.string.learn_title_spent), string(R.string.learn_words_spent), false)
             else -> Standing(R.drawable.ic_wait, string(R.string.learn_title_waiting), string(R.string.learn_words_waiting))
         }
     }

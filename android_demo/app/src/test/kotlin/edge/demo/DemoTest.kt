@@ -193,6 +193,17 @@ class DemoTest {
     }
 
     @Test
+    fun `a spent budget ends training until a round fits again`() {
+        consentWithExamples()
+        demo.learned(Learned.RoundChanged(Round(7, Stage.Refused("epsilon_too_large", "it would come to epsilon 4.31, at most 4"))))
+        assertFalse(demo.state.canTrainNow)
+        assertTrue(demo.state.consenting)
+        // Of another training, whose budget is its own.
+        demo.learned(Learned.RoundChanged(Round(8, Stage.Trained(12))))
+        assertTrue(demo.state.canTrainNow)
+    }
+
+    @Test
     fun `a revoked certificate stays said until a new invitation is opened, and what is stored stays`() {
         consentWithExamples()
         val revoked = Trouble(Trouble.Kind.REVOKED, "the broker says that this device's certificate was revoked")

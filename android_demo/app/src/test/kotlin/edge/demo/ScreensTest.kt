@@ -92,7 +92,8 @@ class ScreensTest {
             listOf(getString(R.string.learn_title_training), getString(R.string.progress_words, 12, 40, 30))
         },
         Case("training-spent", waiting.copy(epsilonSpent = 4.0, rounds = listOf(Round(14, Stage.Refused("epsilon_too_large", "it would come to epsilon 4.31, at most 4"))))) {
-            listOf(getString(R.string.refused_detail, getString(R.string.refused_budget), "it would come to epsilon 4.31, at most 4"))
+            listOf(getString(R.string.learn_title_spent), getString(R.string.learn_words_spent)) +
+                listOf(getString(R.string.refused_detail, getString(R.string.refused_budget), "it would come to epsilon 4.31, at most 4"))
         },
         Case("training-unknown-operator", refused("bundle_invalid", OPERATOR)) {
             listOf(getString(R.string.learn_title_unusable), getString(R.string.refused_detail, getString(R.string.refused_bundle), OPERATOR))
