@@ -16,6 +16,7 @@ class Peer:
     """One client. `options` are those of `MqttTransport`; reconnects are fast unless they say otherwise."""
 
     def __init__(self, url: BrokerUrl, name: str, subscriptions: Sequence[str] = (), **options: Any) -> None:
+        self.name = name
         self.inbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self.ups: asyncio.Queue[None] = asyncio.Queue()
         self.downs: asyncio.Queue[str] = asyncio.Queue()
@@ -38,7 +39,11 @@ class Peer:
 
     async def up(self) -> None:
         """Wait for a connection to come up."""
-        await asyncio.wait_for(self.ups.get(), PATIENCE_S)
+        try:
+            await asyncio.wait_for(self.ups.get(), PATIENCE_S)
+        except TimeoutError:
+            heard = [self.downs.get_nowait() for _ in range(self.downs.qsize())]
+            raise AssertionError(f"{self.name} did not come up; it was lost {len(heard)} times: {heard[-5:]}") from None
 
     async def down(self) -> str:
         """Wait for a connection to be lost; returns the reason."""
